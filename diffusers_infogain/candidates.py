@@ -1,0 +1,101 @@
+"""Draws N actions per sample: which masked positions, and which token at each.
+
+All randomness comes in as uniform numbers, drawn from every sample's own generator and in an amount that depends on N and L
+only, so that a sample comes out the same alone and in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def split_generator(generator: Generators, batch_size: int) -> list[torch.Generator]:
+    """One generator per sample: a given list as it is, or children of a single one (None: of PyTorch's global one).
+
+    The seed of sample b is the b-th number drawn, so it does not depend on the batch size.
+
+    Raises:
+        ValueError: If the list has another length than the batch.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != batch_size:
+            raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
+        return list(generator)
+    device = generator.device if generator is not None else torch.device("cpu")
+    seeds = [torch.randint(2**63 - 1, (1,), generator=generator, device=device).item() for _ in range(batch_size)]
+    return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
+
+
+def draw_uniforms(generator: Generators, batch_size: int, num_candidates: int, length: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1) of shape (B, N, 2, L), for tokens and for positions, on the generators' device.
+
+    Candidate 0's come first, so they do not depend on N. A list gives each sample its own stream; one generator (or None, the
+    global one) is drawn from sample after sample.
+    """
+    shape = (num_candidates, 2, length)
+    if isinstance(generator, Sequence):
+        if len(generator) != batch_size:
+            raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
+        return torch.stack([torch.rand(shape, generator=one, device=one.device) for one in generator])
+    device = generator.device if generator is not None else None
+    return torch.rand((batch_size, *shape), generator=generator, device=device)
+
+
+def gumbel(uniform: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise from uniform numbers, float32."""
+    tiny = torch.finfo(torch.float32).tiny
+    return -torch.log(-torch.log(uniform.float().clamp(min=tiny)))
+
+
+def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
+    """Leaves the `top_k` largest logits (..., V), then the smallest set of them that holds the mass `top_p`; -inf elsewhere."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, index = logits.sort(-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    return logits
+
+
+def sample_tokens(
+    logits: torch.Tensor,
+    uniform: torch.Tensor,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> torch.Tensor:
+    """v ~ softmax(logits / τ_token) by inverse CDF, after top-k and top-p filtering; τ_token = 0 is the arg-max.
+
+    Args:
+        logits: (..., V) float32.
+        uniform: (..., N) in [0, 1).
+
+    Returns:
+        (..., N) token ids, never one of probability 0.
+    """
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True).expand(uniform.shape)
+    cdf = filter_logits(logits / temperature, top_k, top_p).softmax(-1).cumsum(-1)
+    total = cdf[..., -1:].contiguous()
+    tokens = torch.searchsorted(cdf, (uniform * total).contiguous(), right=True)
+    # Rounding may bring u · total up to the total: the last token that has any mass is then meant.
+    return torch.minimum(tokens, torch.searchsorted(cdf, total))
+
+
+def select_top(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """The `count` (B,) best-scored positions of `scores` (B, N, L), as a mask; at equal scores the earlier position."""
+    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return rank < count[:, None, None]
+
+
+def first_occurrence(candidates: torch.Tensor) -> torch.Tensor:
+    """The index (B, N) of the first candidate (B, N, L) that leads to the same state."""
+    equal = (candidates[:, :, None] == candidates[:, None]).all(-1)
+    return equal.int().argmax(-1)

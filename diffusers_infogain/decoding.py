@@ -1,0 +1,393 @@
+"""The decoding loop: denoise, propose, look ahead, select. Beam search and best-of-N on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from . import scoring
+from .candidates import Generators, split_generator
+from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class DecodingTrace:
+    """What happened, per step and sample: T steps, B samples, N candidates, L positions. Entropies in nats.
+
+    Attributes:
+        num_decoded: (T, B) long, tokens committed.
+        cost: (T, B) float32, C of the committed action.
+        gain: (T, B) float32, its information gain; NaN where no lookahead told it.
+        objective: (T, B, N) float32, J of every candidate; NaN where no lookahead told it.
+        winner: (T, B) long, the committed candidate; 0 is the greedy one.
+        selected: (T, B, L) bool, the positions committed.
+        model_rows: (T, B) long, rows that went through `denoise` for the sample in the step.
+    """
+
+    num_decoded: torch.Tensor
+    cost: torch.Tensor
+    gain: torch.Tensor
+    objective: torch.Tensor
+    winner: torch.Tensor
+    selected: torch.Tensor
+    model_rows: torch.Tensor
+
+    @property
+    def cumulative_entropy(self) -> torch.Tensor:
+        """H~ = Σ_t C(a_t | z_t) per sample (B,), over every commit."""
+        return self.cost.sum(0)
+
+    @property
+    def decoded_at(self) -> torch.Tensor:
+        """(B, L) long: the step in which a position was decoded, -1 where it was known."""
+        number = torch.arange(1, len(self.selected) + 1)
+        return (number[:, None, None] * self.selected).sum(0) - 1  # a position is selected at most once
+
+    def take(self, rows: torch.Tensor) -> DecodingTrace:
+        """The trace of some of the samples."""
+        return DecodingTrace(**{name: value[:, rows] for name, value in vars(self).items()})
+
+
+@dataclass
+class DecodingOutput:
+    """Tokens (B, L) and how they came about."""
+
+    tokens: torch.Tensor
+    trace: DecodingTrace
+
+
+@dataclass
+class DecodingStep:
+    """What a callback sees after a step.
+
+    Attributes:
+        index: Number of the step, from 0.
+        timestep: The scheduler's.
+        tokens: (B, L) long, the new state.
+        logits: (B, L, V), those that the step decided on.
+        scores: (B, N) float32, J of every candidate; NaN where no lookahead told it.
+    """
+
+    index: int
+    timestep: torch.Tensor
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    scores: torch.Tensor
+
+
+Callback = Callable[[DecodingStep], torch.Tensor | None]
+
+
+class _TraceRecorder:
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def record(self, **values: torch.Tensor) -> None:
+        self.steps.append({name: value.cpu() for name, value in values.items()})
+
+    def trace(self, batch: int, length: int, num: int) -> DecodingTrace:
+        if not self.steps:
+            none, real = torch.zeros(0, batch, dtype=torch.long), torch.zeros(0, batch)
+            selected = torch.zeros(0, batch, length, dtype=torch.bool)
+            return DecodingTrace(none, real, real, torch.zeros(0, batch, num), none, selected, none)
+        return DecodingTrace(**{name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]})
+
+
+def _forward(denoise: Denoise, tokens: torch.Tensor, rows: torch.Tensor, chunk: int | None) -> list[torch.Tensor]:
+    """Logits (·, L, V) of the states `tokens` (R, L) of the samples `rows` (R,), in chunks."""
+    size = chunk or len(tokens)
+    return [denoise(t, r) for t, r in zip(tokens.split(size), rows.split(size), strict=True)]
+
+
+def _scatter(chunks: list[torch.Tensor], where: torch.Tensor) -> torch.Tensor:
+    """Writes the chunks' rows to the places of the bool mask `where` (...), giving (..., L, V); zeros elsewhere.
+
+    Rows that were not evaluated are never read, but stay finite.
+    """
+    if where.all() and len(chunks) == 1:
+        return chunks[0].view(*where.shape, *chunks[0].shape[1:])
+    logits = chunks[0].new_zeros(*where.shape, *chunks[0].shape[1:])
+    places, start = where.flatten().nonzero()[:, 0], 0
+    for chunk in chunks:
+        logits.view(-1, *chunk.shape[1:])[places[start : start + len(chunk)]] = chunk
+        start += len(chunk)
+    return logits
+
+
+def _check(tokens: torch.Tensor, scheduler: InfoGainScheduler, lookahead_batch_size: int | None) -> None:
+    if tokens.ndim != 2 or tokens.dtype != torch.long:
+        raise ValueError(f"`tokens` must be a long tensor (batch, length), got {tokens.dtype} {tuple(tokens.shape)}.")
+    if scheduler.timesteps is None:
+        raise ValueError("`scheduler` has no timesteps: call its `set_timesteps` first.")
+    if lookahead_batch_size is not None and (not isinstance(lookahead_batch_size, int) or lookahead_batch_size < 1):
+        raise ValueError(f"`lookahead_batch_size` must be an integer >= 1 or None, got {lookahead_batch_size!r}.")
+
+
+def _base_logits(
+    denoise: Denoise, tokens: torch.Tensor, active: torch.Tensor, samples: torch.Tensor, chunk: int | None
+) -> torch.Tensor:
+    return _scatter(_forward(denoise, tokens[active], samples[active], chunk), active)
+
+
+def _lookahead_logits(denoise: Denoise, proposal: InfoGainProposal, samples: torch.Tensor, chunk: int | None) -> torch.Tensor:
+    """(B, N, L, V): all distinct candidates of all samples in one batch."""
+    distinct = proposal.distinct
+    rows = samples[:, None].expand(distinct.shape)[distinct]
+    return _scatter(_forward(denoise, proposal.candidates[distinct], rows, chunk), distinct)
+
+
+@torch.no_grad()
+def decode(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    *,
+    allowed: torch.Tensor | None = None,
+    generator: Generators = None,
+    lookahead_batch_size: int | None = None,
+    callback: Callback | None = None,
+    grid: tuple[int, int] | None = None,
+) -> DecodingOutput:
+    """Decodes every masked token (Algorithm 1 of arXiv 2602.18176; greedy samplers: one candidate a step).
+
+    Args:
+        denoise: `denoise(tokens, rows)` gives the logits (R, L, V), after guidance, of R states (R, L), where `rows` (R,) tells
+            which sample (its prompt, its masks) each belongs to. Rows of finished samples are left out.
+        scheduler: Its `set_timesteps` must have been called. Steps end early when nothing is masked any more.
+        tokens: (B, L) long. Known tokens stay as they are.
+        allowed: (B, L) bool, the positions that may be decoded; by default all.
+        generator: One generator, from which every sample gets its own, or a list with one per sample: a sample comes out
+            the same alone and in any batch.
+        lookahead_batch_size: The most rows that go through `denoise` at once; by default all candidates of all samples.
+        callback: Called after each step with a `DecodingStep`. Tokens that it returns, or changes in place, replace the state,
+            whose logits are then computed anew.
+        grid: (height, width) of the tokens, for the halton order; by default a square.
+
+    Raises:
+        ValueError: For shapes that do not fit, or logits that cannot be sampled from (naming the step and the sample).
+    """
+    _check(tokens, scheduler, lookahead_batch_size)
+    generators = split_generator(generator, len(tokens))
+    samples, recorder = torch.arange(len(tokens), device=tokens.device), _TraceRecorder()
+    initial_masks = scheduler.undecided(tokens, allowed).sum(-1)
+    logits = previous_logits = None
+    for index, timestep in enumerate(scheduler.timesteps):
+        active = scheduler.undecided(tokens, allowed).any(-1)
+        if not active.any():
+            break
+        model_rows = torch.zeros_like(samples)
+        if logits is None:
+            logits = _base_logits(denoise, tokens, active, samples, lookahead_batch_size)
+            model_rows += active
+        proposal = scheduler.propose(
+            logits,
+            timestep,
+            tokens,
+            allowed,
+            generator=generators,
+            previous_logits=previous_logits,
+            initial_masks=initial_masks,
+            grid=grid,
+        )
+        lookahead = None
+        if proposal.needs_lookahead:
+            lookahead = _lookahead_logits(denoise, proposal, samples, lookahead_batch_size)
+            model_rows += proposal.distinct.sum(-1)
+        output = scheduler.select(lookahead, timestep, proposal)
+        tokens, previous_logits, logits = output.prev_sample, logits, output.pred_logits
+        recorder.record(
+            num_decoded=proposal.num_decoded,
+            cost=proposal.cost[samples, output.winner],
+            gain=output.gain[samples, output.winner],
+            objective=output.objective,
+            winner=output.winner,
+            selected=proposal.selected[samples, output.winner],
+            model_rows=model_rows,
+        )
+        if callback is not None:
+            before = tokens.clone()
+            edited = callback(DecodingStep(index, timestep, tokens, previous_logits, output.objective))
+            tokens = tokens if edited is None else edited
+            if tokens.shape != before.shape or tokens.dtype != before.dtype:
+                raise ValueError(
+                    f"`callback` must return tokens of {before.dtype} {tuple(before.shape)}, "
+                    f"got {tokens.dtype} {tuple(tokens.shape)}."
+                )
+            if not torch.equal(tokens, before):
+                logits = None
+        if scheduler.heuristic != "klass":
+            previous_logits = None
+    num = scheduler.config.num_candidates if scheduler.looks_ahead else 1
+    return DecodingOutput(tokens, recorder.trace(len(tokens), tokens.shape[1], num))
+
+
+@torch.no_grad()
+def decode_beam(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    *,
+    num_beams: int,
+    allowed: torch.Tensor | None = None,
+    generator: Generators = None,
+    lookahead_batch_size: int | None = None,
+    grid: tuple[int, int] | None = None,
+) -> DecodingOutput:
+    """Info-Gain beam search: keeps the B states with the smallest cost so far plus remaining uncertainty.
+
+    Every beam (z, g), g = 0 at first, is expanded by N candidates to g' = g + C(a | z) and f = g' + w · 𝓗(z'); the `num_beams`
+    smallest f of all beams go on, equal states once. At the end the smallest g is returned. One beam is `decode`, draw for
+    draw. Arguments as in `decode`; the trace is the returned path's, its `model_rows` are those of all beams.
+
+    Raises:
+        ValueError: If the sampler is not "info_gain" with at least two candidates, or `num_beams` < 1.
+    """
+    _check(tokens, scheduler, lookahead_batch_size)
+    if not scheduler.looks_ahead or scheduler.config.sampler != "info_gain":
+        raise ValueError(
+            f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
+            f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
+        )
+    if not isinstance(num_beams, int) or num_beams < 1:
+        raise ValueError(f"`num_beams` must be an integer >= 1, got {num_beams!r}.")
+    generators = split_generator(generator, len(tokens))
+    (batch, length), device, num = tokens.shape, tokens.device, scheduler.config.num_candidates
+    # Beams are rows of one batch, sample after sample. Rows beyond a sample's living beams are copies that never win (g = inf).
+    samples = torch.arange(batch, device=device)
+    states = tokens[:, None].expand(batch, num_beams, length)
+    cost = torch.full((batch, num_beams), torch.inf, dtype=torch.double, device=device)
+    cost[:, 0] = 0
+    history: list[dict[str, torch.Tensor]] = []
+    weight, reduction = scheduler.config.gain_weight, scheduler.config.gain_reduction
+    beam_allowed = None if allowed is None else allowed[:, None].expand(states.shape)
+    initial_masks = scheduler.undecided(states, beam_allowed).sum(-1)
+    logits: torch.Tensor | None = None
+    previous_logits: torch.Tensor | None = None
+    for timestep in scheduler.timesteps:
+        alive = cost.isfinite() & scheduler.undecided(states, beam_allowed).any(-1)
+        if not alive.any():
+            break
+        rows = alive.flatten()
+        owners = samples[:, None].expand(batch, num_beams).flatten()[rows]
+        model_rows = torch.zeros_like(samples)
+        if logits is None:
+            logits = torch.cat(_forward(denoise, states[alive], owners, lookahead_batch_size))
+            model_rows.index_add_(0, owners, torch.ones_like(owners))
+        proposal = scheduler.propose(
+            logits,
+            timestep,
+            states[alive],
+            None if allowed is None else allowed[owners],
+            generator=[generators[owner] for owner in owners.tolist()],
+            previous_logits=previous_logits,
+            initial_masks=initial_masks[alive],
+            grid=grid,
+        )
+        lookahead = None
+        if proposal.needs_lookahead:
+            lookahead = _lookahead_logits(denoise, proposal, owners, lookahead_batch_size)
+            model_rows.index_add_(0, owners, proposal.distinct.sum(-1))
+        gain, objective = scheduler.score(lookahead, timestep, proposal)
+        value = objective.double()
+        if lookahead is None:  # all candidates of a beam are one state, or finished ones of equal cost
+            value = torch.full_like(value, -torch.inf)
+            value[:, 0] = -proposal.cost[:, 0].double()
+        # f = g + C + w · 𝓗(z') = g + w · 𝓗(z) - J, in double precision: one beam then decides as argmax J does, to the last bit.
+        uncertainty = scoring.state_uncertainty(proposal.entropies, proposal.masked, reduction)
+        base = cost[alive] + (weight * uncertainty.double() if lookahead is not None else 0)
+        f = torch.full((batch, num_beams, num), torch.inf, dtype=torch.double, device=device)
+        f[alive] = base[:, None] - value
+        finished = cost.isfinite() & ~alive
+        f[finished] = torch.nn.functional.pad(cost[finished][:, None], (0, num - 1), value=torch.inf)
+
+        def spread(value: torch.Tensor, alive: torch.Tensor = alive) -> torch.Tensor:
+            """(R, N, ...) of the living beams to (B, beams · N, ...)."""
+            full = value.new_zeros(batch, num_beams, *value.shape[1:])
+            full[alive] = value
+            return full.flatten(1, 2)
+
+        every = states[:, :, None].expand(batch, num_beams, num, length).flatten(1, 2).clone()
+        every[alive[:, :, None].expand(batch, num_beams, num).flatten(1)] = proposal.candidates.flatten(0, 1)
+        f = _once(f.flatten(1), every)
+        f, place = f.sort(dim=1, stable=True)
+        f, place = f[:, :num_beams], place[:, :num_beams]
+        batch_index = samples[:, None]
+        parent = place // num
+        states = every[batch_index, place]
+        new_cost = cost[batch_index, parent] + spread(proposal.cost).double()[batch_index, place]
+        record = {
+            "parent": parent,
+            "num_decoded": spread(proposal.num_decoded[:, None].expand(-1, num))[batch_index, place],
+            "cost": spread(proposal.cost)[batch_index, place],
+            "gain": spread(gain)[batch_index, place],
+            "objective": spread(objective[:, None].expand(-1, num, -1))[batch_index, place],
+            "winner": place % num,
+            "selected": spread(proposal.selected)[batch_index, place],
+            "model_rows": model_rows,
+        }
+        cost = torch.where(f.isfinite(), new_cost, torch.inf)
+        history.append(record)
+        living = cost.isfinite() & scheduler.undecided(states, beam_allowed).any(-1)
+        row_of = torch.zeros(batch, num_beams, dtype=torch.long, device=device)
+        row_of[alive] = torch.arange(len(owners), device=device)
+        parent_row = row_of[batch_index, parent][living]
+        previous_logits = logits[parent_row] if scheduler.heuristic == "klass" else None
+        logits = None
+        if lookahead is not None:
+            logits = lookahead[parent_row, spread(proposal.duplicate_of)[batch_index, place][living]]
+    best = cost.argmin(1)
+    recorder, path = _TraceRecorder(), best
+    for record in reversed(history):
+        values = {name: value[samples, path] for name, value in record.items() if name not in ("parent", "model_rows")}
+        recorder.record(**values, model_rows=record["model_rows"])
+        path = record["parent"][samples, path]
+    recorder.steps.reverse()
+    return DecodingOutput(states[samples, best], recorder.trace(batch, length, num))
+
+
+def _once(f: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """f (B, K) with inf for every state (B, K, L) that another one equals with a smaller f, or with the same f and earlier."""
+    equal = (states[:, :, None] == states[:, None]).all(-1)
+    place = torch.arange(f.shape[1], device=f.device)
+    better = (f[:, None] < f[:, :, None]) | ((f[:, None] == f[:, :, None]) & (place < place[:, None]))
+    return f.masked_fill((equal & better).any(-1), torch.inf)
+
+
+def decode_best_of(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    *,
+    num_runs: int,
+    allowed: torch.Tensor | None = None,
+    generator: Generators = None,
+    lookahead_batch_size: int | None = None,
+    grid: tuple[int, int] | None = None,
+) -> DecodingOutput:
+    """Best-of-N: decodes every sample `num_runs` times and returns the run with the smallest cumulative entropy.
+
+    Arguments as in `decode`; the trace is the returned run's, its `model_rows` are those of all runs together.
+    """
+    _check(tokens, scheduler, lookahead_batch_size)
+    if not isinstance(num_runs, int) or num_runs < 1:
+        raise ValueError(f"`num_runs` must be an integer >= 1, got {num_runs!r}.")
+    batch = len(tokens)
+    generators = [child for one in split_generator(generator, batch) for child in split_generator(one, num_runs)]
+    output = decode(
+        lambda states, rows: denoise(states, rows // num_runs),
+        scheduler,
+        tokens.repeat_interleave(num_runs, 0),
+        allowed=None if allowed is None else allowed.repeat_interleave(num_runs, 0),
+        generator=generators,
+        lookahead_batch_size=lookahead_batch_size,
+        grid=grid,
+    )
+    run = output.trace.cumulative_entropy.view(batch, num_runs).argmin(1)
+    best = torch.arange(batch) * num_runs + run
+    trace = output.trace.take(best)
+    trace.model_rows = output.trace.model_rows.view(-1, batch, num_runs).sum(-1)
+    return DecodingOutput(output.tokens[best.to(tokens.device)], trace)

@@ -1,0 +1,74 @@
+"""How many tokens each step decodes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+MASKING_SCHEDULES = ("cosine", "linear", "arccos")
+
+
+def mask_ratio(progress: torch.Tensor, masking_schedule: str) -> torch.Tensor:
+    """r(u): the share of tokens still masked when the share u in [0, 1] of the steps is done; r(0) = 1, r(1) = 0.
+
+    In float32, as `AmusedScheduler` computes it, so that both round to the same counts.
+    """
+    u = progress.float()
+    if masking_schedule == "cosine":
+        return torch.cos(u * math.pi / 2)
+    if masking_schedule == "linear":
+        return 1 - u
+    if masking_schedule == "arccos":
+        return 2 * torch.arccos(u) / math.pi
+    raise ValueError(f"`masking_schedule` must be one of {', '.join(MASKING_SCHEDULES)}, got {masking_schedule!r}.")
+
+
+def _after_step(num_masked: torch.Tensor, initial_masks: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
+    """The number still masked after a step that the schedule ends at the given ratio: at least one token less."""
+    return torch.minimum(num_masked - 1, (initial_masks * ratio).floor().long()).clamp(min=0)
+
+
+def _infer_initial_masks(num_masked: torch.Tensor, ratios: torch.Tensor, max_masks: torch.Tensor) -> torch.Tensor:
+    """The largest N0 up to `max_masks` that steps ending at `ratios` would have brought to at most `num_masked`."""
+    initial = torch.arange(int(max_masks.max()) + 1, device=num_masked.device)
+    masked = initial
+    for ratio in ratios:
+        masked = _after_step(masked, initial, ratio)
+    largest = torch.searchsorted(masked, num_masked, right=True) - 1
+    return largest.minimum(max_masks).maximum(num_masked)
+
+
+def decode_counts(
+    num_masked: torch.Tensor,
+    step_index: int,
+    num_steps: int,
+    masking_schedule: str = "cosine",
+    *,
+    tokens_per_step: int | None = None,
+    initial_masks: torch.Tensor | None = None,
+    max_masks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """k_t: the number of tokens that step `step_index` (counted from 0) of `num_steps` decodes, per sample.
+
+    After the step floor(N0 · r((i + 1) / T)) tokens of N0 remain masked. The count follows from what is *left*: at least one
+    token a step, everything in the last one.
+
+    Args:
+        num_masked: (B,) tokens masked now.
+        tokens_per_step: A fixed count instead of the schedule.
+        initial_masks: (B,) N0, the tokens masked before the first step.
+        max_masks: (B,) Without `initial_masks`, N0 is the largest number up to this one that the schedule would have brought to
+            `num_masked` by now: exact at the first step and for a canvas that was masked completely.
+
+    Returns:
+        (B,) counts between 0 (where nothing is masked) and `num_masked`.
+    """
+    if step_index == num_steps - 1:
+        return num_masked
+    if tokens_per_step is not None:
+        return num_masked.clamp(max=tokens_per_step)
+    ratios = mask_ratio(torch.arange(1, step_index + 2, device=num_masked.device) / num_steps, masking_schedule)
+    if initial_masks is None:
+        initial_masks = _infer_initial_masks(num_masked, ratios[:-1], num_masked if max_masks is None else max_masks)
+    return num_masked - _after_step(num_masked, initial_masks, ratios[-1])

@@ -1,0 +1,506 @@
+"""The scheduler: proposes actions, and selects one of them by what it leaves uncertain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+
+# The name must stand in this module: diffusers finds out how to load a component by looking for it here.
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+
+from . import candidates as draw
+from . import schedules, scoring
+
+LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
+CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass")
+SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound")
+
+
+@dataclass
+class InfoGainProposal(BaseOutput):
+    """N candidate actions per sample, as the states they lead to. L = H · W for images.
+
+    Attributes:
+        candidates: (B, N, L) long, z_{t-1} for every action.
+        selected: (B, N, L) bool, A: the positions that the action decodes.
+        cost: (B, N) float32, C(a | z_t) in nats.
+        needs_lookahead: Whether `select` needs logits of the candidates: not when all candidates of every sample coincide, not
+            when they decode the last masks, and never for a greedy sampler.
+        masked: (B, L) bool, M_t: masked positions that may be decoded.
+        entropies: (B, L) float32, H_l(z_t) in nats on M_t, 0 elsewhere.
+        duplicate_of: (B, N) long, the first candidate with the same state; only that one's logits are read.
+        num_decoded: (B,) long, k_t.
+    """
+
+    candidates: torch.Tensor
+    selected: torch.Tensor
+    cost: torch.Tensor
+    needs_lookahead: bool
+    masked: torch.Tensor
+    entropies: torch.Tensor
+    duplicate_of: torch.Tensor
+    num_decoded: torch.Tensor
+
+    @property
+    def next_masked(self) -> torch.Tensor:
+        """(B, N, L) bool, M_{t-1} for every action."""
+        return self.masked[:, None] & ~self.selected
+
+    @property
+    def distinct(self) -> torch.Tensor:
+        """(B, N) bool: the candidates whose logits `select` reads, one of every group of equal ones with masks left."""
+        first = self.duplicate_of == torch.arange(self.duplicate_of.shape[1], device=self.duplicate_of.device)
+        return first & self.next_masked.any(-1)
+
+
+@dataclass
+class InfoGainSchedulerOutput(BaseOutput):
+    """What a step commits.
+
+    Attributes:
+        prev_sample: (B, L) long (`step`: the shape of `sample`), z_{t-1}.
+        pred_logits: (B, L, V), the lookahead logits of `prev_sample`, to go on from; None without a lookahead.
+        cost: (B, N) float32, C(a | z_t) in nats.
+        gain: (B, N) float32, IG(a; z_t) in nats; NaN where it is unknown for want of a lookahead.
+        objective: (B, N) float32, what `winner` maximises; NaN like `gain`.
+        winner: (B,) long, the index of the committed candidate.
+    """
+
+    prev_sample: torch.Tensor
+    pred_logits: torch.Tensor | None
+    cost: torch.Tensor
+    gain: torch.Tensor
+    objective: torch.Tensor
+    winner: torch.Tensor
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def _is_number(value: object, kind: type = float) -> TypeGuard[float]:
+    return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+
+
+def _at_least(name: str, value: object, lowest: float, kind: type = float) -> None:
+    if not _is_number(value, kind) or not value >= lowest:
+        raise ValueError(f"`{name}` must be {'an integer' if kind is int else 'a number'} >= {lowest:g}, got {value!r}.")
+
+
+class InfoGainScheduler(SchedulerMixin, ConfigMixin):
+    r"""Decides which masked tokens to decode next, and with what, for masked (discrete) diffusion models.
+
+    Info-gain sampling (arXiv 2602.18176) proposes N actions, looks at the model's logits after each, and commits the one with
+    the largest \(J(a) = w \cdot IG(a; z_t) - C(a | z_t)\): what it takes away from the uncertainty of the tokens still masked,
+    less the entropy of the tokens it decodes. The greedy rules it is compared with are proposals with one candidate, so one
+    loop and one stream of random numbers serve all:
+
+    ```python
+    scheduler.set_timesteps(num_inference_steps)
+    logits = denoise(tokens)                                         # (B, L, V)
+    for t in scheduler.timesteps:                                    # descending
+        proposal = scheduler.propose(logits, t, tokens, generator=generator)
+        lookahead = denoise(proposal.candidates) if proposal.needs_lookahead else None      # (B, N, L, V)
+        output = scheduler.select(lookahead, t, proposal)
+        tokens, logits = output.prev_sample, output.pred_logits
+        if logits is None:
+            logits = denoise(tokens)
+    ```
+
+    `diffusers_infogain.decoding.decode` is this loop with chunked lookahead, finished samples left out and a trace. `step` has
+    the contract of every diffusers scheduler, so the greedy rules also run in the stock `AmusedPipeline`.
+
+    Args:
+        mask_token_id: The id that marks a masked token. It is never sampled.
+        masking_schedule: "cosine", "linear" or "arccos": how the number of masked tokens falls over the steps.
+        tokens_per_step: Decode this many tokens a step instead of following `masking_schedule`.
+        sampler: The rule. "info_gain" and "lookum" (smallest remaining uncertainty, whatever the cost) look ahead. The greedy
+            rules decode the positions with the largest score φ: "confidence" (largest probability), "maskgit" (log-probability
+            of the sampled token plus annealed Gumbel noise, as MaskGIT and aMUSEd do), "entropy" (-H), "margin" (lead of the
+            most probable token), "uniform" (random), "halton" (a low-discrepancy order over the image grid), "klass"
+            (confidence, positions whose distribution has settled first); "entropy_bound" decodes, in order of entropy, as many
+            as its bound allows.
+        certainty: The φ by which "info_gain" and "lookum" propose positions; any greedy rule but "entropy_bound".
+        num_candidates: N, the actions proposed per step by "info_gain" and "lookum". 1 makes them greedy by `certainty`.
+        token_temperature: τ_token, tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one.
+        position_temperature: τ_pos. Candidates after the first draw positions in proportion to exp(φ / τ_pos), without
+            replacement; for "maskgit" it multiplies the Gumbel noise of every candidate. A pair (start, end) is annealed
+            linearly over the steps. 0 switches the noise off, so candidates differ in tokens only. None: (2, 0) for "maskgit",
+            as published, and 0.4 otherwise.
+        top_k, top_p: Draw tokens from the `top_k` most probable, or from the smallest set that holds the mass `top_p`. Scores
+            are always taken on the whole distribution.
+        confidence_threshold: γ. Positions with a probability above it (at most k_t, the most confident) are in every candidate,
+            with their most probable token; a step that they fill needs no lookahead.
+        gain_weight: w >= 0.
+        gain_reduction: "mean" over the masked positions, as in the paper, or "sum", which has the scale of the cost; with
+            w = 1 J is then the realised fall of entropy at the positions not decoded.
+        entropy_bound: For "entropy_bound", in nats: decode the most positions, by ascending entropy, whose entropies without
+            the largest sum up to at most this.
+        klass_threshold: For "klass", in nats: a position has settled when KL(now ‖ previous step) is below this.
+
+    Raises:
+        ValueError: For a value outside these ranges, naming it and what is allowed.
+    """
+
+    order = 1
+
+    timesteps: torch.Tensor
+    position_temperatures: torch.Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        masking_schedule: str = "cosine",
+        tokens_per_step: int | None = None,
+        sampler: str = "info_gain",
+        certainty: str = "maskgit",
+        num_candidates: int = 8,
+        token_temperature: float = 1.0,
+        position_temperature: float | tuple[float, float] | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        confidence_threshold: float | None = None,
+        gain_weight: float = 1.0,
+        gain_reduction: str = "sum",
+        entropy_bound: float = 0.1,
+        klass_threshold: float = 5e-4,
+    ):
+        _at_least("mask_token_id", mask_token_id, 0, int)
+        _one_of("masking_schedule", masking_schedule, schedules.MASKING_SCHEDULES)
+        _one_of("sampler", sampler, SAMPLERS)
+        _one_of("certainty", certainty, CERTAINTIES)
+        _one_of("gain_reduction", gain_reduction, scoring.GAIN_REDUCTIONS)
+        _at_least("num_candidates", num_candidates, 1, int)
+        for name, value in (("tokens_per_step", tokens_per_step), ("top_k", top_k)):
+            if value is not None:
+                _at_least(name, value, 1, int)
+        numbers = {"token_temperature": token_temperature, "gain_weight": gain_weight}
+        numbers |= {"entropy_bound": entropy_bound, "klass_threshold": klass_threshold}
+        for name, number in numbers.items():
+            _at_least(name, number, 0)
+        if position_temperature is not None:
+            self._temperature_pair(position_temperature)
+        if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
+            raise ValueError(f"`top_p` must be a number in (0, 1], got {top_p!r}.")
+        if confidence_threshold is not None and not (_is_number(confidence_threshold) and 0 <= confidence_threshold <= 1):
+            raise ValueError(f"`confidence_threshold` must be a number in [0, 1], got {confidence_threshold!r}.")
+        self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
+        self.position_temperatures = None  # type: ignore[assignment]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the sampler compares candidates by a lookahead."""
+        return self.config.sampler in LOOKAHEAD_SAMPLERS and self.config.num_candidates > 1
+
+    @property
+    def heuristic(self) -> str:
+        """The φ in use: `certainty` for a lookahead sampler, else the sampler's own."""
+        if self.config.sampler in LOOKAHEAD_SAMPLERS:
+            return self.config.certainty
+        return "entropy" if self.config.sampler == "entropy_bound" else self.config.sampler
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        temperature: float | Sequence[float] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Lays out the steps: `timesteps` runs from `num_inference_steps` - 1 down to 0.
+
+        Args:
+            temperature: Replaces `position_temperature` for this run (the place where `AmusedPipeline` passes its own).
+        """
+        _at_least("num_inference_steps", num_inference_steps, 1, int)
+        if temperature is None:
+            temperature = self.config.position_temperature
+        if temperature is None:
+            temperature = (2.0, 0.0) if self.heuristic == "maskgit" else 0.4
+        start, end = self._temperature_pair(temperature)
+        self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
+        self.position_temperatures = torch.linspace(start, end, num_inference_steps)
+
+    @staticmethod
+    def _temperature_pair(temperature: float | Sequence[float]) -> tuple[float, float]:
+        pair = tuple(temperature) if isinstance(temperature, Sequence) else (temperature, temperature)
+        if len(pair) != 2:
+            raise ValueError(f"`position_temperature` must be a number or a pair (start, end), got {temperature!r}.")
+        for value in pair:
+            _at_least("position_temperature", value, 0)
+        return pair
+
+    def undecided(self, tokens: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
+        """M_t: the masked positions of `tokens` that may be decoded, a mask of the same shape.
+
+        Raises:
+            ValueError: If `allowed` is not a bool tensor of that shape.
+        """
+        masked = tokens == self.config.mask_token_id
+        if allowed is None:
+            return masked
+        if allowed.shape != tokens.shape or allowed.dtype != torch.bool:
+            raise ValueError(
+                f"`allowed` must be bool of shape {tuple(tokens.shape)}, got {allowed.dtype} {tuple(allowed.shape)}."
+            )
+        return masked & allowed
+
+    def _step_index(self, timestep: int | torch.Tensor) -> int:
+        if self.timesteps is None:
+            raise ValueError("`timesteps` are not set: call `set_timesteps` first.")
+        num_steps, index = len(self.timesteps), len(self.timesteps) - 1 - int(timestep)
+        if not 0 <= index < num_steps:
+            raise ValueError(f"`timestep` must be one of the scheduler's {num_steps} timesteps, got {int(timestep)}.")
+        return index
+
+    def _codebook_logits(self, logits: torch.Tensor, masked: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
+        """The logits (..., L, V) at the positions of `masked`, as (M, V) in float32, without the mask token."""
+        rows = logits[masked].float()
+        mask_token_id = self.config.mask_token_id
+        if mask_token_id < rows.shape[-1]:
+            rows[:, mask_token_id] = -torch.inf
+        largest = rows.amax(-1)
+        if not largest.isfinite().all():
+            where = [int(index[~largest.isfinite()][0]) for index in masked.nonzero(as_tuple=True)]
+            place = f"sample {where[0]}, " + (f"candidate {where[1]}, " if len(where) == 3 else "") + f"position {where[-1]}"
+            raise ValueError(
+                f"`logits` are NaN, +inf or all -inf at step {self._step_index(timestep)}, {place}: the model's output cannot "
+                "be sampled from (half precision may have overflowed; -inf for single tokens is allowed)."
+            )
+        return rows
+
+    def propose(
+        self,
+        logits: torch.Tensor,
+        timestep: int | torch.Tensor,
+        tokens: torch.Tensor,
+        allowed: torch.Tensor | None = None,
+        *,
+        generator: draw.Generators = None,
+        previous_logits: torch.Tensor | None = None,
+        initial_masks: torch.Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> InfoGainProposal:
+        """Draws the candidate actions of a step. Changes neither its arguments nor the scheduler.
+
+        Args:
+            logits: (B, L, V) of `tokens`, after guidance, on the tokens that may be sampled.
+            timestep: One of `timesteps`.
+            tokens: (B, L) long, z_t.
+            allowed: (B, L) bool, positions that may be decoded now, such as the active block; by default all.
+            generator: One generator, drawn from sample after sample, or a list with one per sample.
+            previous_logits: (B, L, V) of the step before, for "klass".
+            initial_masks: (B,) masked positions before the first step. Without it the schedule goes by what is left, which is
+                exact for canvases that were masked completely, and nearly so otherwise.
+            grid: (height, width) of the tokens, for "halton"; by default a square.
+
+        Raises:
+            ValueError: For shapes that do not fit, an unknown timestep, or logits that are NaN, +inf or -inf for all tokens.
+        """
+        config, index = self.config, self._step_index(timestep)
+        if tokens.ndim != 2 or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+            raise ValueError(
+                f"`logits` must have the shape (batch, length, tokens in the codebook) of `tokens` (batch, length), "
+                f"got {tuple(logits.shape)} for {tuple(tokens.shape)}."
+            )
+        (batch, length), device = tokens.shape, tokens.device
+        masked = self.undecided(tokens, allowed)
+        rows = self._codebook_logits(logits, masked, timestep)
+        entropies = torch.zeros(batch, length, device=device)
+        entropies[masked] = scoring.entropy(rows)
+
+        num = config.num_candidates if self.looks_ahead else 1
+        uniform = draw.draw_uniforms(generator, batch, num, length).to(device)
+        row_uniform = uniform.permute(0, 3, 1, 2)[masked]  # (M, N, 2)
+        row_tokens = draw.sample_tokens(rows, row_uniform[..., 0], config.token_temperature, config.top_k, config.top_p)
+        values = torch.zeros(batch, length, num, dtype=torch.long, device=device)
+        values[masked] = row_tokens
+        values = values.transpose(1, 2)
+
+        previous = None
+        if previous_logits is not None and self.heuristic == "klass":
+            previous = self._codebook_logits(previous_logits, masked, timestep)
+        temperature = float(self.position_temperatures[index])
+        phi = torch.full((batch, length, num), -torch.inf, device=device)
+        if self.heuristic == "halton":
+            grid_phi = -self._halton_rank(length, grid).to(device).float()
+            row_phi = grid_phi.expand(batch, length)[masked]
+        else:
+            row_phi = self._row_scores(rows, entropies[masked], row_tokens, row_uniform[..., 1], temperature, previous)
+        phi[masked] = self._perturb(row_phi, row_uniform[..., 1], temperature)
+        phi = phi.transpose(1, 2)
+
+        num_masked = masked.sum(-1)
+        if config.sampler == "entropy_bound" and index < len(self.timesteps) - 1:
+            count = self._entropy_bound_count(entropies, masked)
+        else:
+            count = schedules.decode_counts(
+                num_masked,
+                index,
+                len(self.timesteps),
+                config.masking_schedule,
+                tokens_per_step=config.tokens_per_step,
+                initial_masks=initial_masks,
+                max_masks=torch.full_like(num_masked, length) if allowed is None else allowed.sum(-1),
+            )
+        if config.confidence_threshold is not None:
+            confidence = torch.zeros(batch, length, device=device)
+            confidence[masked] = scoring.top_probability(rows)
+            above = (confidence > config.confidence_threshold).sum(-1)
+            bypass = draw.select_top(confidence[:, None], torch.minimum(above, count))
+            best = torch.zeros(batch, length, dtype=torch.long, device=device)
+            best[masked] = rows.argmax(-1)
+            phi = torch.where(bypass, torch.inf, phi)
+            values = torch.where(bypass, best[:, None], values)
+        selected = draw.select_top(phi, count)
+        candidates = torch.where(selected, values, tokens[:, None])
+        duplicate_of = draw.first_occurrence(candidates)
+        differ = (duplicate_of > 0).any(-1) & (count < num_masked)
+        return InfoGainProposal(
+            candidates=candidates,
+            selected=selected,
+            cost=scoring.action_cost(entropies[:, None], selected),
+            needs_lookahead=self.looks_ahead and bool(differ.any()),
+            masked=masked,
+            entropies=entropies,
+            duplicate_of=duplicate_of,
+            num_decoded=count,
+        )
+
+    def _row_scores(
+        self,
+        rows: torch.Tensor,
+        entropies: torch.Tensor,
+        tokens: torch.Tensor,
+        uniform: torch.Tensor,
+        temperature: float,
+        previous: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """φ at M positions, (M,) or, for the rules that draw, (M, N); higher is earlier."""
+        if self.heuristic == "maskgit":
+            return rows.log_softmax(-1).gather(-1, tokens) + temperature * draw.gumbel(uniform)
+        if self.heuristic == "uniform":
+            return uniform
+        if self.heuristic == "entropy":
+            return -entropies
+        if self.heuristic == "margin":
+            return scoring.margin(rows)
+        phi = scoring.top_probability(rows)
+        if previous is not None:
+            phi = phi + (scoring.kl_divergence(rows, previous) < self.config.klass_threshold)
+        return phi
+
+    @staticmethod
+    def _perturb(phi: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+        """φ / τ_pos + Gumbel noise (M, N), whose top k are draws without replacement from exp(φ / τ_pos); candidate 0 is φ."""
+        if phi.ndim == uniform.ndim:
+            return phi
+        phi = phi[:, None].expand(uniform.shape)
+        if temperature == 0:
+            return phi
+        noisy = phi / temperature + draw.gumbel(uniform)
+        return torch.cat([phi[:, :1], noisy[:, 1:]], dim=1)
+
+    @staticmethod
+    def _halton_rank(length: int, grid: tuple[int, int] | None) -> torch.Tensor:
+        height, width = grid or (round(length**0.5), round(length**0.5))
+        if height * width != length:
+            raise ValueError(f"`grid` must be given as (height, width) with {length} cells for the halton order, got {grid}.")
+        return scoring.halton_order(height, width)
+
+    def _entropy_bound_count(self, entropies: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        """The largest k with Σ_{i<=k} H_i - max_{i<=k} H_i <= bound, entropies ascending; at least 1 where anything is masked."""
+        ascending = entropies.masked_fill(~masked, torch.inf).sort(-1).values
+        without_largest = ascending.cumsum(-1) - ascending  # NaN beyond the masked positions, where it compares as False
+        return (without_largest <= self.config.entropy_bound).sum(-1).clamp(min=1).minimum(masked.sum(-1))
+
+    def score(
+        self, lookahead_logits: torch.Tensor | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Information gain and objective of every candidate, (B, N) each; NaN where they are unknown for want of logits."""
+        reduction, next_masked = self.config.gain_reduction, proposal.next_masked
+        if lookahead_logits is None:
+            finished = ~next_masked.any(-1)
+            next_uncertainty = torch.where(finished, 0.0, torch.nan)
+        else:
+            evaluated = next_masked & proposal.distinct[..., None]
+            next_entropies = torch.zeros(evaluated.shape, device=lookahead_logits.device)
+            next_entropies[evaluated] = scoring.entropy(self._codebook_logits(lookahead_logits, evaluated, timestep))
+            next_uncertainty = scoring.state_uncertainty(next_entropies, next_masked, reduction)
+            next_uncertainty = next_uncertainty.gather(1, proposal.duplicate_of)
+        uncertainty = scoring.state_uncertainty(proposal.entropies, proposal.masked, reduction)
+        gain = scoring.information_gain(uncertainty, next_uncertainty)
+        if self.config.sampler == "lookum":
+            return gain, -next_uncertainty
+        return gain, scoring.objective(gain, proposal.cost, self.config.gain_weight)
+
+    def select(
+        self, lookahead_logits: torch.Tensor | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
+    ) -> InfoGainSchedulerOutput:
+        """Commits the candidate with the largest objective. Changes neither its arguments nor the scheduler.
+
+        Args:
+            lookahead_logits: (B, N, L, V), the logits of `proposal.candidates`; of equal candidates only the first one's are
+                read (`proposal.distinct`). None where `proposal.needs_lookahead` is False.
+
+        Raises:
+            ValueError: If they are missing, of another shape, NaN, +inf or -inf for all tokens.
+        """
+        if lookahead_logits is None:
+            if proposal.needs_lookahead:
+                raise ValueError("`lookahead_logits` must be given: the candidates of this proposal differ (`needs_lookahead`).")
+        elif lookahead_logits.ndim != 4 or lookahead_logits.shape[:3] != proposal.candidates.shape:
+            expected = ", ".join(map(str, proposal.candidates.shape))
+            raise ValueError(f"`lookahead_logits` must have the shape ({expected}, V), got {tuple(lookahead_logits.shape)}.")
+        gain, objective = self.score(lookahead_logits, timestep, proposal)
+        batch = torch.arange(len(gain), device=gain.device)
+        winner = objective.argmax(1) if lookahead_logits is not None else torch.zeros_like(batch)
+        return InfoGainSchedulerOutput(
+            prev_sample=proposal.candidates[batch, winner],
+            pred_logits=None if lookahead_logits is None else lookahead_logits[batch, winner],
+            cost=proposal.cost,
+            gain=gain,
+            objective=objective,
+            winner=winner,
+        )
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: draw.Generators = None,
+        return_dict: bool = True,
+    ) -> InfoGainSchedulerOutput | tuple[torch.Tensor, ...]:
+        """Decodes the tokens of one step by a greedy rule, as diffusers' pipelines expect of a scheduler.
+
+        Args:
+            model_output: Logits (B, L, V) or (B, V, H, W).
+            sample: Tokens (B, L) or (B, H, W).
+
+        Raises:
+            ValueError: With a sampler that looks ahead, since `step` cannot ask for the logits of its candidates.
+        """
+        if self.looks_ahead:
+            raise ValueError(
+                f"`step` cannot look ahead as the sampler {self.config.sampler!r} with {self.config.num_candidates} candidates "
+                "does: use `InfoGainPipeline`, or `propose` and `select`, or a greedy `sampler`."
+            )
+        shape, grid = sample.shape, None
+        if sample.ndim == 3:
+            if model_output.ndim != 4 or model_output.shape[0] != shape[0] or model_output.shape[2:] != shape[1:]:
+                raise ValueError(
+                    f"`model_output` must have the shape (batch, tokens in the codebook, height, width) for a `sample` of "
+                    f"{tuple(shape)}, got {tuple(model_output.shape)}."
+                )
+            grid = (shape[1], shape[2])
+            sample, model_output = sample.flatten(1), model_output.flatten(2).transpose(1, 2)
+        proposal = self.propose(model_output, timestep, sample, generator=generator, grid=grid)
+        output = self.select(None, timestep, proposal)
+        output.prev_sample = output.prev_sample.reshape(shape)
+        return output if return_dict else (output.prev_sample,)

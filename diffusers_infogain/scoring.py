@@ -1,0 +1,88 @@
+"""The mathematics of information-gain sampling, as pure functions on tensors.
+
+Notation of "Improving Sampling for Masked Diffusion Models via Information Gain" (arXiv 2602.18176): z_t is a state, M_t its
+masked positions, p_l the model's distribution at position l, H_l its entropy in nats, 𝓗(z_t) the uncertainty of the state,
+C(a | z_t) the cost of an action a, IG(a; z_t) its information gain, J(a) the objective.
+"""
+
+from __future__ import annotations
+
+import torch
+
+GAIN_REDUCTIONS = ("mean", "sum")
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """H_l = -Σ_v p_l(v) log p_l(v) in nats, in float32: (..., V) to (...). Logits may be -inf, NaN stays NaN."""
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1)
+
+
+def masked_entropy(logits: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """H_l at the positions of `masked` (...), 0 elsewhere; `logits` (..., V)."""
+    entropies = torch.zeros(masked.shape, device=logits.device)
+    entropies[masked] = entropy(logits[masked])
+    return entropies
+
+
+def top_probability(logits: torch.Tensor) -> torch.Tensor:
+    """max_v p_l(v): (..., V) to (...)."""
+    return (logits.float().amax(-1) - logits.float().logsumexp(-1)).exp()
+
+
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    """p_(1) - p_(2), the lead of the most probable token over the second: (..., V) to (...)."""
+    if logits.shape[-1] == 1:
+        return torch.ones(logits.shape[:-1], device=logits.device)
+    first, second = logits.float().softmax(-1).topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
+def kl_divergence(logits: torch.Tensor, other_logits: torch.Tensor) -> torch.Tensor:
+    """KL(p ‖ q) = Σ_v p(v) (log p(v) - log q(v)) in nats: (..., V) to (...). 0 log 0 = 0."""
+    log_p, log_q = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
+    return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def action_cost(entropies: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+    """C(a | z_t) = Σ_{l in A} H_l(z_t): entropies and A (..., L) to (...)."""
+    return torch.where(selected, entropies, 0.0).sum(-1)
+
+
+def state_uncertainty(entropies: torch.Tensor, masked: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """𝓗(z_t): the mean ("sum": the sum) of H_l over M_t, 0 where nothing is masked: (..., L) to (...)."""
+    total = torch.where(masked, entropies, 0.0).sum(-1)
+    return total if reduction == "sum" else total / masked.sum(-1).clamp(min=1)
+
+
+def information_gain(uncertainty: torch.Tensor, next_uncertainty: torch.Tensor) -> torch.Tensor:
+    """IG(a; z_t) = 𝓗(z_t) - 𝓗(z_{t-1}): (B,) and (B, N) to (B, N)."""
+    return uncertainty[:, None] - next_uncertainty
+
+
+def objective(gain: torch.Tensor, cost: torch.Tensor, gain_weight: float = 1.0) -> torch.Tensor:
+    """J(a) = w · IG(a; z_t) - C(a | z_t); the winner has the largest."""
+    return gain_weight * gain - cost
+
+
+def halton_order(height: int, width: int) -> torch.Tensor:
+    """The rank (height · width,) of each grid cell, in raster order, in the Halton sequence of bases 2 (rows) and 3 (columns).
+
+    A cell comes when the sequence first falls into it ("Halton Scheduler for Masked Generative Image Transformer", arXiv
+    2503.17076), so any beginning of the order is spread over the grid.
+    """
+
+    def radical_inverse(index: torch.Tensor, base: int) -> torch.Tensor:
+        value, scale = torch.zeros(len(index), dtype=torch.double), 1.0 / base
+        while index.any():
+            value, index, scale = value + (index % base) * scale, index // base, scale / base
+        return value
+
+    num, points = height * width, 4 * height * width
+    while True:
+        index = torch.arange(1, points + 1)
+        row = (radical_inverse(index, 2) * height).long()
+        column = (radical_inverse(index, 3) * width).long()
+        first = torch.full((num,), points).scatter_reduce(0, row * width + column, index - 1, "amin")
+        if (first < points).all():
+            return first.argsort().argsort()
+        points *= 2
