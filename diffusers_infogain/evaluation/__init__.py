@@ -1,0 +1,1 @@
+"""What a sampler buys: exact test models, and measurements of decoded samples."""

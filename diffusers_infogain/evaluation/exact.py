@@ -1,0 +1,212 @@
+"""Models whose marginals are exact, to compare samplers without a trained network in the way.
+
+A set of sequences x_1 ... x_G stands for the data. Given a partly masked state z the model believes in x_g with the weight
+softmax_g(sharpness · number of visible tokens of z that agree with x_g), and its prediction at a position is the mixture of
+those sequences. Sampling several positions at once ignores how they hang together, as with any masked diffusion model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..decoding import Denoise, decode
+from ..scheduling_infogain import InfoGainScheduler
+
+SUDOKU_SHARPNESS = 6.0
+DIGITS_SHARPNESS = 1.5
+DIGITS_LEVELS = 4
+
+
+def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) -> Denoise:
+    """`denoise(tokens, rows)` with the exact marginals, as log-probabilities (R, L, V), of a set of sequences (G, L).
+
+    The mask id is V = `num_tokens`.
+    """
+    one_hot = torch.nn.functional.one_hot(sequences, num_tokens).flatten(1).float()
+
+    def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        visible = torch.nn.functional.one_hot(tokens, num_tokens + 1)[..., :num_tokens].flatten(1).float()
+        weights = (sharpness * visible @ one_hot.T).softmax(-1)
+        return (weights @ one_hot).log().unflatten(-1, (-1, num_tokens))
+
+    return denoise
+
+
+def sudoku_grids() -> torch.Tensor:
+    """All 288 solved 4x4 Sudokus, (288, 16) with tokens 0-3 in raster order."""
+    rows = list(itertools.permutations(range(4)))
+
+    def fits(grid: tuple[tuple[int, ...], ...]) -> bool:
+        boxes = [[grid[r + i][c + j] for i in (0, 1) for j in (0, 1)] for r in (0, 2) for c in (0, 2)]
+        return all(len(set(group)) == 4 for group in [*zip(*grid, strict=True), *boxes])
+
+    tops = [(a, b) for a in rows for b in rows if len({*a[:2], *b[:2]}) == 4]
+    return torch.tensor([a + b for a in tops for b in tops if fits((*a, *b))]).flatten(1)
+
+
+def is_valid_sudoku(tokens: torch.Tensor) -> torch.Tensor:
+    """Whether every row, column and box of the grids (B, 16) holds each of 0-3 once: (B,) bool."""
+    grid = torch.nn.functional.one_hot(tokens, 4).view(-1, 4, 4, 4)
+    boxes = grid.view(-1, 2, 2, 2, 2, 4).sum((2, 4))
+    return torch.stack([(group == 1).flatten(1).all(1) for group in (grid.sum(1), grid.sum(2), boxes)]).all(0)
+
+
+def digit_images() -> torch.Tensor:
+    """scikit-learn's 1,797 handwritten digits, 8x8 in 4 grey levels: (1797, 64) long.
+
+    Raises:
+        ModuleNotFoundError: Without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "The digits need scikit-learn: pip install 'diffusers_infogain[exact]'.", name="sklearn"
+        ) from error
+    pixels = torch.tensor(load_digits().data)  # 0 to 16
+    return (pixels * DIGITS_LEVELS / 16).long().clamp(max=DIGITS_LEVELS - 1)
+
+
+def nearest_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+    """Number of positions in which each of `tokens` (B, L) differs from the closest of `sequences` (G, L): (B,)."""
+    return (tokens[:, None] != sequences).sum(-1).amin(1)
+
+
+@dataclass(frozen=True)
+class SamplerSetting:
+    """A row of the comparison."""
+
+    name: str
+    config: dict[str, Any]
+
+
+_SUM = {"sampler": "info_gain", "gain_reduction": "sum"}
+COMPARED = (
+    *(SamplerSetting(name, {"sampler": name}) for name in ("uniform", "confidence", "maskgit", "entropy", "margin")),
+    SamplerSetting("halton", {"sampler": "halton"}),
+    SamplerSetting("klass", {"sampler": "klass"}),
+    SamplerSetting("entropy_bound", {"sampler": "entropy_bound"}),
+    SamplerSetting("lookum", {"sampler": "lookum", "certainty": "confidence"}),
+    SamplerSetting("info_gain mean", {"sampler": "info_gain", "gain_reduction": "mean", "certainty": "confidence"}),
+    SamplerSetting("info_gain sum", {**_SUM, "certainty": "confidence"}),
+    SamplerSetting("info_gain sum, uniform positions", {**_SUM, "certainty": "uniform"}),
+    SamplerSetting("info_gain sum, maskgit positions", {**_SUM, "certainty": "maskgit"}),
+)
+
+
+@dataclass
+class ExactResult:
+    """Figures of one setting on one task; `quality` is the task's own measure, `spread` its standard error."""
+
+    name: str
+    quality: float
+    spread: float
+    distinct: int
+    model_rows: float
+    cumulative_entropy: float
+    samples: int
+
+
+def run_setting(
+    denoise: Denoise,
+    quality: Callable[[torch.Tensor], torch.Tensor],
+    setting: SamplerSetting,
+    *,
+    num_tokens: int,
+    length: int,
+    num_inference_steps: int,
+    num_samples: int,
+    seed: int,
+    **config: Any,
+) -> ExactResult:
+    """Decodes `num_samples` sequences from an empty canvas and measures them. `config` goes to the scheduler."""
+    scheduler = InfoGainScheduler(mask_token_id=num_tokens, **{**config, **setting.config})
+    scheduler.set_timesteps(num_inference_steps)
+    canvas = torch.full((num_samples, length), num_tokens)
+    output = decode(denoise, scheduler, canvas, generator=torch.Generator().manual_seed(seed))
+    values = quality(output.tokens).double()
+    return ExactResult(
+        name=setting.name,
+        quality=values.mean().item(),
+        spread=(values.std() / num_samples**0.5).item(),
+        distinct=len(output.tokens.unique(dim=0)),
+        model_rows=output.trace.model_rows.sum(0).double().mean().item(),
+        cumulative_entropy=output.trace.cumulative_entropy.mean().item(),
+        samples=num_samples,
+    )
+
+
+@dataclass(frozen=True)
+class ExactTask:
+    """A data set, how it is decoded, and what is measured."""
+
+    title: str
+    denoise: Denoise
+    quality: Callable[[torch.Tensor], torch.Tensor]
+    options: dict[str, Any]
+
+    def run(self, setting: SamplerSetting, num_samples: int, seed: int) -> ExactResult:
+        """Decodes and measures samples under a setting."""
+        return run_setting(self.denoise, self.quality, setting, num_samples=num_samples, seed=seed, **self.options)
+
+
+def sudoku_task(tokens_per_step: int = 2) -> ExactTask:
+    """4x4 Sudoku; quality is the share of valid grids (higher is better)."""
+    return ExactTask(
+        title=f"4x4 Sudoku, {tokens_per_step} tokens a step: share of valid grids (higher is better)",
+        denoise=exact_denoise(sudoku_grids(), 4, SUDOKU_SHARPNESS),
+        quality=is_valid_sudoku,
+        options={
+            "num_tokens": 4,
+            "length": 16,
+            "num_inference_steps": -(-16 // tokens_per_step),
+            "tokens_per_step": tokens_per_step,
+        },
+    )
+
+
+def digits_task(num_inference_steps: int = 8) -> ExactTask:
+    """Handwritten digits; quality is the Hamming distance to the nearest real one (lower is better)."""
+    images = digit_images()
+    return ExactTask(
+        title=f"8x8 digits, {num_inference_steps} steps: pixels that differ from the nearest real digit (lower is better)",
+        denoise=exact_denoise(images, DIGITS_LEVELS, DIGITS_SHARPNESS),
+        quality=lambda tokens: nearest_distance(tokens, images),
+        options={"num_tokens": DIGITS_LEVELS, "length": 64, "num_inference_steps": num_inference_steps},
+    )
+
+
+def format_table(title: str, results: list[ExactResult]) -> str:
+    """A Markdown table of results."""
+    lines = [
+        f"**{title}**, {results[0].samples} samples",
+        "",
+        "| sampler | quality | distinct samples | model rows | cumulative entropy (nats) |",
+        "|---|---|---|---|---|",
+    ]
+    for result in results:
+        lines.append(
+            f"| {result.name} | {result.quality:.3f} ± {result.spread:.3f} | {result.distinct} | {result.model_rows:.1f} "
+            f"| {result.cumulative_entropy:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def compare_exact(num_samples: int = 200, seed: int = 0, settings: tuple[SamplerSetting, ...] = COMPARED) -> str:
+    """The comparison of all samplers on both exact models, as Markdown."""
+    tasks = [sudoku_task(2), sudoku_task(4), digits_task(8)]
+    with tqdm(total=len(tasks) * len(settings), desc="exact models") as progress:
+        tables = []
+        for task in tasks:
+            results = []
+            for setting in settings:
+                results.append(task.run(setting, num_samples, seed))
+                progress.update()
+            tables.append(format_table(task.title, results))
+    return "\n\n".join(tables)
