@@ -1,0 +1,27 @@
+"""Samplers for masked diffusion models in the Hugging Face world: information gain, and every rule it is compared with."""
+
+from pathlib import Path
+
+from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
+from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline, InfoGainPipelineOutput
+from .scheduling_infogain import InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
+
+__version__ = "0.1.0"
+
+CUSTOM_PIPELINE = str(Path(__file__).parent / "custom_pipeline.py")
+"""File for the argument `custom_pipeline` of `DiffusionPipeline.from_pretrained`."""
+
+__all__ = [
+    "CUSTOM_PIPELINE",
+    "DEMO_MODEL",
+    "DecodingOutput",
+    "DecodingTrace",
+    "InfoGainPipeline",
+    "InfoGainPipelineOutput",
+    "InfoGainProposal",
+    "InfoGainScheduler",
+    "InfoGainSchedulerOutput",
+    "decode",
+    "decode_beam",
+    "decode_best_of",
+]

@@ -1,0 +1,4 @@
+"""For `DiffusionPipeline.from_pretrained(..., custom_pipeline=diffusers_infogain.CUSTOM_PIPELINE, trust_remote_code=True)`."""
+
+# diffusers copies this file elsewhere before it runs it, so it may only import the installed package.
+from diffusers_infogain import InfoGainPipeline  # noqa: F401
