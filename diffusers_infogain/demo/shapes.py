@@ -1,0 +1,263 @@
+"""The demo world: captions about coloured shapes, and images of them.
+
+The world is small enough that composition can be *checked* (see `diffusers_infogain.demo.checker`), in the categories of
+GenEval: single object, two objects, counting, colors, position, attribute binding.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 70),
+    "blue": (45, 85, 215),
+    "yellow": (240, 195, 30),
+    "purple": (140, 60, 180),
+    "cyan": (40, 190, 215),
+}
+BACKGROUND = (246, 246, 242)
+SHAPES = ("circle", "square", "triangle", "diamond")
+RELATIONS = ("left of", "right of", "above", "below")
+COUNTS = {"two": 2, "three": 3, "four": 4}
+CATEGORIES = ("single object", "two objects", "counting", "colors", "position", "attribute binding")
+
+IMAGE_SIZE = 64
+MAX_OBJECTS = 4
+# Half of an object's width, in pixels. Equal visual weight asks for other half-widths than equal boxes.
+HALF_WIDTH = {"circle": 8.0, "square": 7.0, "triangle": 9.0, "diamond": 9.0}
+# Centres lie on a lattice and keep a distance (Chebyshev) at which no two objects touch.
+_CENTRES = torch.arange(12, 53, 4)
+_MIN_DISTANCE = 20
+# In a scene "left of" means clearly left: the offset along the axis exceeds twice the offset across it.
+_RELATION_CLEARANCE = 2
+
+Category = Literal["single object", "two objects", "counting", "colors", "position", "attribute binding"]
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """`count` objects of one shape; `color` is None where any color will do (the same for all of them)."""
+
+    shape: str
+    color: str | None = None
+    count: int = 1
+
+    @property
+    def text(self) -> str:
+        """Such as "a red circle" or "two squares"."""
+        words = [self.color] if self.color else []
+        if self.count == 1:
+            return " ".join(["a", *words, self.shape])
+        number = next(word for word, count in COUNTS.items() if count == self.count)
+        return " ".join([number, *words, self.shape + "s"])
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One or two object specifications, and how the first lies to the second (None: anywhere)."""
+
+    objects: tuple[ObjectSpec, ...]
+    relation: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return f" {self.relation or 'and'} ".join(spec.text for spec in self.objects)
+
+    @property
+    def category(self) -> Category:
+        """GenEval's name for what the caption tests."""
+        first = self.objects[0]
+        if len(self.objects) == 1:
+            if first.count > 1:
+                return "counting"
+            return "colors" if first.color else "single object"
+        if self.relation:
+            return "position"
+        return "attribute binding" if first.color else "two objects"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the combination is kept out of training.
+
+        Every color, shape, count and relation is trained, but about a quarter of the combinations color x shape x
+        count, color x shape x relation (as the first object) and pairs of colored shapes is not.
+        """
+        if any(spec.color is None for spec in self.objects):
+            return False
+        colors, shapes = list(COLORS), list(SHAPES)
+        code = sum(colors.index(spec.color) + shapes.index(spec.shape) for spec in self.objects if spec.color)
+        first = self.objects[0]
+        if self.category == "counting":
+            return (code + first.count) % 4 == 0
+        if self.category == "position" and self.relation:
+            subject = colors.index(first.color or "") + shapes.index(first.shape)
+            return (subject + RELATIONS.index(self.relation)) % 4 == 0
+        return self.category == "attribute binding" and code % 4 == 0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_caption(text: str) -> Caption:
+    """The `Caption` that `text` spells, e.g. "two red squares" or "a circle left of a cyan diamond".
+
+    Raises:
+        ValueError: If the text is not a caption of the demo world.
+    """
+
+    def parse_object(words: list[str]) -> ObjectSpec:
+        number, *color, noun = words
+        count = 1 if number in ("a", "an") else COUNTS[number]
+        shape = noun if count == 1 else noun.removesuffix("s")
+        if (count > 1 and shape == noun) or shape not in SHAPES or len(color) > 1 or not set(color) <= set(COLORS):
+            raise KeyError(noun)
+        return ObjectSpec(shape, color[0] if color else None, count)
+
+    plain = " ".join(text.lower().split()).rstrip(".")
+    try:
+        for joint in ("and", *RELATIONS):
+            first, found, second = plain.partition(f" {joint} ")
+            if found:
+                specs = (parse_object(first.split()), parse_object(second.split()))
+                if any(spec.count > 1 for spec in specs):
+                    raise KeyError(joint)
+                return Caption(specs, None if joint == "and" else joint)
+        return Caption((parse_object(plain.split()),))
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"`text` is not a caption of the demo world: {text!r}. It takes forms such as 'a red circle', 'three blue squares', "
+            f"'a circle and a square' or 'a green triangle left of a yellow diamond', with colors {', '.join(COLORS)}; shapes "
+            f"{', '.join(SHAPES)}; counts {', '.join(COUNTS)}; relations {', '.join(RELATIONS)}."
+        ) from None
+
+
+@functools.cache
+def all_captions() -> tuple[Caption, ...]:
+    """Every caption of the world in a fixed order; no caption names the same object twice."""
+    plain = [ObjectSpec(shape) for shape in SHAPES]
+    colored = [ObjectSpec(shape, color) for color in COLORS for shape in SHAPES]
+    captions = [Caption((spec,)) for spec in plain + colored]
+    captions += [Caption((ObjectSpec(s.shape, s.color, n),)) for n in COUNTS.values() for s in plain + colored]
+    for specs in (plain, colored):
+        for pair in itertools.permutations(specs, 2):
+            captions += [Caption(pair, relation) for relation in (None, *RELATIONS)]
+    return tuple(captions)
+
+
+def sample_captions(
+    num: int, generator: torch.Generator, *, held_out: bool = False, categories: tuple[str, ...] | None = None
+) -> list[Caption]:
+    """`num` captions, each category as often as the others.
+
+    Args:
+        held_out: Draw from the combinations never trained on (which exist for counting, position and attribute binding)
+            instead of from the trained ones.
+        categories: The categories to draw from; by default all that have such captions.
+    """
+    groups: dict[str, list[Caption]] = {}
+    for caption in all_captions():
+        if caption.held_out == held_out and (categories is None or caption.category in categories):
+            groups.setdefault(caption.category, []).append(caption)
+    if not groups:
+        raise ValueError(f"`categories` {categories} hold no caption with held_out={held_out}.")
+    names = [name for name in CATEGORIES if name in groups]
+    draws = torch.rand(num, generator=generator).tolist()
+    return [(group := groups[names[i % len(names)]])[int(u * len(group))] for i, u in enumerate(draws)]
+
+
+@dataclass
+class Scenes:
+    """A batch of laid-out scenes, each tensor of shape (B, 4): index of color and shape (-1: no object), centre in pixels."""
+
+    color: torch.Tensor
+    shape: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@functools.cache
+def _lattice() -> tuple[torch.Tensor, torch.Tensor, dict[str | None, torch.Tensor]]:
+    """Lattice points x, y (P,) and, per relation, which second point is allowed beside a first one (P, P)."""
+    y, x = (axis.flatten() for axis in torch.meshgrid(_CENTRES, _CENTRES, indexing="ij"))
+    right, down = x[None] - x[:, None], y[None] - y[:, None]
+    apart = torch.maximum(right.abs(), down.abs()) >= _MIN_DISTANCE
+    wide = right.abs() >= _RELATION_CLEARANCE * down.abs()
+    tall = down.abs() >= _RELATION_CLEARANCE * right.abs()
+    allowed: dict[str | None, torch.Tensor] = {
+        None: apart,
+        "left of": apart & wide & (right > 0),
+        "right of": apart & wide & (right < 0),
+        "above": apart & tall & (down > 0),
+        "below": apart & tall & (down < 0),
+    }
+    return x, y, allowed
+
+
+def sample_scenes(captions: list[Caption], generator: torch.Generator) -> Scenes:
+    """Lays out a random scene for every caption: free colors, centres on the lattice, no two objects touching."""
+    x, y, allowed = _lattice()
+    colors, batch = list(COLORS), len(captions)
+    free = torch.randint(len(colors), (batch, 2), generator=generator).tolist()
+    color = torch.full((batch, MAX_OBJECTS), -1)
+    shape = color.clone()
+    for i, caption in enumerate(captions):
+        slot = 0
+        for j, spec in enumerate(caption.objects):
+            color[i, slot : slot + spec.count] = colors.index(spec.color) if spec.color else free[i][j]
+            shape[i, slot : slot + spec.count] = SHAPES.index(spec.shape)
+            slot += spec.count
+    beside = torch.stack([allowed[relation] for relation in (None, *RELATIONS)])
+    relation = torch.tensor([RELATIONS.index(c.relation) + 1 if c.relation else 0 for c in captions])
+    point = torch.zeros(batch, MAX_OBJECTS, dtype=torch.long)
+    pending = torch.arange(batch)
+    # Objects are placed one after the other on a point that is still allowed; a scene that runs out of points starts anew.
+    while len(pending):
+        first = torch.randint(len(x), (len(pending),), generator=generator)
+        open_, placed, ok = beside[relation[pending], first], [first], torch.ones(len(pending), dtype=torch.bool)
+        for slot in range(1, MAX_OBJECTS):
+            wanted = shape[pending, slot] >= 0
+            possible = open_.any(-1)
+            ok &= possible | ~wanted
+            weights = torch.where(possible[:, None], open_, True).float()
+            placed.append(torch.multinomial(weights, 1, generator=generator)[:, 0])
+            open_ = open_ & allowed[None][placed[-1]]
+        point[pending] = torch.stack(placed, 1)
+        pending = pending[~ok]
+    return Scenes(color, shape, x[point], y[point])
+
+
+def _signed_distance(shape: str, dx: torch.Tensor, dy: torch.Tensor, half: float) -> torch.Tensor:
+    """Distance in pixels to the outline of a shape centred at 0, negative inside; exact near the straight edges."""
+    if shape == "circle":
+        return (dx.square() + dy.square()).sqrt() - half
+    if shape == "square":
+        return torch.maximum(dx.abs(), dy.abs()) - half
+    if shape == "diamond":
+        return (dx.abs() + dy.abs() - half) / 2**0.5
+    # An upright isosceles triangle, twice `half` wide and as high; dy grows downwards.
+    return torch.maximum((2 * dx.abs() - dy - half) / 5**0.5, dy - half)
+
+
+def render(scenes: Scenes) -> torch.Tensor:
+    """Draws scenes with anti-aliased edges: float images in [0, 1] of shape (B, 3, 64, 64)."""
+    grid = torch.arange(IMAGE_SIZE) + 0.5
+    palette = torch.tensor(list(COLORS.values())) / 255
+    images = (torch.tensor(BACKGROUND) / 255).view(1, 3, 1, 1).expand(len(scenes.x), 3, IMAGE_SIZE, IMAGE_SIZE)
+    for slot in range(MAX_OBJECTS):
+        dx = grid.view(1, 1, -1) - scenes.x[:, slot].view(-1, 1, 1)
+        dy = grid.view(1, -1, 1) - scenes.y[:, slot].view(-1, 1, 1)
+        dx, dy = torch.broadcast_tensors(dx, dy)
+        distances = torch.stack([_signed_distance(s, dx, dy, HALF_WIDTH[s]) for s in SHAPES])
+        index = scenes.shape[:, slot]
+        distance = distances[index.clamp(min=0), torch.arange(len(index))]
+        coverage = (0.5 - distance).clamp(0, 1) * (index >= 0).view(-1, 1, 1)
+        ink = palette[scenes.color[:, slot].clamp(min=0)][:, :, None, None]
+        images = torch.lerp(images, ink.expand_as(images), coverage[:, None])
+    return images
