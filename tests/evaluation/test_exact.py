@@ -1,0 +1,90 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from diffusers_infogain.evaluation import exact
+from diffusers_infogain.evaluation.exact import SamplerSetting
+
+
+def plain_valid(grid: list[int]) -> bool:
+    cells = range(4)
+    groups = [[grid[4 * r + c] for c in cells] for r in cells] + [[grid[4 * r + c] for r in cells] for c in cells]
+    groups += [[grid[4 * (r + i) + c + j] for i in (0, 1) for j in (0, 1)] for r in (0, 2) for c in (0, 2)]
+    return all(sorted(group) == [0, 1, 2, 3] for group in groups)
+
+
+def test_there_are_288_sudokus_all_valid_and_distinct():
+    grids = exact.sudoku_grids()
+    assert grids.shape == (288, 16)
+    assert len(grids.unique(dim=0)) == 288
+    assert all(plain_valid(grid) for grid in grids.tolist())
+    assert exact.is_valid_sudoku(grids).all()
+
+
+def test_validity_equals_brute_force_on_damaged_and_random_grids():
+    generator = torch.Generator().manual_seed(0)
+    grids = exact.sudoku_grids().repeat(2, 1)
+    changed = torch.randint(16, (len(grids), 2), generator=generator)
+    swapped = grids.scatter(1, changed, grids.gather(1, changed.flip(1)))  # some swap equal digits and stay valid
+    latin = torch.tensor([[(r + s[c]) % 4 for r in range(4) for c in range(4)] for s in itertools.permutations(range(4))])
+    tested = torch.cat([swapped, latin, torch.randint(4, (50, 16), generator=generator)])
+    expected = [plain_valid(grid) for grid in tested.tolist()]
+    assert exact.is_valid_sudoku(tested).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.5, 6.0])
+def test_model_is_the_posterior_over_the_set(sharpness):
+    generator = torch.Generator().manual_seed(1)
+    sequences, tokens = (torch.randint(high, (9, 5), generator=generator) for high in (3, 4))  # 3 is the mask
+    logits = exact.exact_denoise(sequences, 3, sharpness)(tokens, torch.arange(9))
+    for state, found in zip(tokens.tolist(), logits.exp().tolist(), strict=True):
+        weights = [math.exp(sharpness * sum(a == b for a, b in zip(state, x, strict=True))) for x in sequences.tolist()]
+        for position in range(5):
+            for token in range(3):
+                share = sum(w for w, x in zip(weights, sequences.tolist(), strict=True) if x[position] == token)
+                assert found[position][token] == pytest.approx(share / sum(weights), abs=1e-5)
+
+
+def test_tokens_that_no_sequence_has_are_ruled_out():
+    logits = exact.exact_denoise(torch.tensor([[0, 1], [0, 2]]), 3, 2.0)(torch.tensor([[3, 3]]), torch.tensor([0]))
+    assert torch.isneginf(logits[0]).tolist() == [[False, True, True], [True, False, False]]
+
+
+def test_nearest_distance_counts_the_positions_that_differ_from_the_closest():
+    sequences = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]])
+    assert exact.nearest_distance(torch.tensor([[0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0]]), sequences).tolist() == [0, 1, 2]
+
+
+def test_digits_have_four_grey_levels():
+    digits = exact.digit_images()
+    assert digits.shape == (1797, 64)
+    assert digits.unique().tolist() == [0, 1, 2, 3]
+
+
+def quality(task: exact.ExactTask, num_samples: int = 200, **config) -> float:
+    return task.run(SamplerSetting("", config), num_samples, 0).quality
+
+
+def test_looking_ahead_keeps_sudokus_valid_where_greedy_rules_do_not():
+    task = exact.sudoku_task(2)
+    assert quality(task, sampler="entropy") < 0.4
+    assert quality(task, sampler="info_gain") > 0.95
+    assert quality(task, sampler="info_gain", gain_reduction="mean", certainty="confidence") > 0.95
+
+
+def test_looking_ahead_comes_at_least_three_times_closer_to_real_digits_than_any_greedy_rule():
+    task = exact.digits_task(8)
+    rules = ("uniform", "confidence", "maskgit", "entropy", "margin", "halton", "klass")
+    greedy = min(quality(task, 100, sampler=rule) for rule in rules)
+    assert quality(task, 100, sampler="info_gain", gain_reduction="sum", certainty="maskgit") <= greedy / 3
+
+
+def test_results_tell_rows_entropy_and_diversity():
+    result = exact.sudoku_task(4).run(SamplerSetting("margin", {"sampler": "margin"}), 30, 0)
+    assert (result.name, result.samples, result.model_rows) == ("margin", 30, 4)
+    assert 1 < result.distinct <= 30
+    assert result.cumulative_entropy > math.log(288) / 2
+    assert "| margin | " in exact.format_table("title", [result])

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import diffusers_infogain
+from diffusers_infogain import cli
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def generate(capsys, repository, folder, *arguments):
+    return run(
+        capsys,
+        "generate",
+        "--model",
+        repository,
+        "--output",
+        folder,
+        "--steps",
+        3,
+        "--guidance-scale",
+        2,
+        "--device",
+        "cpu",
+        *arguments,
+    )
+
+
+def test_generate_writes_one_png_per_prompt_and_seed_with_its_settings(capsys, stock_repository, tmp_path):
+    code, out, err = generate(
+        capsys, stock_repository, tmp_path, "a fox", "b", "--num-images", 2, "--seed", 5, "--num-candidates", 3, "--grid"
+    )
+    assert code == 0
+    assert "4 images in" in out
+    assert "model rows" in out
+    assert "cumulative entropy" in out
+    assert "100%" in err
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "00000-a-fox-seed5.png",
+        "00001-a-fox-seed6.png",
+        "00002-b-seed5.png",
+        "00003-b-seed6.png",
+        "grid.png",
+    ]
+    metadata = json.loads(Image.open(tmp_path / names[1]).text["infogain"])
+    assert metadata["prompt"] == "a fox"
+    assert metadata["seed"] == 6
+    assert metadata["num_inference_steps"] == 3
+    assert metadata["scheduler"]["num_candidates"] == 3
+    assert metadata["model"] == stock_repository
+
+
+def test_an_image_does_not_depend_on_the_others_of_its_run(capsys, stock_repository, tmp_path):
+    generate(capsys, stock_repository, tmp_path / "alone", "b", "--seed", 6)
+    generate(capsys, stock_repository, tmp_path / "many", "a", "b", "--seed", 5, "--num-images", 2, "--batch-size", 3)
+    alone, many = Image.open(tmp_path / "alone/00000-b-seed6.png"), Image.open(tmp_path / "many/00003-b-seed6.png")
+    assert alone.tobytes() == many.tobytes()
+
+
+def test_prompts_come_from_a_file(capsys, stock_repository, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("first\n\n second \n")
+    code, _, _ = generate(capsys, stock_repository, tmp_path / "out", "--prompts-file", prompts)
+    assert code == 0
+    assert sorted(path.name[6:] for path in (tmp_path / "out").iterdir()) == ["first-seed0.png", "second-seed0.png"]
+
+
+def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, tmp_path):
+    settings = {
+        "sampler": "lookum",
+        "certainty": "margin",
+        "num_candidates": 2,
+        "token_temperature": 0.5,
+        "top_k": 9,
+        "top_p": 0.9,
+        "confidence_threshold": 0.7,
+        "gain_weight": 0.3,
+        "gain_reduction": "mean",
+        "masking_schedule": "linear",
+        "tokens_per_step": 8,
+        "entropy_bound": 0.2,
+        "klass_threshold": 0.01,
+    }
+    flags = [text for name, value in settings.items() for text in ("--" + name.replace("_", "-"), value)]
+    code, _, _ = generate(capsys, stock_repository, tmp_path, "a", *flags, "--position-temperature", 1.5, 0)
+    assert code == 0
+    (path,) = tmp_path.iterdir()
+    config = json.loads(Image.open(path).text["infogain"])["scheduler"]
+    assert {name: config[name] for name in settings} == settings
+    assert config["position_temperature"] == [1.5, 0]
+    assert set(settings) | {"position_temperature", "mask_token_id"} == set(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "No prompts: give them as arguments, or a file with one per line by --prompts-file."),
+        (("a", "--sampler", "best"), "`sampler` must be one of info_gain, lookum, confidence"),
+        (("a", "--num-candidates", "0"), "`num_candidates` must be an integer >= 1, got 0."),
+        (("a", "--token-temperature", "-1"), "`token_temperature` must be a number >= 0, got -1.0."),
+        (("a", "--steps", "0"), "`num_inference_steps` must be an integer >= 1, got 0."),
+        (("a", "--num-images", "0"), "`num_images` must be an integer >= 1, got 0."),
+        (("a", "--height", "9"), "`height` and `width` must be positive multiples of 2, got 9 and 8."),
+        (("a", "--guidance-schedule", "up"), "`guidance_schedule` must be one of constant, linear, cosine, got 'up'."),
+        (("a", "--prompts-file", "missing.txt"), "No such file or directory: 'missing.txt'"),
+        (("a", "--position-temperature", "1", "2", "3"), "`position_temperature` must be one number or two"),
+    ],
+)
+def test_wrong_input_gives_one_sentence_and_exit_code_2(capsys, stock_repository, tmp_path, arguments, sentence):
+    code, _, err = generate(capsys, stock_repository, tmp_path, *arguments)
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_flags_give_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["generate", "a", "--stepz", "3"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("diffusers-infogain: error: unrecognized arguments: --stepz 3")
+
+
+def test_a_missing_model_or_file_is_named(capsys, stock_repository, tmp_path):
+    code, _, err = generate(capsys, tmp_path / "nowhere", tmp_path / "out", "a")
+    assert code == 2
+    assert "nowhere" in err
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", stock_repository, broken], check=True)
+    (broken / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    code, _, err = generate(capsys, broken, tmp_path / "out", "a")
+    assert code == 2
+    assert "diffusion_pytorch_model.safetensors" in err
+
+
+def test_an_unwritable_folder_is_refused_before_any_work(capsys, stock_repository, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = generate(capsys, stock_repository, tmp_path / "file", "a")
+    assert code == 2
+    assert "Cannot write to the output folder" in err
+    assert "100%" not in err
+
+
+def test_a_failed_write_leaves_no_file(tmp_path):
+    class Broken(Image.Image):
+        def save(self, file, *args, **kwargs):
+            file.write(b"half a picture")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        cli.save_png(Broken(), tmp_path / "image.png", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_draws_the_grid(capsys, tmp_path):
+    code, out, _ = run(capsys, "demo", "--num-prompts", 4, "--steps", 2, "--output", tmp_path, "--device", "cpu")
+    assert code == 0
+    for name in ("confidence", "entropy", "info_gain"):
+        assert f"{name}: 2 steps" in out
+    assert "of 4 held-out prompts right" in out
+    picture = Image.open(tmp_path / "demo.png")
+    assert min(picture.size) > 500
+
+
+def test_exact_prints_tables(capsys):
+    code, out, _ = run(capsys, "exact", "--num-samples", 3)
+    assert code == 0
+    assert out.count("| info_gain sum |") == 3
+
+
+def test_the_console_script_is_installed():
+    script = Path(sys.executable).parent / "diffusers-infogain"
+    if not script.exists():
+        pytest.skip("the package is not installed")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0
+    assert "generate" in done.stdout
+    assert diffusers_infogain.__version__

@@ -1,0 +1,261 @@
+"""Configuration, protocol and errors of the scheduler; the rules themselves are in test_scheduling_rules.py."""
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+from diffusers import AmusedScheduler
+from helpers import generators, make_scheduler, random_logits
+
+from diffusers_infogain import InfoGainScheduler
+from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
+
+MASK = 9
+INTEGER, NUMBER = "an integer >= {}", "a number >= 0"
+INVALID = [
+    *(("mask_token_id", value, INTEGER.format(0)) for value in (-1, 1.5, True, None, "8")),
+    ("masking_schedule", "sqrt", "cosine, linear, arccos"),
+    ("sampler", "pc_sampler", ", ".join(SAMPLERS)),
+    *(("certainty", value, ", ".join(CERTAINTIES)) for value in ("info_gain", "entropy_bound", None)),
+    *(("num_candidates", value, INTEGER.format(1)) for value in (0, 2.0, True)),
+    *((name, value, INTEGER.format(1)) for name in ("tokens_per_step", "top_k") for value in (0, 1.0, "1")),
+    *(
+        (name, value, NUMBER)
+        for name in ("token_temperature", "gain_weight", "entropy_bound", "klass_threshold")
+        for value in (-0.5, math.nan, "1")
+    ),
+    *(("position_temperature", value, NUMBER) for value in (-1, math.nan)),
+    *(("position_temperature", value, "a number or a pair (start, end)") for value in ((1,), (3, 2, 1), ())),
+    *(("top_p", value, "(0, 1]") for value in (0, -0.1, 1.5, math.nan, "0.9")),
+    *(("confidence_threshold", value, "[0, 1]") for value in (-0.1, 1.5, math.nan, "0.9")),
+    ("gain_reduction", "median", "mean, sum"),
+]
+
+
+def state(batch: int = 2, length: int = 8, known: int = 2) -> torch.Tensor:
+    tokens = torch.full((batch, length), MASK)
+    tokens[:, :known] = torch.arange(known)
+    return tokens
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), INVALID)
+def test_invalid_setting_is_named_with_its_value_and_what_is_allowed(name, value, allowed):
+    with pytest.raises(ValueError) as error:
+        InfoGainScheduler(**{"mask_token_id": MASK, name: value})
+    message = str(error.value)
+    assert f"`{name}`" in message
+    assert repr(value) in message
+    assert allowed in message
+
+
+def test_each_end_of_a_temperature_pair_is_checked():
+    with pytest.raises(ValueError, match="`position_temperature` must be a number >= 0, got -1"):
+        InfoGainScheduler(MASK, position_temperature=(2, -1))
+
+
+def test_unknown_setting_is_an_error():
+    with pytest.raises(TypeError, match="number_of_candidates"):
+        InfoGainScheduler(MASK, number_of_candidates=4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_configuration_of_an_amused_scheduler_is_accepted(schedule, tmp_path):
+    stock = AmusedScheduler(mask_token_id=25, masking_schedule=schedule)
+    stock.save_pretrained(tmp_path)
+    for scheduler in (
+        InfoGainScheduler.from_config(stock.config, sampler="margin"),
+        InfoGainScheduler.from_pretrained(tmp_path, sampler="margin"),
+    ):
+        assert (scheduler.config.mask_token_id, scheduler.config.masking_schedule) == (25, schedule)
+        assert scheduler.config.sampler == "margin"
+
+
+@pytest.mark.parametrize("temperature", [None, 0.3, (2.0, 0.5)])
+def test_saved_scheduler_is_the_same_when_loaded(temperature, tmp_path):
+    settings = {"sampler": "lookum", "certainty": "klass", "num_candidates": 3, "top_p": 0.9, "gain_reduction": "mean"}
+    saved = InfoGainScheduler(MASK, position_temperature=temperature, confidence_threshold=0.5, tokens_per_step=2, **settings)
+    saved.save_pretrained(tmp_path)
+    loaded = InfoGainScheduler.from_pretrained(tmp_path)
+    for name, value in saved.config.items():
+        if name == "position_temperature" and temperature is not None:
+            assert list(torch.tensor(value).flatten()) == list(torch.tensor(loaded.config[name]).flatten())
+        elif not name.startswith("_"):
+            assert loaded.config[name] == value
+    proposals = []
+    for scheduler in (saved, loaded):
+        scheduler.set_timesteps(4)
+        proposals.append(scheduler.propose(random_logits(2, 8, MASK), 3, state(), generator=generators(1, 2)))
+    assert all(torch.equal(proposals[0][name], proposals[1][name]) for name in ("candidates", "selected", "cost"))
+
+
+def test_set_timesteps_takes_the_stock_pipelines_positional_arguments():
+    scheduler = InfoGainScheduler(MASK, position_temperature=0.7)
+    scheduler.set_timesteps(5, (2, 0), torch.device("cpu"))
+    assert scheduler.timesteps.tolist() == [4, 3, 2, 1, 0]
+    assert scheduler.timesteps.device == torch.device("cpu")
+    assert scheduler.position_temperatures.tolist() == [2, 1.5, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "temperature", "expected"),
+    [
+        ({"certainty": "maskgit"}, None, [2, 1, 0]),
+        ({"sampler": "maskgit"}, None, [2, 1, 0]),
+        ({"certainty": "confidence"}, None, [0.4, 0.4, 0.4]),
+        ({"position_temperature": 0.5}, None, [0.5, 0.5, 0.5]),
+        ({"position_temperature": (1, 0)}, None, [1, 0.5, 0]),
+        ({"position_temperature": (1, 0)}, 3, [3, 3, 3]),
+        ({"position_temperature": (1, 0)}, [4, 2], [4, 3, 2]),
+    ],
+)
+def test_position_temperature_is_annealed_and_replaced_for_a_run(config, temperature, expected):
+    scheduler = make_scheduler(MASK, 3, temperature, **config)
+    torch.testing.assert_close(scheduler.position_temperatures, torch.tensor(expected).float())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "`num_inference_steps` must be an integer >= 1, got 0"),
+        ((2.5,), "`num_inference_steps` must be an integer >= 1, got 2.5"),
+        ((4, -1), "`position_temperature` must be a number >= 0, got -1"),
+        ((4, (1, 2, 3)), "`position_temperature` must be a number or a pair"),
+    ],
+)
+def test_invalid_timesteps_are_an_error(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        InfoGainScheduler(MASK).set_timesteps(*arguments)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_propose_and_select_change_neither_the_scheduler_nor_their_arguments(sampler):
+    scheduler = make_scheduler(MASK, 4, sampler=sampler, certainty="klass", confidence_threshold=0.4, top_k=5)
+    logits, previous, lookahead = (random_logits(*shape, MASK + 2) for shape in ((2, 9), (2, 9), (2, 8, 9)))
+    tokens, allowed = state(length=9), torch.ones(2, 9).bool()
+    allowed[:, -2:] = False
+    arguments = {"logits": logits, "tokens": tokens, "previous_logits": previous, "initial_masks": torch.tensor([6, 7])}
+    arguments |= {"allowed": allowed, "timestep": scheduler.timesteps[1]}
+    before, attributes = copy.deepcopy(arguments), copy.deepcopy(vars(scheduler))
+    proposal = scheduler.propose(**arguments, generator=generators(1, 2), grid=(3, 3))
+    proposed, looked = copy.deepcopy(proposal), lookahead.clone()
+    output = scheduler.select(lookahead if proposal.needs_lookahead else None, 2, proposal)
+    assert output.prev_sample is not tokens
+    assert all(torch.equal(arguments[name], value) for name, value in before.items())
+    assert all(torch.equal(torch.as_tensor(proposal[name]), torch.as_tensor(value)) for name, value in proposed.items())
+    assert torch.equal(lookahead, looked)
+    assert vars(scheduler).keys() == attributes.keys()
+    for name, value in vars(scheduler).items():
+        same = torch.equal(value, attributes[name]) if isinstance(value, torch.Tensor) else value == attributes[name]
+        assert same, name
+
+
+@pytest.mark.parametrize("sampler", [*CERTAINTIES, "entropy_bound"])
+def test_step_equals_propose_and_select_in_every_layout(sampler):
+    scheduler = make_scheduler(MASK, 5, sampler=sampler)
+    tokens, logits = state(2, 16), random_logits(2, 16, MASK)
+    proposal = scheduler.propose(logits, 3, tokens, generator=generators(3, 4))
+    expected = scheduler.select(None, 3, proposal)
+    assert not torch.equal(expected.prev_sample, tokens)
+    output = scheduler.step(logits, 3, tokens, generator=generators(3, 4))
+    grid = scheduler.step(
+        logits.transpose(1, 2).unflatten(2, (4, 4)), scheduler.timesteps[1], tokens.view(2, 4, 4), generator=generators(3, 4)
+    )
+    assert grid.prev_sample.shape == (2, 4, 4)
+    for result in (output.prev_sample, grid.prev_sample.flatten(1)):
+        assert torch.equal(result, expected.prev_sample)
+    (sample,) = scheduler.step(logits, 3, tokens, generators(3, 4), return_dict=False)
+    assert torch.equal(sample, expected.prev_sample)
+
+
+def test_step_follows_the_grid_that_is_not_a_square():
+    scheduler = make_scheduler(MASK, 4, sampler="halton", tokens_per_step=2)
+    sample = scheduler.step(torch.zeros(1, MASK, 2, 6), 3, torch.full((1, 2, 6), MASK)).prev_sample
+    proposal = scheduler.propose(torch.zeros(1, 12, MASK), 3, torch.full((1, 12), MASK), grid=(2, 6))
+    assert torch.equal((sample != MASK).flatten(1), proposal.selected[:, 0])
+    with pytest.raises(ValueError, match=r"`grid` must be given as \(height, width\) with 12 cells"):
+        scheduler.propose(torch.zeros(1, 12, MASK), 3, torch.full((1, 12), MASK))
+
+
+@pytest.mark.parametrize("sampler", ["info_gain", "lookum"])
+def test_step_with_a_lookahead_sampler_is_an_error_that_says_what_to_use(sampler):
+    scheduler = make_scheduler(MASK, 4, sampler=sampler, num_candidates=3)
+    with pytest.raises(ValueError, match=f"`step` cannot look ahead as the sampler '{sampler}' with 3 candidates.*`propose`"):
+        scheduler.step(random_logits(2, 8, MASK), 3, state())
+    single = make_scheduler(MASK, 4, sampler=sampler, num_candidates=1)
+    assert (single.step(random_logits(2, 8, MASK), 0, state()).prev_sample != MASK).all()
+
+
+@pytest.mark.parametrize("timestep", [4, -1, torch.tensor(17)])
+def test_unknown_timestep_is_an_error(timestep):
+    scheduler = make_scheduler(MASK, 4, sampler="confidence")
+    with pytest.raises(ValueError, match=f"`timestep` must be one of the scheduler's 4 timesteps, got {int(timestep)}"):
+        scheduler.propose(random_logits(2, 8, MASK), timestep, state())
+
+
+def test_propose_before_set_timesteps_is_an_error():
+    with pytest.raises(ValueError, match="`timesteps` are not set: call `set_timesteps` first"):
+        InfoGainScheduler(MASK).propose(random_logits(2, 8, MASK), 0, state())
+
+
+def test_select_without_a_needed_lookahead_is_an_error():
+    scheduler = make_scheduler(MASK, 4)
+    proposal = scheduler.propose(random_logits(2, 8, MASK), 3, state(), generator=generators(1, 2))
+    assert proposal.needs_lookahead
+    with pytest.raises(ValueError, match="`lookahead_logits` must be given"):
+        scheduler.select(None, 3, proposal)
+    with pytest.raises(ValueError, match=re.escape("`lookahead_logits` must have the shape (2, 8, 8, V), got (2, 8, 7, 9)")):
+        scheduler.select(random_logits(2, 8, 7, MASK), 3, proposal)
+    with pytest.raises(ValueError, match=re.escape("must have the shape (2, 8, 8, V), got (2, 8, 9)")):
+        scheduler.select(random_logits(2, 8, MASK), 3, proposal)
+
+
+@pytest.mark.parametrize(
+    ("logits", "tokens"), [((2, 7, MASK), (2, 8)), ((1, 8, MASK), (2, 8)), ((2, 8), (2, 8)), ((2, MASK, 2, 4), (2, 2, 4))]
+)
+def test_logits_that_do_not_fit_the_tokens_are_an_error(logits, tokens):
+    scheduler = make_scheduler(MASK, 4, sampler="confidence")
+    with pytest.raises(ValueError, match=f"`logits` must have the shape.*got {re.escape(str(logits))} for"):
+        scheduler.propose(torch.zeros(logits), 3, torch.full(tokens, MASK))
+
+
+@pytest.mark.parametrize("allowed", [torch.ones(2, 7).bool(), torch.ones(8).bool(), torch.ones(2, 8), torch.ones(2, 8).long()])
+def test_allowed_of_another_shape_or_type_is_an_error(allowed):
+    scheduler = make_scheduler(MASK, 4, sampler="confidence")
+    with pytest.raises(ValueError, match=r"`allowed` must be bool of shape \(2, 8\)"):
+        scheduler.propose(random_logits(2, 8, MASK), 3, state(), allowed)
+
+
+@pytest.mark.parametrize("shape", [(2, MASK, 2, 3), (1, MASK, 2, 4), (2, 8, MASK)])
+def test_model_output_that_does_not_fit_the_grid_is_an_error(shape):
+    scheduler = make_scheduler(MASK, 4, sampler="confidence")
+    with pytest.raises(ValueError, match=r"`model_output` must have the shape.*got \(" + str(shape[0])):
+        scheduler.step(torch.zeros(shape), 3, torch.full((2, 2, 4), MASK))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_logits_that_cannot_be_sampled_from_are_an_error_with_step_and_sample(value, dtype):
+    scheduler = make_scheduler(MASK, 4)
+    logits = random_logits(2, 8, MASK).to(dtype)
+    logits[1, 5, slice(None) if value == -math.inf else 2] = value
+    with pytest.raises(ValueError, match="at step 1, sample 1, position 5"):
+        scheduler.propose(logits, 2, state())
+    proposal = scheduler.propose(random_logits(2, 8, MASK), 2, state(), generator=generators(1, 2))
+    place = proposal.distinct[1].nonzero()[-1].item()
+    position = proposal.next_masked[1, place].nonzero()[0].item()
+    lookahead = random_logits(2, 8, 8, MASK).to(dtype)
+    lookahead[1, place, position] = value
+    with pytest.raises(ValueError, match=f"at step 1, sample 1, candidate {place}, position {position}"):
+        scheduler.select(lookahead, 2, proposal)
+
+
+def test_tokens_ruled_out_by_minus_infinity_are_legal_and_known_positions_are_not_read():
+    scheduler = make_scheduler(MASK, 1)
+    logits = torch.full((2, 8, MASK), -math.inf)
+    logits[..., 3], logits[..., 6] = 1.0, 0.5
+    logits[:, :2] = math.nan
+    proposal = scheduler.propose(logits, 0, state(), generator=generators(1, 2))
+    assert set(proposal.candidates[proposal.selected].tolist()) == {3, 6}
+    assert proposal.cost.isfinite().all()

@@ -1,0 +1,300 @@
+"""Every rule of the scheduler against a plain Python version of it."""
+
+import math
+
+import pytest
+import torch
+from helpers import (
+    generators,
+    make_scheduler,
+    plain_entropy,
+    plain_evaluation,
+    plain_gumbel,
+    plain_kl,
+    plain_token,
+    probabilities,
+    random_logits,
+    top_positions,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusers_infogain.candidates import draw_uniforms
+from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
+from diffusers_infogain.scoring import entropy, halton_order
+
+MASK, BATCH, LENGTH, STEPS = 7, 3, 12, 5
+GRID = (3, 4)
+DETERMINISTIC = ("confidence", "entropy", "margin", "halton", "klass")
+
+
+def state(seed: int = 0, share: float = 0.7) -> torch.Tensor:
+    """Partly known tokens, with another number of masks in each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.randint(MASK, (BATCH, LENGTH), generator=generator)
+    return torch.where(torch.rand(BATCH, LENGTH, generator=generator) < share, MASK, known)
+
+
+def plain_phi(rule, position, logits, previous, token, uniform, temperature):
+    p = sorted(probabilities(logits), reverse=True)
+    settled = plain_kl(logits, previous) < 5e-4
+    return {
+        "confidence": lambda: p[0],
+        "maskgit": lambda: math.log(probabilities(logits)[token]) + temperature * plain_gumbel(uniform),
+        "entropy": lambda: -plain_entropy(logits),
+        "margin": lambda: p[0] - p[1],
+        "uniform": lambda: uniform,
+        "halton": lambda: -halton_order(*GRID)[position].item(),
+        "klass": lambda: p[0] + settled,
+    }[rule]()
+
+
+def settled_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of the step before, nearly the same at every third position."""
+    previous = random_logits(*logits.shape, seed=9)
+    previous[:, ::3] = logits[:, ::3] + 0.01 * previous[:, ::3]
+    return previous
+
+
+def check_candidates(scheduler, seeds, rule, count, temperatures, later_noise):
+    """Positions and tokens of every candidate, recomputed from the uniform numbers of each sample's generator."""
+    tokens, logits = state(), random_logits(BATCH, LENGTH, MASK, seed=1)
+    previous = settled_logits(logits)
+    timestep = scheduler.timesteps[1]
+    proposal = scheduler.propose(logits, timestep, tokens, generator=generators(*seeds), previous_logits=previous, grid=GRID)
+    num = proposal.candidates.shape[1]
+    uniforms = draw_uniforms(generators(*seeds), BATCH, num, LENGTH).tolist()
+    for b in range(BATCH):
+        for n in range(num):
+            scores, drawn = {}, {}
+            for position in (tokens[b] == MASK).nonzero()[:, 0].tolist():
+                row, u_token, u_position = logits[b, position].tolist(), *(u[position] for u in uniforms[b][n])
+                drawn[position] = plain_token(row, u_token, scheduler.config.token_temperature)
+                before = previous[b, position].tolist()
+                phi = plain_phi(rule, position, row, before, drawn[position], u_position, temperatures)
+                scores[position] = phi / temperatures + plain_gumbel(u_position) if n > 0 and later_noise else phi
+            chosen = top_positions(scores, count)
+            assert set(proposal.selected[b, n].nonzero()[:, 0].tolist()) == chosen
+            expected = [drawn[i] if i in chosen else token for i, token in enumerate(tokens[b].tolist())]
+            assert proposal.candidates[b, n].tolist() == expected
+
+
+@pytest.mark.parametrize("rule", CERTAINTIES)
+@pytest.mark.parametrize("token_temperature", [0, 0.7])
+def test_greedy_rule_decodes_the_positions_with_the_largest_phi(rule, token_temperature):
+    scheduler = make_scheduler(MASK, STEPS, 0.6, sampler=rule, tokens_per_step=3, token_temperature=token_temperature)
+    check_candidates(scheduler, (1, 2, 3), rule, 3, 0.6, later_noise=False)
+
+
+@pytest.mark.parametrize("rule", CERTAINTIES)
+@pytest.mark.parametrize("temperature", [0.3, 1.5])
+def test_candidate_zero_is_greedy_and_the_others_draw_positions_with_gumbel_noise(rule, temperature):
+    settings = {"sampler": "info_gain", "certainty": rule, "num_candidates": 4, "tokens_per_step": 2}
+    scheduler = make_scheduler(MASK, STEPS, temperature, **settings)
+    check_candidates(scheduler, (4, 5, 6), rule, 2, temperature, later_noise=rule in DETERMINISTIC)
+
+
+@pytest.mark.parametrize("rule", DETERMINISTIC)
+def test_position_temperature_zero_leaves_only_the_tokens_to_differ(rule):
+    scheduler = make_scheduler(MASK, STEPS, 0, certainty=rule)
+    proposal = scheduler.propose(random_logits(BATCH, LENGTH, MASK), 3, state(), generator=generators(1, 2, 3), grid=GRID)
+    assert (proposal.selected == proposal.selected[:, :1]).all()
+    assert (proposal.candidates != proposal.candidates[:, :1]).any()
+
+
+@pytest.mark.parametrize("sampler", ["info_gain", "lookum"])
+@pytest.mark.parametrize("rule", CERTAINTIES)
+def test_one_candidate_is_the_greedy_rule_draw_for_draw(sampler, rule):
+    runs = []
+    for config in ({"sampler": sampler, "certainty": rule, "num_candidates": 1}, {"sampler": rule}):
+        scheduler, tokens, previous = make_scheduler(MASK, STEPS, **config), state(), None
+        own, run = generators(7, 8, 9), [state()]
+        for index, timestep in enumerate(scheduler.timesteps):
+            logits = random_logits(BATCH, LENGTH, MASK, seed=index // 2)
+            proposal = scheduler.propose(logits, timestep, tokens, generator=own, previous_logits=previous, grid=GRID)
+            tokens, previous = scheduler.select(None, timestep, proposal).prev_sample, logits
+            run.append(tokens)
+        runs.append(torch.stack(run))
+    assert torch.equal(*runs)
+    assert (runs[0][-1] != MASK).all()
+    eight = make_scheduler(MASK, STEPS, sampler=sampler, certainty=rule)
+    proposal = eight.propose(random_logits(BATCH, LENGTH, MASK), 4, state(), generator=generators(7, 8, 9), grid=GRID)
+    assert torch.equal(proposal.candidates[:, 0], runs[0][1])
+
+
+def allowed_part() -> torch.Tensor:
+    allowed = torch.ones(BATCH, LENGTH).bool()
+    allowed[:, 8:] = False
+    return allowed
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from(["info_gain", "lookum"]),
+    st.sampled_from(["mean", "sum"]),
+    st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    st.booleans(),
+    st.sampled_from([None, 0.3]),
+)
+def test_select_equals_a_brute_force_evaluation(seed, sampler, reduction, weight, block, threshold):
+    config = {"sampler": sampler, "gain_reduction": reduction, "gain_weight": weight, "confidence_threshold": threshold}
+    scheduler = make_scheduler(MASK, STEPS, 0.4, certainty="margin", num_candidates=5, **config)
+    logits, tokens = random_logits(BATCH, LENGTH, MASK, seed=seed), state(seed)
+    allowed = allowed_part() if block else torch.ones(BATCH, LENGTH).bool()
+    proposal = scheduler.propose(logits, 3, tokens, allowed, generator=generators(seed, 1, 2))
+    lookahead = random_logits(BATCH, 5, LENGTH, MASK, seed=seed + 1)
+    output = scheduler.select(lookahead, 3, proposal)
+    for b in range(BATCH):
+        masked = (tokens[b] == MASK) & allowed[b]
+        objectives = []
+        for n in range(5):
+            first = proposal.candidates[b].tolist().index(proposal.candidates[b, n].tolist())
+            next_masked = (proposal.candidates[b, n] == MASK) & allowed[b]
+            cost, gain = plain_evaluation(logits[b], masked, lookahead[b, first], next_masked, reduction)
+            objectives.append(weight * gain - cost)
+            if sampler == "lookum":
+                objectives[-1] = gain - plain_evaluation(logits[b], masked, None, masked, reduction)[1]
+            assert output.cost[b, n].item() == pytest.approx(cost, abs=2e-5)
+            assert output.gain[b, n].item() == pytest.approx(gain, abs=2e-5)
+            assert output.objective[b, n].item() == pytest.approx(objectives[-1], abs=1e-4)
+        winner = int(output.winner[b])
+        assert objectives[winner] >= max(objectives) - 1e-4
+        assert torch.equal(output.prev_sample[b], proposal.candidates[b, winner])
+        assert torch.equal(output.pred_logits[b], lookahead[b, winner])
+
+
+@pytest.mark.parametrize("sampler", ["info_gain", "lookum"])
+def test_of_equal_candidates_only_the_first_is_read(sampler):
+    scheduler = make_scheduler(
+        MASK, STEPS, 0.1, sampler=sampler, certainty="confidence", tokens_per_step=1, token_temperature=0.3
+    )
+    logits = random_logits(BATCH, LENGTH, MASK, scale=4)
+    proposal = scheduler.propose(logits, 4, state(), generator=generators(1, 2, 3))
+    assert not proposal.distinct.all()
+    states = [{tuple(row) for row in sample} for sample in proposal.candidates.tolist()]
+    assert proposal.distinct.sum(-1).tolist() == [len(distinct) for distinct in states]
+    lookahead = random_logits(BATCH, 8, LENGTH, MASK)
+    lookahead[~proposal.distinct] = math.nan
+    output = scheduler.select(lookahead, 4, proposal)
+    assert output.objective.isfinite().all()
+    assert torch.equal(output.objective, output.objective.gather(1, proposal.duplicate_of))
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5, 2.0, 1e9])
+def test_entropy_bound_decodes_the_most_positions_that_the_bound_allows(bound):
+    scheduler = make_scheduler(MASK, STEPS, sampler="entropy_bound", entropy_bound=bound)
+    logits, tokens = random_logits(BATCH, LENGTH, MASK, scale=3), state()
+    proposal = scheduler.propose(logits, 3, tokens, generator=generators(1, 2, 3))
+    for b in range(BATCH):
+        order = sorted((plain_entropy(logits[b, i].tolist()), i) for i in (tokens[b] == MASK).nonzero()[:, 0].tolist())
+        count = max(k for k in range(1, len(order) + 1) if math.fsum(h for h, _ in order[: k - 1]) <= bound)
+        assert proposal.num_decoded[b] == count
+        assert set(proposal.selected[b, 0].nonzero()[:, 0].tolist()) == {i for _, i in order[:count]}
+    last = scheduler.propose(logits, 0, tokens, generator=generators(1, 2, 3))
+    assert torch.equal(last.selected[:, 0], tokens == MASK)
+
+
+def sure_logits(sure: int) -> torch.Tensor:
+    """The first `sure` masked positions of sample 0 (from 2 on) have a probability above 0.9, the others below 0.6."""
+    logits = random_logits(BATCH, LENGTH, MASK, scale=0.3)
+    for index in range(sure):
+        logits[0, 2 + index] = 0
+        logits[0, 2 + index, index] = 6 + 0.1 * index
+    return logits
+
+
+@pytest.mark.parametrize("sure", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("certainty", CERTAINTIES)
+def test_confident_positions_are_in_every_candidate_with_their_most_probable_token(sure, certainty):
+    config = {"tokens_per_step": 3, "confidence_threshold": 0.9, "certainty": certainty, "token_temperature": 5.0}
+    scheduler = make_scheduler(MASK, STEPS, **config)
+    tokens = torch.full((BATCH, LENGTH), MASK)
+    tokens[:, :2] = 0
+    logits = sure_logits(sure)
+    certain = range(2 + sure)[::-1][: min(3, sure)]  # the most confident come last
+    proposal = scheduler.propose(logits, 4, tokens, generator=generators(1, 2, 3), grid=GRID)
+    assert proposal.selected.sum(-1).eq(3).all()
+    for position in certain:
+        assert proposal.selected[0, :, position].all()
+        assert proposal.candidates[0, :, position].eq(position - 2).all()
+    if sure < 3:
+        assert proposal.duplicate_of[0].any()
+    assert proposal.needs_lookahead  # for the other samples
+    alone = scheduler.propose(logits[:1], 4, tokens[:1], generator=generators(1), grid=GRID)
+    assert torch.equal(alone.candidates, proposal.candidates[:1])
+    assert alone.needs_lookahead == (sure < 3)
+    if sure >= 3:
+        output = scheduler.select(None, 4, alone)
+        assert output.pred_logits is None
+        assert output.gain.isnan().all()
+        assert output.cost[0, 0].item() == pytest.approx(sum(plain_entropy(logits[0, i].tolist()) for i in certain), abs=1e-5)
+
+
+def test_threshold_is_exclusive_and_compares_the_largest_probability():
+    tokens, logits = torch.full((1, 4), MASK), torch.zeros(1, 4, 2)
+    logits[0, 2, 1] = 1.0
+    for threshold, bypass in ((0.5, True), (0.8, False)):
+        scheduler = make_scheduler(MASK, STEPS, tokens_per_step=1, confidence_threshold=threshold, certainty="uniform")
+        proposal = scheduler.propose(logits, 4, tokens, generator=generators(3))
+        assert proposal.needs_lookahead != bypass
+        assert proposal.selected[0, :, 2].all() == bypass
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(SAMPLERS), st.integers(0, STEPS - 1), st.sampled_from([None, 0.3]), st.floats(0, 1))
+def test_known_tokens_and_positions_not_allowed_stay(seed, sampler, timestep, threshold, share):
+    scheduler = make_scheduler(MASK, STEPS, sampler=sampler, confidence_threshold=threshold)
+    tokens, allowed = state(seed, share), allowed_part()
+    logits = random_logits(BATCH, LENGTH, MASK, seed=seed)
+    proposal = scheduler.propose(logits, timestep, tokens, allowed, generator=generators(seed, 1, 2), grid=GRID)
+    masked = (tokens == MASK) & allowed
+    keep = ~masked[:, None].expand_as(proposal.candidates)
+    assert torch.equal(proposal.candidates[keep], tokens[:, None].expand_as(proposal.candidates)[keep])
+    assert torch.equal(proposal.masked, masked)
+    assert torch.equal(proposal.selected.sum(-1), proposal.num_decoded[:, None].expand(proposal.selected.shape[:2]))
+    assert not proposal.entropies[~masked].any()
+    torch.testing.assert_close(proposal.entropies[masked], entropy(logits[masked]))
+    assert (proposal.num_decoded >= masked.any(-1).long()).all()
+    if timestep == 0:
+        assert torch.equal(proposal.num_decoded, masked.sum(-1))
+
+
+@pytest.mark.parametrize("token_temperature", [0, 1.0])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_mask_token_inside_the_vocabulary_is_never_sampled_and_not_in_the_entropies(sampler, token_temperature):
+    mask = 3
+    scheduler = make_scheduler(mask, STEPS, sampler=sampler, token_temperature=token_temperature, confidence_threshold=0.6)
+    tokens = torch.full((2, LENGTH), mask)
+    logits, lookahead = random_logits(2, LENGTH, 6), random_logits(2, 8, LENGTH, 6, seed=1)
+    logits[..., mask], lookahead[..., mask] = 30.0, 20.0
+    others = [0, 1, 2, 4, 5]
+    proposal = scheduler.propose(logits, 3, tokens, generator=generators(1, 2), grid=GRID)
+    assert (proposal.candidates != mask).sum(-1).eq(proposal.num_decoded[:, None]).all()
+    torch.testing.assert_close(proposal.entropies, entropy(logits[..., others]))
+    if proposal.needs_lookahead:
+        output = scheduler.select(lookahead, 3, proposal)
+        without = lookahead.clone()
+        without[..., mask] = -math.inf
+        torch.testing.assert_close(output.objective, scheduler.select(without, 3, proposal).objective)
+
+
+def test_klass_compares_distributions_without_the_mask_token():
+    """Position 1 has not changed but for the mask token's share, position 0 is more confident and has changed."""
+    mask = 3
+    scheduler = make_scheduler(mask, STEPS, sampler="klass", tokens_per_step=1)
+    now = torch.tensor([[[2.0, 0.0, 0.0, -9.0], [1.0, 0.0, 0.0, 5.0]]])
+    before = torch.tensor([[[0.0, 0.0, 2.0, -9.0], [1.0, 0.0, 0.0, 7.0]]])
+    proposal = scheduler.propose(now, 3, torch.full((1, 2), mask), generator=generators(1), previous_logits=before)
+    assert proposal.selected[0, 0].tolist() == [False, True]
+
+
+def test_tokens_come_from_top_k_and_top_p_but_scores_from_the_whole_distribution():
+    logits = random_logits(BATCH, LENGTH, MASK)
+    tokens = torch.full((BATCH, LENGTH), MASK)
+    for config in ({"top_k": 2}, {"top_p": 0.5}):
+        scheduler = make_scheduler(MASK, 1, sampler="confidence", token_temperature=2.0, **config)
+        proposal = scheduler.propose(logits, 0, tokens, generator=generators(1, 2, 3))
+        rank = (logits > logits.gather(-1, proposal.candidates[:, 0, :, None])).sum(-1)
+        assert 0 < rank.max() < (2 if "top_k" in config else 4)
+        torch.testing.assert_close(proposal.cost[:, 0], entropy(logits).sum(-1))
