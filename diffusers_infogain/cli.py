@@ -147,7 +147,7 @@ def writable_folder(path: Path) -> Path:
 
 def load_pipeline(args: argparse.Namespace) -> InfoGainPipeline:
     """The model of the flags, from safetensors only."""
-    pipe = InfoGainPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype), use_safetensors=True)
+    pipe = InfoGainPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     return pipe.to(args.device)
 
 

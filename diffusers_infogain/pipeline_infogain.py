@@ -100,7 +100,11 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainPipeline:
-        """As `DiffusionPipeline.from_pretrained`; the name "demo" stands for the model that the package ships."""
+        """As `DiffusionPipeline.from_pretrained`; the name "demo" stands for the model that the package ships.
+
+        Weights are read from safetensors only, unless `use_safetensors=False` is given.
+        """
+        kwargs.setdefault("use_safetensors", True)
         if pretrained_model_name_or_path == "demo":
             pretrained_model_name_or_path = DEMO_MODEL
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -171,7 +175,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
             limit = self.tokenizer.model_max_length
             ids = self.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=limit).input_ids
             for text in texts:
-                length = len(self.tokenizer(text).input_ids)
+                length = len(self.tokenizer(text, verbose=False).input_ids)
                 if length > limit:
                     logger.warning(f"A prompt of {length} tokens was cut to the {limit} that the text encoder takes: {text!r}.")
             outputs = self.text_encoder(ids.to(self._execution_device), return_dict=True, output_hidden_states=True)

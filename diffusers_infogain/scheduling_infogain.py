@@ -89,7 +89,7 @@ def _is_number(value: object, kind: type = float) -> TypeGuard[float]:
 
 
 def _at_least(name: str, value: object, lowest: float, kind: type = float) -> None:
-    if not _is_number(value, kind) or not value >= lowest:
+    if not _is_number(value, kind) or not lowest <= value < float("inf"):
         raise ValueError(f"`{name}` must be {'an integer' if kind is int else 'a number'} >= {lowest:g}, got {value!r}.")
 
 
@@ -357,7 +357,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             best[masked] = rows.argmax(-1)
             phi = torch.where(bypass, torch.inf, phi)
             values = torch.where(bypass, best[:, None], values)
-        selected = draw.select_top(phi, count)
+        # In memory order, so that the costs of equal candidates are sums in the same order and equal to the last bit.
+        selected = draw.select_top(phi.contiguous(), count)
         candidates = torch.where(selected, values, tokens[:, None])
         duplicate_of = draw.first_occurrence(candidates)
         differ = (duplicate_of > 0).any(-1) & (count < num_masked)
@@ -462,7 +463,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         winner = objective.argmax(1) if lookahead_logits is not None else torch.zeros_like(batch)
         return InfoGainSchedulerOutput(
             prev_sample=proposal.candidates[batch, winner],
-            pred_logits=None if lookahead_logits is None else lookahead_logits[batch, winner],
+            pred_logits=None if lookahead_logits is None else lookahead_logits[batch, proposal.duplicate_of[batch, winner]],
             cost=proposal.cost,
             gain=gain,
             objective=objective,

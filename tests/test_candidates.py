@@ -73,7 +73,7 @@ def test_last_codes_of_no_probability_never_come(size):
     logits = random_logits(300, size, scale=3)
     logits[:, -2:] = -INF
     logits[:, 0] = -INF
-    uniform = torch.tensor([0.0, ALMOST_ONE]).expand(300, 2)
+    uniform = torch.tensor([0.0, ALMOST_ONE, 1.0]).expand(300, 3)
     tokens = draw.sample_tokens(logits, uniform, 1.0)
     assert tokens.min() >= 1
     assert tokens.max() <= size - 3

@@ -255,6 +255,22 @@ def test_callback_sees_every_step():
         torch.testing.assert_close(step.scores, output.trace.objective[index], equal_nan=True)
 
 
+@pytest.mark.parametrize("num_candidates", [3, 5, 8])
+def test_every_step_decides_on_the_models_logits_of_its_state(num_candidates):
+    """Also where equal candidates, of which only one was evaluated, have the largest objective."""
+    tokens, model = torch.full((1, 12), MASK), HashModel(12, CODES)
+    for seed in range(40):
+        scheduler = make_scheduler(MASK, 3, 0.0, num_candidates=num_candidates, gain_reduction="mean")
+        states = [tokens]
+
+        def check(step, states=states):
+            expected = model(states[-1], torch.zeros(1, dtype=torch.long))
+            assert torch.equal(step.logits, expected)
+            states.append(step.tokens)
+
+        decode(model, scheduler, tokens, generator=generators(seed), callback=check)
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
 def test_tokens_that_a_callback_returns_replace_the_state_and_its_logits(sampler, in_place):

@@ -164,21 +164,27 @@ def test_select_equals_a_brute_force_evaluation(seed, sampler, reduction, weight
         assert torch.equal(output.pred_logits[b], lookahead[b, winner])
 
 
+@pytest.mark.parametrize("num_candidates", [3, 5, 8])
 @pytest.mark.parametrize("sampler", ["info_gain", "lookum"])
-def test_of_equal_candidates_only_the_first_is_read(sampler):
-    scheduler = make_scheduler(
-        MASK, STEPS, 0.1, sampler=sampler, certainty="confidence", tokens_per_step=1, token_temperature=0.3
-    )
-    logits = random_logits(BATCH, LENGTH, MASK, scale=4)
-    proposal = scheduler.propose(logits, 4, state(), generator=generators(1, 2, 3))
-    assert not proposal.distinct.all()
-    states = [{tuple(row) for row in sample} for sample in proposal.candidates.tolist()]
-    assert proposal.distinct.sum(-1).tolist() == [len(distinct) for distinct in states]
-    lookahead = random_logits(BATCH, 8, LENGTH, MASK)
-    lookahead[~proposal.distinct] = math.nan
-    output = scheduler.select(lookahead, 4, proposal)
-    assert output.objective.isfinite().all()
-    assert torch.equal(output.objective, output.objective.gather(1, proposal.duplicate_of))
+def test_of_equal_candidates_only_the_first_is_read_and_wins(sampler, num_candidates):
+    config = {"certainty": "confidence", "tokens_per_step": 5, "token_temperature": 0.3, "num_candidates": num_candidates}
+    scheduler, repeated = make_scheduler(MASK, STEPS, 0.0, sampler=sampler, **config), 0
+    for seed in range(30):
+        logits = random_logits(BATCH, LENGTH, MASK, seed=seed, scale=3)
+        proposal = scheduler.propose(logits, 4, state(seed), generator=generators(seed, 2, 3))
+        states = [{tuple(row) for row in sample} for sample in proposal.candidates.tolist()]
+        left = proposal.next_masked.any(-1).any(-1)
+        assert proposal.distinct.sum(-1)[left].tolist() == [len(states[b]) for b in left.nonzero()[:, 0].tolist()]
+        # the same positions cost the same, to the last bit, whatever the tokens: at temperature 0 all have the same positions
+        assert torch.equal(proposal.cost, proposal.cost[:, :1].expand_as(proposal.cost))
+        lookahead = random_logits(BATCH, num_candidates, LENGTH, MASK, seed=seed)
+        lookahead[~proposal.distinct] = math.nan
+        output = scheduler.select(lookahead, 4, proposal)
+        assert output.objective.isfinite().all()
+        assert torch.equal(output.objective, output.objective.gather(1, proposal.duplicate_of))
+        assert output.pred_logits[left].isfinite().all()
+        repeated += int((~proposal.distinct[left]).sum())
+    assert repeated > 10
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.5, 2.0, 1e9])
