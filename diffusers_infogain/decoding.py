@@ -221,6 +221,8 @@ def decode(
                 logits = None
         if scheduler.heuristic != "klass":
             previous_logits = None
+    if scheduler.undecided(tokens, allowed).any():
+        raise ValueError("`callback` masked tokens again after the last step, where no step is left to decode them.")
     num = scheduler.config.num_candidates if scheduler.looks_ahead else 1
     return DecodingOutput(tokens, recorder.trace(len(tokens), tokens.shape[1], num))
 

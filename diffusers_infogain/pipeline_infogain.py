@@ -205,6 +205,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         negative_prompt: str | list[str] | None,
         height: int,
         width: int,
+        guidance_scale: float,
         guidance_schedule: str,
         num_images_per_prompt: int,
         prompt_embeds: torch.Tensor | None,
@@ -258,6 +259,8 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         unit = self.vae_scale_factor * (2 if config.downsample else 1)
         if height % unit or width % unit or height <= 0 or width <= 0:
             raise ValueError(f"`height` and `width` must be positive multiples of {unit}, got {height} and {width}.")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
         if guidance_schedule not in GUIDANCE_SCHEDULES:
             allowed = ", ".join(GUIDANCE_SCHEDULES)
             raise ValueError(f"`guidance_schedule` must be one of {allowed}, got {guidance_schedule!r}.")
@@ -365,6 +368,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
             negative_prompt,
             height,
             width,
+            guidance_scale,
             guidance_schedule,
             num_images_per_prompt,
             prompt_embeds,

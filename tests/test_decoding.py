@@ -348,3 +348,9 @@ def test_nan_that_appears_on_the_way_is_an_error_with_step_and_sample():
         decode(broken, scheduler(), torch.full((2, 8), MASK), generator=generators(1, 2))
     with pytest.raises(ValueError, match="at step 3, sample 1, position"):
         decode(broken, scheduler(sampler="margin"), torch.full((2, 8), MASK), generator=generators(1, 2))
+
+
+def test_masks_that_a_callback_leaves_after_the_last_step_are_an_error():
+    scheduler = make_scheduler(MASK, 2, sampler="confidence")
+    with pytest.raises(ValueError, match="`callback` masked tokens again after the last step"):
+        decode(HashModel(8, CODES, (0,)), scheduler, torch.full((1, 8), MASK), callback=lambda s: torch.full_like(s.tokens, MASK))
