@@ -31,10 +31,11 @@ IMAGE_SIZE = 64
 MAX_OBJECTS = 4
 # Half of an object's width, in pixels. Equal visual weight asks for other half-widths than equal boxes.
 HALF_WIDTH = {"circle": 8.0, "square": 7.0, "triangle": 9.0, "diamond": 9.0}
-# Centres lie on a lattice and keep a distance (Chebyshev) at which no two objects touch.
-_CENTRES = torch.arange(12, 53, 4)
-_MIN_DISTANCE = 20
-# In a scene "left of" means clearly left: the offset along the axis exceeds twice the offset across it.
+# Centres lie in the middle of 8 x 8 pixel cells and keep a distance (Chebyshev) at which no two objects share a cell.
+_CENTRES = torch.arange(12, 53, 8)
+_MIN_DISTANCE = 24
+# In a scene "left of" means clearly left: the first object lies in the left half and the second in the right one, and the offset
+# along the axis is at least twice the offset across it.
 _RELATION_CLEARANCE = 2
 
 Category = Literal["single object", "two objects", "counting", "colors", "position", "attribute binding"]
@@ -86,20 +87,17 @@ class Caption:
     def held_out(self) -> bool:
         """Whether the combination is kept out of training.
 
-        Every color, shape, count and relation is trained, but about a quarter of the combinations color x shape x
-        count, color x shape x relation (as the first object) and pairs of colored shapes is not.
+        Every color, shape, count and relation is trained, but a quarter of the combinations color x shape x count, of the pairs
+        of colored shapes, and of such pairs x relation is not.
         """
-        if any(spec.color is None for spec in self.objects):
+        if self.category not in ("counting", "position", "attribute binding") or self.objects[0].color is None:
             return False
-        colors, shapes = list(COLORS), list(SHAPES)
-        code = sum(colors.index(spec.color) + shapes.index(spec.shape) for spec in self.objects if spec.color)
-        first = self.objects[0]
+        code = sum(list(COLORS).index(spec.color) + SHAPES.index(spec.shape) for spec in self.objects if spec.color)
         if self.category == "counting":
-            return (code + first.count) % 4 == 0
-        if self.category == "position" and self.relation:
-            subject = colors.index(first.color or "") + shapes.index(first.shape)
-            return (subject + RELATIONS.index(self.relation)) % 4 == 0
-        return self.category == "attribute binding" and code % 4 == 0
+            code += self.objects[0].count
+        if self.relation:
+            code += RELATIONS.index(self.relation)
+        return code % 4 == 0
 
     def __str__(self) -> str:
         return self.text
@@ -190,12 +188,13 @@ def _lattice() -> tuple[torch.Tensor, torch.Tensor, dict[str | None, torch.Tenso
     apart = torch.maximum(right.abs(), down.abs()) >= _MIN_DISTANCE
     wide = right.abs() >= _RELATION_CLEARANCE * down.abs()
     tall = down.abs() >= _RELATION_CLEARANCE * right.abs()
+    left, top = x < IMAGE_SIZE / 2, y < IMAGE_SIZE / 2
     allowed: dict[str | None, torch.Tensor] = {
         None: apart,
-        "left of": apart & wide & (right > 0),
-        "right of": apart & wide & (right < 0),
-        "above": apart & tall & (down > 0),
-        "below": apart & tall & (down < 0),
+        "left of": apart & wide & left[:, None] & ~left[None],
+        "right of": apart & wide & ~left[:, None] & left[None],
+        "above": apart & tall & top[:, None] & ~top[None],
+        "below": apart & tall & ~top[:, None] & top[None],
     }
     return x, y, allowed
 

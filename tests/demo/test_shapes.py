@@ -78,9 +78,11 @@ def test_scenes_show_the_caption_and_objects_never_touch():
         distance = torch.maximum((x[:, None] - x).abs(), (y[:, None] - y).abs()) + 100 * torch.eye(len(x))
         assert distance.min() >= 20
         if caption.relation == "left of":
-            assert x[0] < x[1]
-        if caption.relation == "above":
-            assert y[0] < y[1]
+            assert x[0] < 32 < x[1]
+            assert x[1] - x[0] >= 2 * (y[1] - y[0]).abs()
+        if caption.relation == "below":
+            assert y[1] < 32 < y[0]
+            assert y[0] - y[1] >= 2 * (x[1] - x[0]).abs()
         names = [shapes.SHAPES[index] for index in scenes.shape[i][present].tolist()]
         assert names == [spec.shape for spec in caption.objects for _ in range(spec.count)]
 
