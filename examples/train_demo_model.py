@@ -126,7 +126,7 @@ def atomic_save(state: dict, path: Path) -> None:
     os.replace(file.name, path)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     return peak * min(1.0, (step + 1) / warmup) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -188,7 +188,7 @@ def train_vqvae(args: argparse.Namespace, book: dict[str, torch.Tensor], device:
     optimizer = torch.optim.AdamW(vqvae.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
     start = 0
     if path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         vqvae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
@@ -223,26 +223,24 @@ def train_vqvae(args: argparse.Namespace, book: dict[str, torch.Tensor], device:
 
 
 def encode_pool(args: argparse.Namespace, book: dict[str, torch.Tensor], tokenizer: CLIPTokenizer):
-    """Tokens of the training images (N, 64) and of their captions (N, 16), and which are for later (N,); made once.
+    """Tokens of the training images (N, 64) and of their captions (N, 16), and the captions' relations (N,); made once.
 
-    "right of" and "below" are for later. A relation and its inverse differ in an interaction of three (which relation, which
-    object, which place) of which no two tell anything, and training on both from the start learned neither. A model that knows
-    where the first object of "left of" lies learns the inverse in a few hundred steps.
+    Relations are indices of `shapes.RELATIONS`, -1 for none.
     """
     path = args.output / "pool.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
-        return state["codes"], state["text"], state["later"]
+        return state["codes"], state["text"], state["relation"]
     generator = torch.Generator().manual_seed(args.seed + 2)
-    codes, text, later = [], [], []
+    codes, text, relation = [], [], []
     for _ in tqdm(range(0, args.pool_size, 500), desc="encode", mininterval=10):
         images, captions = draw_images(500, generator)
         codes.append(nearest_codes(coordinates(images, book), book).short())
         text.append(tokenize(tokenizer, [caption.text for caption in captions]).short())
-        later += [caption.relation in ("right of", "below") for caption in captions]
-    state = {"codes": torch.cat(codes), "text": torch.cat(text), "later": torch.tensor(later)}
+        relation += [shapes.RELATIONS.index(caption.relation) if caption.relation else -1 for caption in captions]
+    state = {"codes": torch.cat(codes), "text": torch.cat(text), "relation": torch.tensor(relation)}
     atomic_save(state, path)
-    return state["codes"], state["text"], state["later"]
+    return state["codes"], state["text"], state["relation"]
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
@@ -266,10 +264,17 @@ def average_gradients(parameters: list[torch.Tensor], processes: PartialState) -
 
 
 def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPTokenizer, processes: PartialState):
-    """Masked-token prediction with MaskGIT's cosine mask ratios; one caption in ten is dropped for guidance."""
+    """Masked-token prediction with MaskGIT's cosine mask ratios; one caption in ten is dropped for guidance.
+
+    The first eighth of the steps shows "left of" and "above" only, the next sixteenth all relations, the others everything. A
+    relation and its inverse differ in an interaction of three (which relation, which object, which place) of which no two tell
+    anything: training on everything from the start, or on all relations, learned none. A model that knows where the first object
+    of "left of" lies learns the inverse in a hundred steps.
+    """
     path, device = args.output / "transformer.pt", processes.device
-    codes, text, later = pool
-    easy = torch.where(~later)[0]
+    codes, text, relation = pool
+    two_relations = (relation == shapes.RELATIONS.index("left of")) | (relation == shapes.RELATIONS.index("above"))
+    lessons = [(0.13, torch.where(two_relations)[0]), (0.19, torch.where(relation >= 0)[0]), (1.0, torch.arange(len(codes)))]
     torch.manual_seed(args.seed)  # the initial weights; every later draw has its own generator
     models = torch.nn.ModuleDict({"transformer": build_transformer(), "text_encoder": build_text_encoder(tokenizer)}).to(device)
     average = torch.optim.swa_utils.AveragedModel(models, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
@@ -287,7 +292,7 @@ def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPToken
     denoise = torch.compile(models["transformer"]) if args.compile else models["transformer"]
     start = 0
     if path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         models.load_state_dict(state["models"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -298,11 +303,11 @@ def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPToken
     quiet = not processes.is_main_process
     progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc="transformer", mininterval=10, disable=quiet)
     for step in progress:
-        rows = torch.randint(len(codes), (args.batch_size,), generator=generator)
-        if step < args.steps // 4:
-            rows = easy[rows % len(easy)]
+        lesson = next(rows for share, rows in lessons if step < share * args.steps)
+        dropout = 0.1 if lesson is lessons[-1][1] else 0.0
+        rows = lesson[torch.randint(len(lesson), (args.batch_size,), generator=generator)]
         target = codes[rows].long()
-        dropped = torch.rand(args.batch_size, 1, generator=generator) < 0.1
+        dropped = torch.rand(args.batch_size, 1, generator=generator) < dropout
         caption = torch.where(dropped, empty, text[rows]).long().to(device)
         ratio = torch.cos(torch.rand(args.batch_size, 1, generator=generator) * math.pi / 2)
         num_masked = (ratio * GRID**2).round().clamp(min=1)
@@ -338,10 +343,10 @@ def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPToken
         if step % 100 == 0:
             progress.set_postfix_str(f"loss {running:.4f} nats per token")
         hours = (time.monotonic() - begun) / 3600
-        if processes.is_main_process and ((step + 1) % 500 == 0 or step + 1 == args.steps):
+        if processes.is_main_process and ((step + 1) % 300 == 0 or step + 1 == args.steps):
             state = {"models": models.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             atomic_save(state | {"generator": generator.get_state(), "step": step + 1}, path)
-            if (step + 1) % 1000 == 0:
+            if (step + 1) % 900 == 0:
                 print(f"step {step + 1}: loss {running:.4f}, {hours:.2f} h", flush=True)
     return average.module["transformer"].eval(), average.module["text_encoder"].eval()
 
@@ -380,7 +385,7 @@ def main() -> None:
     parser.add_argument("--vq-steps", type=int, default=2000)
     parser.add_argument("--vq-batch-size", type=int, default=32)
     parser.add_argument("--pool-size", type=int, default=200_000, help="number of training images")
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     args = parser.parse_args()
