@@ -26,6 +26,7 @@ from .scheduling_infogain import InfoGainScheduler
 # The rules that `demo` shows beside each other; everything not named is the scheduler's default.
 DEMO_SAMPLERS: dict[str, dict[str, Any]] = {
     "confidence": {"sampler": "confidence"},
+    "maskgit": {"sampler": "maskgit"},
     "entropy": {"sampler": "entropy"},
     "info_gain": {"sampler": "info_gain"},
 }
@@ -39,7 +40,7 @@ DEMO_PROMPTS = (
     "a red circle and a blue diamond",
 )
 # Guidance that the demo model does well with; aMUSEd's default of 10 is for aMUSEd.
-DEMO_GUIDANCE_SCALE = 3.0
+DEMO_GUIDANCE_SCALE = 1.2
 
 _SCHEDULER_FLAGS: dict[str, tuple[Any, str]] = {
     "sampler": (str, "rule that picks the tokens to decode"),
@@ -225,7 +226,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """A picture of the same prompts and seeds under three samplers, judged by the demo world's checker."""
+    """A picture of the same prompts and seeds under four samplers, judged by the demo world's checker."""
     from .demo import checker, shapes
     from .visualization import GridCell, GridRow, labelled_grid
 
@@ -258,7 +259,7 @@ def demo(args: argparse.Namespace) -> None:
         rows.append(GridRow(name, lines, cells))
         print(f"{name}: {', '.join(lines)}, {result.seconds / len(prompts):.2f} s per image", flush=True)
     path = folder / "demo.png"
-    title = "Same prompts, same seeds, same model: three ways to choose the next tokens"
+    title = "Same prompts, same seeds, same model: four ways to choose the next tokens"
     save_png(labelled_grid([c.text for c in captions], rows, title), path, {"seed": args.seed, "steps": args.steps})
     print(f"Picture written to {path}.")
 
@@ -295,7 +296,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--grid", action="store_true", help="also write all images into one picture, grid.png")
     command.add_argument("--num-images", type=int, default=1, help="images per prompt, with seeds one after the other")
     command.add_argument("--steps", type=int, help="decoding steps (default: 12)")
-    command.add_argument("--guidance-scale", type=float, help="1 switches guidance off (default: 3 for demo, else 10)")
+    command.add_argument("--guidance-scale", type=float, help="1 switches guidance off (default: 1.2 for demo, else 10)")
     command.add_argument("--guidance-schedule", default="constant", help="constant, linear or cosine")
     command.add_argument("--negative-prompt")
     command.add_argument("--height", type=int, help="in pixels (default: the model's)")

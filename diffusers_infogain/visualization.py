@@ -84,7 +84,9 @@ def labelled_grid(columns: Sequence[str], rows: Sequence[GridRow], title: str = 
             draw.rectangle((x, y, x + cell_size + 2 * _BORDER - 1, y + cell_size + 2 * _BORDER - 1), fill=frame)
             enlarged = cell.image.resize((cell_size, cell_size), PIL.Image.Resampling.LANCZOS)
             picture.paste(enlarged, (x + _BORDER, y + _BORDER))
-            note = _wrapped(cell.note, small, cell_size)[:2]
+            note = _wrapped(cell.note, small, cell_size)
+            if len(note) > 2:
+                note = [note[0], note[1] + " …"]
             for i, line in enumerate(note):
                 color = _MUTED if cell.right is None else frame
                 draw.text((x, y + cell_size + 2 * _BORDER + 3 + 13 * i), line, font=small, fill=color)

@@ -3,7 +3,7 @@
 
     python examples/train_demo_model.py --output runs/demo
 
-About an hour and a half on two CPU cores with bfloat16 instructions and `--compile` (pass `--dtype float32` without such
+Somewhat over an hour on two CPU cores with bfloat16 instructions and `--compile` (pass `--dtype float32` without such
 instructions), minutes on a GPU; `torchrun --nproc-per-node 2` in place of `python` shares each batch of the transformer's
 training among processes. The run is seeded, writes a checkpoint as it goes, and goes on from it when started again. The
 result is a repository in aMUSEd's format: VQModel, UVit2DModel, CLIPTextModelWithProjection, CLIPTokenizer.
@@ -351,7 +351,7 @@ def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPToken
     return average.module["transformer"].eval(), average.module["text_encoder"].eval()
 
 
-def report(folder: Path, device: str, num_images: int = 300) -> None:
+def report(folder: Path, device: str, num_images: int) -> None:
     """Prints how often held-out images and held-out prompts are read as what they should show."""
     pipe = InfoGainPipeline.from_pretrained(folder).to(device)
     captions = shapes.sample_captions(num_images, torch.Generator().manual_seed(1), held_out=True)
@@ -387,6 +387,7 @@ def main() -> None:
     parser.add_argument("--pool-size", type=int, default=200_000, help="number of training images")
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--report-images", type=int, default=300, help="held-out prompts behind the printed accuracy")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     args = parser.parse_args()
     args.dtype = getattr(torch, args.dtype)
@@ -405,7 +406,7 @@ def main() -> None:
     pipe = AmusedPipeline(vqvae, tokenizer, text_encoder, transformer, AmusedScheduler(mask_token_id=CODEBOOK_SIZE))
     pipe.save_pretrained(args.output / "model")
     print(f"Wrote {args.output / 'model'}")
-    report(args.output / "model", args.device)
+    report(args.output / "model", args.device, args.report_images)
 
 
 if __name__ == "__main__":

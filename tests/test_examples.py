@@ -1,0 +1,55 @@
+"""The example scripts run as they stand, at a small size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_infogain import InfoGainPipeline
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_sampler_comparison_makes_only_what_is_missing(tmp_path):
+    arguments = ["--output", tmp_path, "--num-prompts", 3, "--steps", 2, "--seeds", 0]
+    run("compare_demo_samplers.py", *arguments, "--samplers", "maskgit")
+    first = (tmp_path / "results.jsonl").read_text()
+    run("compare_demo_samplers.py", *arguments, "--samplers", "maskgit", "info_gain sum")
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert (tmp_path / "results.jsonl").read_text().startswith(first)
+    assert [result["sampler"] for result in results] == ["maskgit", "info_gain sum"]
+    assert results[0]["model_rows"] == 2
+    assert "| 2 | info_gain sum |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_demo_training_resumes_and_writes_a_repository(tmp_path):
+    arguments = ["--output", tmp_path, "--device", "cpu", "--dtype", "float32", "--pool-size", 500, "--report-images", 2]
+    run("train_demo_model.py", *arguments, "--vq-steps", 1, "--vq-batch-size", 2, "--steps", 2, "--batch-size", 4)
+    assert torch.load(tmp_path / "transformer.pt", weights_only=True)["step"] == 2
+    out = run("train_demo_model.py", *arguments, "--vq-steps", 2, "--vq-batch-size", 2, "--steps", 4, "--batch-size", 4)
+    assert torch.load(tmp_path / "transformer.pt", weights_only=True)["step"] == 4
+    assert "of 2 right" in out
+    pipe = InfoGainPipeline.from_pretrained(tmp_path / "model")
+    assert pipe("a red circle", num_inference_steps=2, output_type="latent").images.shape == (1, 8, 8)
+
+
+def test_benchmark_prints_the_share_outside_the_model():
+    out = run(
+        "benchmark_decision_time.py", "--batch-size", 2, "--num-candidates", 2, "--steps", 3, "--runs", 2, "--device", "cpu"
+    )
+    # One row for the empty canvas, two for each of the two steps that look ahead (fewer where candidates coincide).
+    assert "2 runs of 2 images, 3 steps, 2 candidates, 5 model rows per image" in out
+    assert "% outside the transformer" in out
