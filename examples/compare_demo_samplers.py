@@ -47,6 +47,7 @@ def run(pipe: InfoGainPipeline, base: Any, args: argparse.Namespace, name: str, 
         f"{name}, {steps} steps, seed {seed}",
         num_inference_steps=steps,
         guidance_scale=args.guidance_scale,
+        lookahead_batch_size=args.lookahead_batch_size,
     )
     right = [checker.check_image(image, caption).holds for image, caption in zip(result.images, captions, strict=True)]
     groups = defaultdict(list)
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, default=500)
     parser.add_argument("--guidance-scale", type=float, default=DEMO_GUIDANCE_SCALE)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lookahead-batch-size", type=int, default=16, help="changes the speed only; 16 is good on a CPU")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

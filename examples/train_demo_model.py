@@ -369,7 +369,7 @@ def report(folder: Path, device: str, num_images: int) -> None:
     print(f"reconstructions: {share(list(decoded))}")
     prompts, seeds = [caption.text for caption in captions], list(range(num_images))
     call = {"num_inference_steps": 16, "guidance_scale": DEMO_GUIDANCE_SCALE}
-    for sampler in ("maskgit", "confidence"):
+    for sampler in ("confidence", "maskgit"):
         pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler=sampler)
         images = generate_images(pipe, prompts, seeds, 20, sampler, **call).images
         print(f"held-out prompts, sampler {sampler}, 16 steps, guidance {DEMO_GUIDANCE_SCALE}: {share(images)}")

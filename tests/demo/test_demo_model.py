@@ -47,12 +47,10 @@ def test_its_own_reconstructions_of_held_out_images_are_read_right(demo_pipe):
 
 
 def share_of_greedy_images(pipe, captions) -> float:
-    """MaskGIT's form of the confidence rule, which the stock pipelines use. (The plain top-1 form decodes tokens together that
-    contradict each other, so its share is bounded by the rule and says little about the model.)"""
-    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler="maskgit")
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler="confidence")
     prompts, seeds = [caption.text for caption in captions], list(range(len(captions)))
     call = {"num_inference_steps": 16, "guidance_scale": DEMO_GUIDANCE_SCALE}
-    return share_right(generate_images(pipe, prompts, seeds, 20, "maskgit", **call).images, captions)
+    return share_right(generate_images(pipe, prompts, seeds, 20, "confidence", **call).images, captions)
 
 
 def test_greedy_sampling_is_good_with_room_above(demo_pipe):
