@@ -242,7 +242,8 @@ def demo(args: argparse.Namespace) -> None:
     rows = []
     for name, settings in DEMO_SAMPLERS.items():
         pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
-        call = {"num_inference_steps": args.steps, "guidance_scale": DEMO_GUIDANCE_SCALE}
+        # On a CPU a chunk that stays in the cache is a quarter faster; images do not depend on it.
+        call = {"num_inference_steps": args.steps, "guidance_scale": DEMO_GUIDANCE_SCALE, "lookahead_batch_size": 16}
         result = generate_images(pipe, prompts, seeds, args.batch_size, name, **call)
         verdicts = [checker.check_image(i, c) for i, c in zip(result.images, [*captions, *sampled], strict=True)]
         right = torch.tensor([verdict.holds for verdict in verdicts[len(captions) :]]).double()
