@@ -1,0 +1,223 @@
+"""Feature extractors for metrics of images, all with the contract of `FeatureExtractor`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from diffusers import VQModel
+from PIL import Image
+
+from ..demo.shapes import IMAGE_SIZE
+
+INCEPTION_OUTPUTS = {"pool": ("2048", 2048), "spatial": ("768", 17 * 17 * 7), "logits": ("logits_unbiased", 1008)}
+"""Per output of `InceptionFeatures`: the features torch-fidelity computes for it, and the number of dimensions it has."""
+
+_SPATIAL_CHANNELS = 7
+_DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
+
+
+class FeatureExtractor(torch.nn.Module):
+    """Turns uint8 images (B, 3, H, W) into float32 features (B, D); a frozen network that is always in evaluation mode.
+
+    Subclasses define `extract`. Metrics, torchmetrics' own included, take any such module.
+
+    Attributes:
+        num_features: D.
+        name: What reports print.
+    """
+
+    num_features: int
+    name: str
+
+    def __init__(self, network: torch.nn.Module, num_features: int, name: str):
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.num_features = num_features
+        self.name = name
+        self.eval()
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Has no effect: features that depend on the batch, or on dropout, would not be comparable."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) of images (B, 3, H, W).
+
+        Raises:
+            ValueError: If the images are not uint8 of this shape.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                "`images` must be uint8 of shape (B, 3, H, W), values from 0 to 255 (from floats in [0, 1]: "
+                f"`(255 * images).round().byte()`), got {images.dtype} of shape {tuple(images.shape)}."
+            )
+        return self.extract(images).float()
+
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of images that `forward` has checked."""
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def torchvision_explained() -> Iterator[None]:
+    """Names the remedy where an import fails for torchvision: torch-fidelity needs it, and torchmetrics imports torch-fidelity.
+
+    A torchvision made for another torch fails with whatever its operators raise, hence any exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"torch-fidelity is installed, but not the torchvision it needs that fits torch {torch.__version__} ({error})."
+        ) from error
+
+
+def _inception_class() -> Any:
+    try:
+        with torchvision_explained():
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "`InceptionFeatures` needs torch-fidelity: pip install 'diffusers_infogain[eval]'.", name=error.name
+        ) from error
+    return FeatureExtractorInceptionV3
+
+
+def _load_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class InceptionFeatures(FeatureExtractor):
+    """torch-fidelity's InceptionV3, which has the weights of the original FID and resizes images as TensorFlow 1 does.
+
+    Args:
+        output: "pool" (2048, for FID and KID), "logits" (1008, without the bias, for the Inception score) or "spatial" (2023,
+            for sFID): the first 7 channels of `mixed_6/conv`, in the order (row, column, channel), as in OpenAI's evaluator
+            for ADM, so that its reference files apply.
+        weights: torch-fidelity's checkpoint, as .pth or .safetensors; by default torch-fidelity downloads it.
+
+    Raises:
+        ModuleNotFoundError: Without torch-fidelity.
+        ImportError: Without a torchvision that works, which torch-fidelity imports.
+        ValueError: If `output` is unknown, or the checkpoint is of another network.
+    """
+
+    def __init__(self, output: Literal["pool", "spatial", "logits"] = "pool", weights: str | os.PathLike | None = None):
+        if output not in INCEPTION_OUTPUTS:
+            raise ValueError(f"`output` must be one of {', '.join(INCEPTION_OUTPUTS)}, got {output!r}.")
+        computed, num_features = INCEPTION_OUTPUTS[output]
+        network_class = _inception_class()
+        source = None
+        if weights is not None:
+            # torch-fidelity unpickles whatever its file holds; it gets a copy of what the safe loader has read.
+            source = io.BytesIO()
+            torch.save(_load_checkpoint(weights), source)
+            source.seek(0)
+        try:
+            network = network_class("inception-v3-compat", [computed], feature_extractor_weights_path=source)
+        except RuntimeError as error:
+            if weights is None:
+                raise
+            raise ValueError(f"`weights` must be torch-fidelity's InceptionV3 checkpoint, got {weights}: {error}") from error
+        super().__init__(network, num_features, f"InceptionV3 {output} (torch-fidelity)")
+        self.output = output
+
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """The chosen output of the network."""
+        if self.output != "spatial":
+            return self.network(images)[0]
+        found: list[torch.Tensor] = []
+        # TensorFlow's mixed_4 ... mixed_7 are 6b ... 6e here; its `conv` is the ReLU output of the 1x1 branch.
+        network: Any = self.network
+        with network.Mixed_6d.branch1x1.register_forward_hook(
+            lambda module, args, output: found.append(output[:, :_SPATIAL_CHANNELS])
+        ):
+            self.network(images)
+        return found[0].permute(0, 2, 3, 1).flatten(1)
+
+
+class ClipFeatures(FeatureExtractor):
+    """Projected image features of a CLIP model, and its text features.
+
+    Images are resized by Pillow, with or without torchvision, so that the figures do not depend on what else is installed.
+
+    Args:
+        model: Folder or Hub id in transformers' format, with weights in safetensors.
+    """
+
+    def __init__(self, model: str | os.PathLike):
+        network = transformers.CLIPModel.from_pretrained(model, use_safetensors=True).float()
+        super().__init__(network, network.config.projection_dim, f"CLIP image features ({Path(model).name})")
+        # transformers 5 has the Pillow version under a name of its own
+        processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+        self.image_processor = processor.from_pretrained(model)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """Image features, not normalised."""
+        pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+        pixels = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        network: Any = self.network
+        return _pooled(network.get_image_features(pixel_values=pixels.to(images.device)))
+
+    @torch.no_grad()
+    def text_features(self, texts: list[str]) -> torch.Tensor:
+        """Text features (B, D), not normalised.
+
+        Texts longer than the model's context (77 tokens in OpenAI's) are cut before the end token, with a warning.
+        """
+        network: Any = self.network
+        length = network.config.text_config.max_position_embeddings
+        cut = sum(len(ids) > length for ids in self.tokenizer(texts, verbose=False)["input_ids"])
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(texts)} texts are longer than the {length} tokens CLIP reads, and are cut.", stacklevel=2
+            )
+        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(network.device)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        return _pooled(network.get_text_features(input_ids=ids, attention_mask=mask)).float()
+
+
+def _pooled(output: Any) -> torch.Tensor:
+    """transformers 4 returns the projected features, transformers 5 an output that holds them."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+class DemoFeatures(FeatureExtractor):
+    """Features of the demo world's 64 x 64 images, without a download, from the demo model's own VQ encoder.
+
+    Each of the 64 numbers is a channel's mean over the image behind the last down block, where one position sees about as much
+    as an object covers. Means there notice missing objects, and blurred, shifted or discolored ones. The encoder's output does
+    not: it is trained to name the nearest ideal patch, which is to disregard blur. With 64 dimensions some hundred images are
+    enough for a covariance of full rank. Distances are comparable only at the same number of images.
+    """
+
+    def __init__(self) -> None:
+        network = VQModel.from_pretrained(_DEMO_MODEL, subfolder="vqvae")
+        super().__init__(network.encoder, network.config.block_out_channels[-1], "demo VQ encoder, channel means")
+
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """Channel means behind the last down block."""
+        if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            size = " x ".join(map(str, images.shape[2:]))
+            raise ValueError(f"`images` must be demo images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {size}.")
+        encoder: Any = self.network
+        hidden = encoder.conv_in(images / 255)
+        for block in encoder.down_blocks:
+            hidden = block(hidden)
+        return hidden.mean((2, 3))

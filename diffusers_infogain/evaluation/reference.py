@@ -1,0 +1,106 @@
+"""Reference statistics of real images, in the .npz format of OpenAI's evaluator for ADM."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .features import InceptionFeatures
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+# The covariance estimate comes out as `sigma` for any number n of images on one rank. Where each of R ranks holds the reference,
+# it comes out as sigma · (1 - 1/n) / (1 - 1/(R n)): n is large, and a power of two, which rounds nothing.
+_NUM_IMAGES = 2**40
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics:
+    """Mean (D,) and covariance (D, D) of pool features, for FID, and of spatial features, for sFID (None: not known).
+
+    Raises:
+        ValueError: If shapes do not fit, a value is not finite, or a covariance is not symmetric.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    mu_s: np.ndarray | None = None
+    sigma_s: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mu_s is None) != (self.sigma_s is None):
+            raise ValueError("`mu_s` and `sigma_s` must be given together, got one of them.")
+        for mean_name, covariance_name in (("mu", "sigma"), ("mu_s", "sigma_s")):
+            if getattr(self, mean_name) is None:
+                continue
+            mean, covariance = (np.asarray(getattr(self, name), dtype=np.float64) for name in (mean_name, covariance_name))
+            if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
+                raise ValueError(
+                    f"`{mean_name}` and `{covariance_name}` must have shapes (D,) and (D, D), "
+                    f"got {mean.shape} and {covariance.shape}."
+                )
+            for name, value in ((mean_name, mean), (covariance_name, covariance)):
+                if not np.isfinite(value).all():
+                    raise ValueError(f"`{name}` must be finite, got {(~np.isfinite(value)).sum()} values that are not.")
+                object.__setattr__(self, name, value)
+            if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * np.abs(covariance).max(initial=0)):
+                raise ValueError(f"`{covariance_name}` must be symmetric.")
+
+
+def read_reference(path: str | os.PathLike) -> ReferenceStatistics:
+    """Reads `mu` and `sigma`, and where the file has them `mu_s` and `sigma_s`.
+
+    Raises:
+        ValueError: If the file lacks a key or holds arrays that are no statistics.
+    """
+    file = np.load(path, allow_pickle=False)
+    if isinstance(file, np.ndarray):
+        raise ValueError(f"`path` must be an .npz file with `mu` and `sigma`, got a single array in {path}.")
+    with file:
+        if not {"mu", "sigma"} <= set(file.files):
+            raise ValueError(f"`path` must hold `mu` and `sigma`, got {path} with {', '.join(file.files) or 'nothing'}.")
+        return ReferenceStatistics(**{name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in file.files})
+
+
+def write_reference(path: str | os.PathLike, stats: ReferenceStatistics) -> None:
+    """Writes the statistics; a reader sees the old file or the new one, never a part."""
+    target = Path(path)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    arrays = {name: value for name, value in vars(stats).items() if value is not None}
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def with_reference(metric: FrechetInceptionDistance, stats: ReferenceStatistics) -> FrechetInceptionDistance:
+    """Gives a Fréchet distance the statistics in place of real images, and returns it; resets keep them.
+
+    A metric with spatial Inception features takes `mu_s` and `sigma_s`. On several ranks, every rank may load them. Real images
+    added afterwards would count next to nothing.
+
+    Raises:
+        ValueError: If the statistics are not of the metric's features.
+    """
+    spatial = isinstance(metric.inception, InceptionFeatures) and metric.inception.output == "spatial"
+    mu, sigma = (stats.mu_s, stats.sigma_s) if spatial else (stats.mu, stats.sigma)
+    if mu is None or sigma is None:
+        raise ValueError("`stats` must hold `mu_s` and `sigma_s` for spatial features, got None.")
+    size = len(metric.real_features_sum)
+    if len(mu) != size:
+        raise ValueError(f"`stats` must be of the metric's {size} features, got {len(mu)}.")
+    n = _NUM_IMAGES
+    device = metric.real_features_sum.device
+    metric.real_features_sum = torch.as_tensor(n * mu, device=device)
+    metric.real_features_cov_sum = torch.as_tensor((n - 1) * sigma + n * np.outer(mu, mu), device=device)
+    metric.real_features_num_samples = torch.tensor(n, device=device)
+    metric.reset_real_features = False
+    return metric

@@ -1,0 +1,77 @@
+"""Imports the metrics where torchvision is missing; small extractors, images and models made on the spot."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+import transformers
+from conftest import make_tokenizer
+
+from diffusers_infogain.evaluation.features import FeatureExtractor
+
+
+def import_torch_fidelity() -> None:
+    """Imports it, where it is installed, also without torchvision.
+
+    Importing torchmetrics imports torch-fidelity, whose package imports torchvision for data sets and networks that the tests do
+    not use; and torchvision's wheels on PyPI do not fit a CPU build of torch. So empty modules stand in for it, for this import.
+    """
+    if not importlib.util.find_spec("torch_fidelity") or importlib.util.find_spec("torchvision"):
+        return
+    names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+    sys.modules.update({name: mock.MagicMock() for name in names})
+    try:
+        importlib.import_module("torch_fidelity")
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+import_torch_fidelity()
+metrics = importlib.import_module("diffusers_infogain.evaluation.metrics")
+
+
+class TinyFeatures(FeatureExtractor):
+    """A random convolution, with batch normalisation that would tell if the network ever left evaluation mode."""
+
+    def __init__(self, num_features: int = 6, seed: int = 0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = torch.nn.Sequential(
+                torch.nn.Conv2d(3, num_features, 3), torch.nn.BatchNorm2d(num_features), torch.nn.Tanh(), torch.nn.Dropout()
+            )
+        super().__init__(network.train(), num_features, "tiny")
+        self.calls = 0
+
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.network(images / 64).mean((2, 3))
+
+
+def random_images(num: int, seed: int = 0, size: int = 8, low: int = 0, high: int = 256) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    # images that differ in more than noise, so that features spread
+    base = torch.randint(low, high, (num, 3, 1, 1), generator=generator)
+    noise = torch.randint(-20, 21, (num, 3, size, size), generator=generator)
+    return (base + noise).clamp(0, 255).byte()
+
+
+def save_tiny_clip(folder: Path, seed: int = 0) -> str:
+    """A random CLIP of 12 tokens' context, in the format of a local folder."""
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = make_tokenizer()
+    ends = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("eos", "bos", "pad")}
+    config = transformers.CLIPConfig(
+        text_config={**text, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 12, "projection_dim": 8},
+        vision_config={**text, "image_size": 16, "patch_size": 8, "projection_dim": 8},
+        projection_dim=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    transformers.CLIPImageProcessor(**size).save_pretrained(folder)
+    return str(folder)
