@@ -47,6 +47,12 @@ class DecodingTrace:
         number = torch.arange(1, len(self.selected) + 1)
         return (number[:, None, None] * self.selected).sum(0) - 1  # a position is selected at most once
 
+    def records(self) -> list[dict[str, list[float] | list[int]]]:
+        """Per sample, plain lists over the steps, for JSON: "num_decoded", "cost", "winner", "model_rows"."""
+        names = ("num_decoded", "cost", "winner", "model_rows")
+        columns = [getattr(self, name).T.tolist() for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
     def take(self, rows: torch.Tensor) -> DecodingTrace:
         """The trace of some of the samples."""
         return DecodingTrace(**{name: value[:, rows] for name, value in vars(self).items()})

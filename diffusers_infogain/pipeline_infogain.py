@@ -21,7 +21,7 @@ from diffusers.utils import BaseOutput, logging
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from .candidates import Generators
-from .decoding import DecodingStep, DecodingTrace, decode
+from .decoding import DecodingStep, DecodingTrace, decode, decode_beam, decode_best_of
 from .scheduling_infogain import InfoGainScheduler
 
 logger = logging.get_logger("diffusers." + __name__)
@@ -320,6 +320,8 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         micro_conditioning_aesthetic_score: float = 6,
         micro_conditioning_crop_coord: tuple[int, int] = (0, 0),
         lookahead_batch_size: int | None = None,
+        num_beams: int = 1,
+        num_runs: int = 1,
     ) -> InfoGainPipelineOutput | tuple[Any, ...]:
         r"""Generates images.
 
@@ -348,6 +350,9 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
             micro_conditioning_aesthetic_score, micro_conditioning_crop_coord: As in aMUSEd.
             lookahead_batch_size: The most states that go through the transformer at once, images times candidates; guidance
                 doubles the rows. By default all of them; lower it if memory runs out.
+            num_beams: More than 1 decodes by Info-Gain beam search (`decode_beam`), with the sampler "info_gain" only.
+            num_runs: More than 1 decodes every image that many times and keeps the run with the smallest cumulative entropy
+                (`decode_best_of`). Neither search can be combined with the other or with a callback.
 
         Returns:
             `InfoGainPipelineOutput`, or (images, trace).
@@ -380,6 +385,13 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+        if num_beams > 1 and num_runs > 1:
+            raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
+        if callback_on_step_end is not None and (num_beams > 1 or num_runs > 1):
+            raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
         batch_size, device = num_prompts * num_images_per_prompt, self._execution_device
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         length, guided = grid[0] * grid[1], guidance_scale > 1
@@ -443,15 +455,19 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
                 self._check_latents(edited, (batch_size, *grid))
                 return edited.flatten(1)
 
-            output = decode(
-                denoise,
-                self.scheduler,
-                tokens,
-                generator=generator,
-                lookahead_batch_size=lookahead_batch_size,
-                callback=after_step,
-                grid=grid,
-            )
+            options: dict[str, Any] = {
+                "generator": generator,
+                "lookahead_batch_size": lookahead_batch_size,
+                "grid": grid,
+            }
+            if num_beams > 1:
+                output = decode_beam(denoise, self.scheduler, tokens, num_beams=num_beams, **options)
+            elif num_runs > 1:
+                output = decode_best_of(denoise, self.scheduler, tokens, num_runs=num_runs, **options)
+            else:
+                output = decode(denoise, self.scheduler, tokens, callback=after_step, **options)
+            if num_beams > 1 or num_runs > 1:
+                progress_bar.update(num_inference_steps)
         latents = output.tokens.unflatten(1, grid)
         images = latents if output_type == "latent" else self._decode_images(latents, output_type)
         self.maybe_free_model_hooks()

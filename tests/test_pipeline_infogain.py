@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from conftest import CODEBOOK_SIZE, GRID, generators, make_components
 from diffusers.callbacks import PipelineCallback
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
+from diffusers_infogain.candidates import split_generator
 
 MASK = CODEBOOK_SIZE + 1
 NAMES = ("prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states")
@@ -451,3 +453,37 @@ def test_a_call_changes_nothing_that_it_was_given(components, dtype):
     assert dict(scheduler.config) == config
     for name, tensor in given.items():
         assert torch.equal(tensor, copies[name])
+
+
+def test_a_search_over_the_pipelines_model_is_the_decoding_functions(pipe):
+    call = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
+    plain = pipe(["a", "b"], generator=generators(0, 1), **call)
+    best = pipe(["a", "b"], generator=generators(0, 1), num_runs=3, **call)
+    beam = pipe(["a", "b"], generator=generators(0, 1), num_beams=2, **call)
+    # Run 1 of best-of-N draws from a child of the generator, so it is another sample; what is promised is rows and the minimum.
+    assert (best.trace.model_rows.sum(0) > 2 * plain.trace.model_rows.sum(0)).all()
+    runs = [pipe(["a", "b"], generator=[g1, g2], **call) for g1, g2 in zip(*map(_children, (0, 1)), strict=True)]
+    assert torch.equal(best.trace.cumulative_entropy, torch.stack([r.trace.cumulative_entropy for r in runs]).amin(0))
+    assert (beam.trace.model_rows.sum(0) > plain.trace.model_rows.sum(0)).all()
+    assert not (beam.images == pipe.scheduler.config.mask_token_id).any()
+
+
+def _children(seed: int) -> list[torch.Generator]:
+    return split_generator(torch.Generator().manual_seed(seed), 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_beams": 0}, "`num_beams` must be an integer >= 1, got 0."),
+        ({"num_runs": True}, "`num_runs` must be an integer >= 1, got True."),
+        ({"num_runs": 2, "num_beams": 2}, "`num_beams` and `num_runs` must not both be above 1, got 2 and 2."),
+        (
+            {"num_runs": 2, "callback_on_step_end": lambda *args: {}},
+            "`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.",
+        ),
+    ],
+)
+def test_search_arguments_that_do_not_fit(pipe, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pipe("a", num_inference_steps=2, **arguments)
