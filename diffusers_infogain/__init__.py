@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
 from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline, InfoGainPipelineOutput
-from .scheduling_infogain import InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
+from .scheduling_infogain import PRESETS, InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,7 @@ CUSTOM_PIPELINE = str(Path(__file__).parent / "custom_pipeline.py")
 __all__ = [
     "CUSTOM_PIPELINE",
     "DEMO_MODEL",
+    "PRESETS",
     "DecodingOutput",
     "DecodingTrace",
     "InfoGainPipeline",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -19,6 +19,21 @@ from . import schedules, scoring
 LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
 CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass")
 SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "sampler": "info_gain",
+        "certainty": "confidence",
+        "num_candidates": 8,
+        "token_temperature": 0.4,
+        "position_temperature": 0.4,
+        "gain_reduction": "mean",
+        "gain_weight": 1.0,
+        "masking_schedule": "cosine",
+    },
+}
+"""Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images."""
 
 
 @dataclass

@@ -60,7 +60,25 @@ def test_modules_import_only_what_stands_left_of_them(path):
 
 def test_evaluation_never_imports_a_pipeline():
     for path in (PACKAGE / "evaluation").rglob("*.py"):
-        assert not any(module == "cli" or "pipeline" in module.lower() for module in own_imports(path))
+        assert not any(module.split(".")[0] == "cli" or "pipeline" in module.lower() for module in own_imports(path))
+
+
+def test_only_the_command_line_imports_the_command_line():
+    for path in modules():
+        if path.parent.name != "cli":
+            assert not any(module.split(".")[0] == "cli" for module in own_imports(path)), path
+
+
+def test_the_command_line_starts_without_the_libraries_of_single_commands():
+    code = """
+import sys
+from diffusers_infogain import cli
+cli.build_parser()
+print(*sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert run.returncode == 0, run.stderr
+    assert not {"matplotlib", "torchmetrics", "diffusers_infogain.evaluation.metrics"} & set(run.stdout.split())
 
 
 def test_scheduler_module_holds_the_name_by_which_diffusers_knows_how_to_load_it():

@@ -1,0 +1,275 @@
+"""What the commands share: flags, loading, and the pipeline's call."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from ..decoding import DecodingTrace
+from ..evaluation.measure import FEATURES, METRICS, MeasureSettings
+from ..evaluation.prompts import ImageRequest, Prompt, read_prompts
+from ..evaluation.runs import Process, make_missing
+from ..pipeline_infogain import InfoGainPipeline
+from ..scheduling_infogain import PRESETS
+
+# Guidance that the demo model does well with; aMUSEd's default of 10 is for aMUSEd.
+DEMO_GUIDANCE_SCALE = 1.2
+
+SCHEDULER_FLAGS: dict[str, tuple[Any, str]] = {
+    "sampler": (str, "rule that picks the tokens to decode"),
+    "certainty": (str, "rule that proposes positions for the lookahead samplers"),
+    "num_candidates": (int, "actions compared per step"),
+    "token_temperature": (float, "of the token draws; 0 takes the most probable token"),
+    "top_k": (int, "draw from the k most probable tokens"),
+    "top_p": (float, "draw from the smallest set of tokens with this probability"),
+    "confidence_threshold": (float, "commit tokens above this probability without lookahead"),
+    "gain_weight": (float, "weight of the information gain against the cost"),
+    "gain_reduction": (str, "mean or sum of the remaining entropies"),
+    "masking_schedule": (str, "cosine, linear or arccos"),
+    "tokens_per_step": (int, "fixed number of tokens per step"),
+    "entropy_bound": (float, "of the sampler entropy_bound, in nats"),
+    "klass_threshold": (float, "of the sampler klass, in nats"),
+}
+
+
+@dataclass
+class Generated:
+    """Images with the seeds they were made from, and what making them took."""
+
+    images: list[PIL.Image.Image]
+    seeds: list[int]
+    traces: list[DecodingTrace]
+    seconds: float
+
+    @property
+    def model_rows(self) -> torch.Tensor:
+        """Per image: states that went through the model (twice that many rows with guidance)."""
+        return torch.cat([trace.model_rows.sum(0) for trace in self.traces])
+
+    @property
+    def cumulative_entropy(self) -> torch.Tensor:
+        """Per image, in nats."""
+        return torch.cat([trace.cumulative_entropy for trace in self.traces])
+
+
+def generate_images(
+    pipe: InfoGainPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int,
+    description: str,
+    finished: Callable[[int, PIL.Image.Image], None] = lambda index, image: None,
+    **call: Any,
+) -> Generated:
+    """One image per prompt and seed, in batches, under one progress bar. An image depends on its own prompt and seed only.
+
+    Args:
+        finished: Called with the index and the image as soon as an image is done.
+        call: Arguments of the pipeline.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    result = Generated([], list(seeds), [], 0.0)
+    start = time.perf_counter()
+    with tqdm(total=len(prompts), desc=description, unit="image") as progress:
+        for first in range(0, len(prompts), batch_size):
+            rows = slice(first, first + batch_size)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
+            images, trace = pipe(list(prompts[rows]), generator=generators, return_dict=False, **call)
+            for i, image in enumerate(images, first):
+                finished(i, image)
+            result.images += images
+            result.traces.append(trace)
+            progress.update(len(images))
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def load_pipeline(args: argparse.Namespace) -> InfoGainPipeline:
+    """The model of the flags, from safetensors only."""
+    pipe = InfoGainPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    return pipe.to(args.device)
+
+
+def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the flags name; all others stay the model's."""
+    settings = dict(PRESETS[args.preset]) if args.preset else {}
+    settings |= {name: getattr(args, name) for name in SCHEDULER_FLAGS if getattr(args, name) is not None}
+    if args.position_temperature is not None:
+        pair = args.position_temperature
+        if len(pair) > 2:
+            raise ValueError(f"`position_temperature` must be one number or two (start end), got {len(pair)}.")
+        settings["position_temperature"] = pair[0] if len(pair) == 1 else tuple(pair)
+    return settings
+
+
+def guidance_scale(args: argparse.Namespace) -> float:
+    """The flag, or what suits the model."""
+    if args.guidance_scale is not None:
+        return args.guidance_scale
+    return DEMO_GUIDANCE_SCALE if args.model == "demo" else 10.0
+
+
+def require_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raises a ValueError for the first of these flags that is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be an integer >= 1, got {getattr(args, name)}.")
+
+
+def add_machine_flags(command: argparse.ArgumentParser) -> None:
+    """Device, dtype, batch size and seed."""
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda")
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    command.add_argument("--batch-size", type=int, default=8, help="images decoded together (default: 8)")
+    command.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
+
+
+def add_call_flags(command: argparse.ArgumentParser) -> None:
+    """Arguments of the pipeline's call."""
+    command.add_argument("--steps", type=int, help="decoding steps (default: 12)")
+    command.add_argument("--guidance-scale", type=float, help="1 switches guidance off (default: 1.2 for demo, else 10)")
+    command.add_argument("--guidance-schedule", default="constant", help="constant, linear or cosine")
+    command.add_argument("--negative-prompt")
+    command.add_argument("--height", type=int, help="in pixels (default: the model's)")
+    command.add_argument("--width", type=int)
+    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
+    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
+    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per image")
+
+
+def call_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the pipeline's call that the flags name."""
+    return {
+        "num_inference_steps": args.steps,
+        "guidance_scale": guidance_scale(args),
+        "guidance_schedule": args.guidance_schedule,
+        "negative_prompt": args.negative_prompt,
+        "height": args.height,
+        "width": args.width,
+        "lookahead_batch_size": args.lookahead_batch_size,
+        "num_beams": args.num_beams,
+        "num_runs": args.num_runs,
+    }
+
+
+def add_sampler_flags(command: argparse.ArgumentParser) -> None:
+    """One flag per setting of the scheduler."""
+    settings = command.add_argument_group("sampler", "settings of InfoGainScheduler; the model's where not given")
+    settings.add_argument("--preset", choices=tuple(PRESETS), help="settings by name, which single flags override")
+    for name, (kind, text) in SCHEDULER_FLAGS.items():
+        settings.add_argument("--" + name.replace("_", "-"), type=kind, help=text)
+    settings.add_argument("--position-temperature", type=float, nargs="+", help="one number, or two: start end")
+
+
+def scheduler_config(pipe: InfoGainPipeline) -> dict[str, Any]:
+    """The settings of a pipeline's scheduler, for records."""
+    return {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+
+
+def add_prompt_flags(command: argparse.ArgumentParser) -> None:
+    """Where the prompts of a run come from."""
+    command.add_argument(
+        "--prompts",
+        default="demo",
+        help="file: text with one prompt or class name per line, JSONL with the key 'prompt' (GenEval's "
+        "evaluation_metadata.jsonl), JSON with a list or an id2label mapping; or 'demo' / 'demo-trained': captions of the demo "
+        "world that the demo model was not / was trained on (default: demo)",
+    )
+    command.add_argument("--prompt-template", default="{}", help="sentence around every prompt, such as 'a photo of a {}'")
+    command.add_argument("--num-prompts", type=int, help="the first so many prompts only (default: all; 500 captions for demo)")
+    command.add_argument("--prompts-seed", type=int, default=1234, help="of the demo world's captions (default: 1234)")
+
+
+def run_prompts(args: argparse.Namespace) -> list[Prompt]:
+    """The prompts that the flags name."""
+    if args.num_prompts is not None:
+        require_positive(args, "num_prompts")
+    if args.prompts in ("demo", "demo-trained"):
+        from ..demo.shapes import sample_captions
+
+        generator = torch.Generator().manual_seed(args.prompts_seed)
+        captions = sample_captions(args.num_prompts or 500, generator, held_out=args.prompts == "demo")
+        return [Prompt(caption.text) for caption in captions]
+    return read_prompts(Path(args.prompts), args.prompt_template)[: args.num_prompts]
+
+
+def start_process(args: argparse.Namespace) -> PartialState:
+    """This process among those that `accelerate launch` started (or the only one); sets `args.device` to its own GPU."""
+    state = PartialState(cpu=args.device == "cpu")
+    if state.num_processes > 1 and args.device == "cuda":
+        args.device = str(state.device)
+    return state
+
+
+def make_run(
+    pipe: InfoGainPipeline,
+    every: Sequence[ImageRequest],
+    folder: Path,
+    state: PartialState,
+    batch_size: int,
+    description: str,
+    call: dict[str, Any],
+) -> None:
+    """Makes the missing images of a run, shared out over the processes; returns when all processes are done."""
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(prompts: list[str], seeds: list[int]) -> tuple[list[PIL.Image.Image], list[dict[str, Any]]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images, trace = pipe(prompts, generator=generators, return_dict=False, **call)
+        return images, trace.records()
+
+    make_missing(every, make, folder, batch_size, Process(state.process_index, state.num_processes), description)
+    state.wait_for_everyone()
+
+
+def add_metric_flags(command: argparse.ArgumentParser) -> None:
+    """What to measure, and by which networks."""
+    group = command.add_argument_group("metrics")
+    group.add_argument(
+        "--metrics", nargs="*", help=f"among {', '.join(METRICS)} (default: what the demo world allows, else none)"
+    )
+    group.add_argument(
+        "--reference", help="real images: a folder, ADM's statistics (.npz), or 'demo' for renderings of the prompts"
+    )
+    group.add_argument(
+        "--features", choices=FEATURES, help="of the distances (default: demo for the demo's prompts, else inception)"
+    )
+    group.add_argument("--inception-weights", type=Path, help="file of FID's weights (default: torch-fidelity downloads them)")
+    group.add_argument("--clip-model", help="folder or Hub id of a CLIP model")
+
+
+def of_demo_world(args: argparse.Namespace) -> bool:
+    """Whether the prompts are the demo world's captions, by the flags."""
+    return args.prompts in ("demo", "demo-trained") and getattr(args, "images", None) is None
+
+
+def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
+    """What the flags ask to measure, and how; wrong combinations are found before any image is made.
+
+    Raises:
+        ValueError: For a metric that does not exist or that the flags do not allow.
+    """
+    demo = of_demo_world(args)
+    metrics = args.metrics
+    if metrics is None:
+        metrics = ["composition", "frechet", "precision_recall", "diversity"] if demo else []
+    settings = MeasureSettings(
+        features=args.features or ("demo" if demo else "inception"),
+        reference=args.reference or ("demo" if demo else None),
+        inception_weights=args.inception_weights,
+        clip_model=args.clip_model,
+        device=args.device,
+    )
+    settings.check(metrics)
+    if "composition" in metrics and not demo:
+        raise ValueError("The metric composition is for the demo world's captions: --prompts demo or demo-trained.")
+    return metrics, settings

@@ -1,0 +1,116 @@
+"""`diffusers-infogain evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import comparison, prompts, report, runs
+from ..evaluation.measure import MeasureSettings, measure
+from ..evaluation.statistics import Figure, clustered_mean
+from ..files import save_json, save_text, writable_folder
+from ..scheduling_infogain import InfoGainScheduler
+from . import common
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Images of many prompts, resumable and over several processes, and what they are worth: metrics in one report."""
+    metrics, measuring = common.metrics_of(args)
+    if args.images is not None:
+        paths = runs.image_files(args.images)
+        figures = measured(measure(paths, None, metrics, measuring), len(paths))
+        write_report(writable_folder(args.output), {"images": str(args.images)}, measuring, figures, {})
+        return
+    common.require_positive(args, "batch_size", "num_images")
+    every_prompt = common.run_prompts(args)
+    requests = prompts.requests(every_prompt, args.num_images, args.seed, args.layout)
+    folder = writable_folder(args.output)
+    state = common.start_process(args)
+    pipe = common.load_pipeline(args)
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    call = common.call_arguments(args)
+    settings = {
+        "model": args.model,
+        "dtype": args.dtype,
+        **call,
+        "scheduler": common.scheduler_config(pipe),
+        "prompts": [prompt.text for prompt in every_prompt],
+        "num_images_per_prompt": args.num_images,
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        "layout": args.layout,
+    }
+    if state.is_main_process:
+        runs.check_settings(folder, settings)
+    state.wait_for_everyone()
+    common.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
+    if state.is_main_process:
+        images = runs.finish(requests, folder)
+        figures, composition = decoding_figures(images, folder), {}
+        if "composition" in metrics:
+            from ..evaluation.composition import check_composition, composition_report
+
+            composition = composition_report(images, check_composition(images))
+        every = [request.prompt for request in requests]
+        figures |= measured(measure([image.path for image in images], every, metrics, measuring), len(images))
+        write_report(folder, settings, measuring, figures, composition)
+    state.wait_for_everyone()
+
+
+def measured(values: dict[str, float], n: int) -> dict[str, Figure]:
+    """Figures of a set of images as a whole; their spread would take several sets."""
+    return {name: Figure(value, float("nan"), n) for name, value in values.items()}
+
+
+def decoding_figures(images: list[runs.FinishedImage], folder: Path) -> dict[str, Figure]:
+    """What decoding took and left: rows, entropy, seconds, memory."""
+    run, timing = comparison.describe_run(images), runs.read_timing(folder)
+    clusters, n, unknown = [image.request.prompt_index for image in images], len(images), float("nan")
+    figures = {
+        "cumulative_entropy": clustered_mean(run["cumulative_entropies"], clusters),
+        "model_rows": Figure(run["model_rows"], unknown, n),
+        "seconds_per_image": Figure(timing.seconds_per_image, unknown, n),
+    }
+    if timing.peak_memory is not None:
+        figures["peak_memory"] = Figure(timing.peak_memory, unknown, n)
+    return figures
+
+
+def write_report(
+    folder: Path,
+    settings: dict[str, Any],
+    measuring: MeasureSettings,
+    figures: dict[str, Figure],
+    composition: dict[str, Figure],
+) -> None:
+    """report.json and report.md."""
+
+    def plain(values: dict[str, Figure]) -> dict[str, dict[str, Any]]:
+        dicts = {name: asdict(figure) for name, figure in values.items()}
+        return {name: {key: None if value != value else value for key, value in figure.items()} for name, figure in dicts.items()}
+
+    how = {name: str(value) if isinstance(value, Path) else value for name, value in vars(measuring).items()}
+    content = {"settings": settings, "measured": how, "figures": plain(figures), "composition": plain(composition)}
+    save_json(content, folder / "report.json")
+    text = report.figures_table(figures) + "\n"
+    if composition:
+        text += "\n" + report.composition_table(composition) + "\n"
+    save_text(text, folder / "report.md")
+    print(text)
+    print(f"Written to {folder}: report.json and report.md.")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    common.add_prompt_flags(command)
+    command.add_argument("--model", default="demo", help="'demo', a folder or a Hub id in aMUSEd's format (default: demo)")
+    command.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder (default: outputs/evaluation)")
+    command.add_argument("--images", type=Path, help="measure the images in this folder instead of making some")
+    command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")
+    command.add_argument("--layout", default="plain", choices=prompts.LAYOUTS, help="of the images (default: plain)")
+    common.add_metric_flags(command)
+    common.add_call_flags(command)
+    common.add_machine_flags(command)
+    common.add_sampler_flags(command)

@@ -1,0 +1,277 @@
+"""Samplers x steps x candidates x guidance x seeds on the same prompts, and what can be said about the difference."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..scheduling_infogain import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS, InfoGainScheduler
+from .runs import FinishedImage
+from .statistics import Correlation, Figure, clustered_mean, mean_over_seeds, pearson
+
+SEARCHES = ("num_beams", "num_runs")
+"""Settings of a sampler that are arguments of the pipeline's call."""
+_SETTINGS = [name for name in inspect.signature(InfoGainScheduler.__init__).parameters if name not in ("self", "mask_token_id")]
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler under a name: settings of the scheduler, and arguments of the pipeline's call."""
+
+    name: str
+    scheduler: dict[str, Any] = field(hash=False)
+    call: dict[str, int] = field(hash=False)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it compares candidates ("default" does)."""
+        return self.scheduler.get("sampler", "info_gain") in LOOKAHEAD_SAMPLERS
+
+
+def parse_sampler(text: str) -> SamplerSpec:
+    """A sampler or preset, with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
+
+    A pair is written start:end, as in "maskgit:position_temperature=4:0"; "num_beams" and "num_runs" search with the sampler.
+
+    Raises:
+        ValueError: For an unknown name, or a setting that is not of the form key=value. Values are checked by the scheduler.
+    """
+    name, _, rest = text.partition(":")
+    if name not in SAMPLERS and name not in PRESETS:
+        raise ValueError(f"A sampler must be one of {', '.join((*SAMPLERS, *PRESETS))}, got {name!r} in {text!r}.")
+    settings: dict[str, Any] = dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
+    for pair in rest.split(",") if rest else ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise ValueError(f"A sampler's settings must have the form key=value,key=value, got {pair!r} in {text!r}.")
+        if key not in (*_SETTINGS, *SEARCHES):
+            raise ValueError(f"A sampler's setting must be one of {', '.join((*_SETTINGS, *SEARCHES))}, got {key!r} in {text!r}.")
+        settings[key] = _value(value)
+    call = {key: settings.pop(key) for key in SEARCHES if key in settings}
+    return SamplerSpec(text, settings, call)
+
+
+def _value(text: str) -> Any:
+    if ":" in text:
+        return [_value(part) for part in text.split(":")]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison. `num_candidates` is None for a rule that does not look ahead."""
+
+    sampler: SamplerSpec
+    steps: int
+    num_candidates: int | None
+    guidance_scale: float
+    seed: int
+
+    @property
+    def group(self) -> tuple[str, int, int | None, float]:
+        """What it shares with the runs of other seeds."""
+        return self.sampler.name, self.steps, self.num_candidates, self.guidance_scale
+
+    @property
+    def name(self) -> str:
+        """A name for its folder."""
+        candidates = "" if self.num_candidates is None else f"-n{self.num_candidates}"
+        words = re.sub(r"[^A-Za-z0-9_.=]+", "-", self.sampler.name)
+        return f"{words}-steps{self.steps}{candidates}-g{self.guidance_scale:g}-seed{self.seed}"
+
+
+def grid(
+    samplers: Iterable[SamplerSpec],
+    steps: Iterable[int],
+    num_candidates: Iterable[int],
+    guidance_scales: Iterable[float],
+    seeds: Iterable[int],
+) -> list[Cell]:
+    """All runs, cheap ones first within a seed. A sampler that names its own `num_candidates` is run with those only."""
+    cells = []
+    for seed, guidance_scale, count, sampler in itertools.product(seeds, guidance_scales, steps, samplers):
+        if not sampler.looks_ahead:
+            cells.append(Cell(sampler, count, None, guidance_scale, seed))
+        elif "num_candidates" in sampler.scheduler and sampler.name not in PRESETS:
+            cells.append(Cell(sampler, count, sampler.scheduler["num_candidates"], guidance_scale, seed))
+        else:
+            cells += [Cell(sampler, count, num, guidance_scale, seed) for num in num_candidates]
+    return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.steps * (cell.num_candidates or 1)))
+
+
+def describe_run(images: Sequence[FinishedImage]) -> dict[str, Any]:
+    """What the files of a run tell about its decoding: rows, entropies, and how often a candidate other than the first won."""
+    records = [image.metadata for image in images]
+    steps = max(len(record["cost"]) for record in records)
+    costs = [record["cost"] + [0.0] * (steps - len(record["cost"])) for record in records]
+    decisions, others = [0] * steps, [0] * steps
+    for record in records:
+        for step, (rows, winner) in enumerate(zip(record["model_rows"], record["winner"], strict=True)):
+            decisions[step] += rows - (step == 0) > 1
+            others[step] += winner != 0
+    totals = list(itertools.accumulate(sum(step) / len(records) for step in zip(*costs, strict=True)))
+    return {
+        "model_rows": sum(sum(record["model_rows"]) for record in records) / len(records),
+        "cumulative_entropies": [round(sum(cost), 3) for cost in costs],
+        "entropy_by_step": [round(total, 4) for total in totals],
+        "decisions_by_step": decisions,
+        "other_winner_by_step": others,
+    }
+
+
+@dataclass
+class Group:
+    """A configuration over its seeds."""
+
+    sampler: str
+    steps: int
+    num_candidates: int | None
+    guidance_scale: float
+    looks_ahead: bool
+    seeds: list[int]
+    figures: dict[str, Figure]
+    results: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and plots."""
+        return self.sampler if self.num_candidates is None else f"{self.sampler}, N {self.num_candidates}"
+
+    def figure(self, name: str) -> float:
+        """The value of a figure; NaN where it has none."""
+        return self.figures[name].value if name in self.figures else float("nan")
+
+
+def summarize(results: Iterable[dict[str, Any]]) -> list[Group]:
+    """Groups the results of runs (as `compare` stores them) by configuration."""
+    by_group = defaultdict(list)
+    for result in results:
+        by_group[result["sampler"], result["steps"], result["num_candidates"], result["guidance_scale"]].append(result)
+    groups = []
+    for key, members in by_group.items():
+        members.sort(key=lambda result: result["seed"])
+        n = sum(len(result["cumulative_entropies"]) for result in members)
+        figures = {}
+        for name, values in (("right", _right(members)), ("cumulative_entropy", _entropies(members))):
+            if values is not None:
+                figures[name] = clustered_mean([v for run in values for v in run], [p for r in members for p in _prompts(r)])
+        for name in ("model_rows", "seconds_per_image", "peak_memory"):
+            known = [result[name] for result in members if result.get(name) is not None]
+            if known:
+                figures[name] = mean_over_seeds(known, n)
+        for name in members[0].get("metrics", {}):
+            figures[name] = mean_over_seeds([r["metrics"][name] for r in members if name in r.get("metrics", {})], n)
+        seeds = [result["seed"] for result in members]
+        groups.append(Group(*key, members[0]["looks_ahead"], seeds, figures, members))
+    return groups
+
+
+def _right(results: Sequence[dict[str, Any]]) -> list[list[float]] | None:
+    """Per run and image: 1 where it keeps its prompt; None if that was not checked."""
+    if any(result.get("right") is None for result in results):
+        return None
+    return [[float(digit) for digit in result["right"]] for result in results]
+
+
+def _entropies(results: Sequence[dict[str, Any]]) -> list[list[float]]:
+    return [result["cumulative_entropies"] for result in results]
+
+
+def _prompts(result: dict[str, Any]) -> list[int]:
+    return [index // result["num_images_per_prompt"] for index in range(len(result["cumulative_entropies"]))]
+
+
+def difference(first: Group, second: Group) -> Figure | None:
+    """Share of right images of `first` minus that of `second`, paired by prompt and seed; None without common seeds."""
+    one, two = ({r["seed"]: r for r in group.results} for group in (first, second))
+    common = sorted(one.keys() & two.keys())
+    values = [_right([one[seed], two[seed]]) for seed in common]
+    if not values or any(value is None for value in values):
+        return None
+    gaps = [a - b for value in values if value is not None for a, b in zip(*value, strict=True)]
+    return clustered_mean(gaps, [prompt for seed in common for prompt in _prompts(one[seed])])
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The figure that samplers are ranked by."""
+
+    name: str
+    higher_is_better: bool
+
+    def of(self, group: Group) -> Figure | None:
+        """Its value for a group."""
+        return group.figures.get(self.name)
+
+    def rank(self, group: Group) -> float:
+        """Larger is better."""
+        return group.figure(self.name) * (1 if self.higher_is_better else -1)
+
+
+def best_greedy(groups: Sequence[Group], like: Group, quality: Quality, *, equal: str) -> Group | None:
+    """The best rule without lookahead at equal="steps" (one row a step), or that takes no more "model_rows" (2 % of tolerance).
+
+    At equal rows rules with more steps and best-of-N runs of them compete. The best is chosen by the very figures it is then
+    compared on, which favours it.
+    """
+    if equal not in ("steps", "model_rows"):
+        raise ValueError(f"`equal` must be one of steps, model_rows, got {equal!r}.")
+    limit = 1.02 * (like.steps if equal == "steps" else like.figure("model_rows"))
+    rivals = [
+        group
+        for group in groups
+        if not group.looks_ahead
+        and group.guidance_scale == like.guidance_scale
+        and quality.of(group) is not None
+        and group.figure("model_rows") <= limit
+        and (equal == "model_rows" or group.steps == like.steps)
+    ]
+    return max(rivals, key=quality.rank, default=None)
+
+
+LOWER_IS_BETTER = ("FID", "sFID", "FD", "KID", "cumulative_entropy")
+
+
+def choose_quality(groups: Sequence[Group]) -> Quality:
+    """Right images if they were checked, else the first of FID, another Fréchet distance, KID, CLIP score; else the entropy."""
+    names = [name for group in groups for name in group.figures]
+    for wanted in ("right", "FID", "FD", "KID", "CLIP score", "cumulative_entropy"):
+        for name in names:
+            if name == wanted or name.startswith(wanted + " "):
+                return Quality(name, wanted not in LOWER_IS_BETTER)
+    raise ValueError("The results hold no figure to rank samplers by.")
+
+
+def pareto_front(groups: Sequence[Group], quality: Quality) -> list[Group]:
+    """The groups that no other one beats with as few model rows or fewer, by rows."""
+    front: list[Group] = []
+    for group in sorted(groups, key=lambda group: (group.figure("model_rows"), -quality.rank(group))):
+        if not front or quality.rank(group) > quality.rank(front[-1]):
+            front.append(group)
+    return front
+
+
+def quality_entropy_correlation(groups: Sequence[Group], quality: Quality) -> Correlation:
+    """Pearson's r between quality and cumulative entropy over configurations."""
+    return pearson([group.figure("cumulative_entropy") for group in groups], [group.figure(quality.name) for group in groups])
+
+
+def as_json(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The summary for results.json: every figure with its standard error (null where it is unknown) and n."""
+    summary = []
+    for group in groups:
+        figures = {name: asdict(figure) for name, figure in group.figures.items()}
+        for figure in figures.values():
+            figure["standard_error"] = None if figure["standard_error"] != figure["standard_error"] else figure["standard_error"]
+        keys = ("sampler", "steps", "num_candidates", "guidance_scale", "seeds")
+        summary.append({**{key: getattr(group, key) for key in keys}, "figures": figures})
+    return summary

@@ -1,0 +1,45 @@
+"""Composition on the demo world, in GenEval's categories: does an image keep what its prompt says?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..demo.checker import check_image
+from ..demo.shapes import CATEGORIES, parse_caption
+from .runs import FinishedImage, load_images
+from .statistics import Figure, clustered_mean
+
+
+def check_composition(images: Sequence[FinishedImage]) -> list[bool]:
+    """The checker's verdict on every image.
+
+    Raises:
+        ValueError: For a prompt that is no caption of the demo world, or images that cannot be read.
+    """
+    captions = [parse_caption(image.request.prompt.text) for image in images]
+    pixels = load_images([image.path for image in images])
+    return [check_image(one / 255, caption).holds for one, caption in zip(pixels, captions, strict=True)]
+
+
+def composition_report(images: Sequence[FinishedImage], right: Sequence[bool]) -> dict[str, Figure]:
+    """Shares of right images: per category, the mean of the categories as "overall" (as GenEval does), over all images as
+    "images", and, where both kinds occur, "trained" and "held-out" combinations apart.
+    """
+    captions = [parse_caption(image.request.prompt.text) for image in images]
+    clusters = [image.request.prompt_index for image in images]
+    values = [float(holds) for holds in right]
+
+    def share(wanted: Sequence[bool]) -> Figure:
+        chosen = [i for i, yes in enumerate(wanted) if yes]
+        return clustered_mean([values[i] for i in chosen], [clusters[i] for i in chosen])
+
+    present = [name for name in CATEGORIES if any(caption.category == name for caption in captions)]
+    report = {name: share([caption.category == name for caption in captions]) for name in present}
+    error = sum(report[name].standard_error ** 2 for name in present) ** 0.5 / len(present)
+    report["overall"] = Figure(sum(report[name].value for name in present) / len(present), error, len(values))
+    report["images"] = clustered_mean(values, clusters)
+    held_out = [caption.held_out for caption in captions]
+    if any(held_out) and not all(held_out):
+        report["trained"] = share([not yes for yes in held_out])
+        report["held-out"] = share(held_out)
+    return report

@@ -1,0 +1,105 @@
+"""Prompts from the files that people have, and the images that a run makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LAYOUTS = ("plain", "geneval")
+SEED_STRIDE = 100_000
+"""Distance between the seeds of two runs that differ in their seed; a run has at most that many images."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and whatever else its line in the file said."""
+
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(path: Path, template: str = "{}") -> list[Prompt]:
+    """The prompts of a file, in its order.
+
+    - `.jsonl`: one object per line with the key "prompt", as in GenEval's `evaluation_metadata.jsonl`; other keys are kept.
+    - `.json`: a list of strings, or a mapping from class ids to names such as a model configuration's `id2label` (or the
+      configuration itself). Of names like "tench, Tinca tinca" the first is taken.
+    - else text with one prompt or class name per line; empty lines are left out.
+
+    Args:
+        template: Sentence around every prompt, e.g. "a photo of a {}" for class names.
+
+    Raises:
+        ValueError: For a file without prompts, a line that is none, or a template without "{}".
+    """
+    if template.count("{}") != 1:
+        raise ValueError(f"`template` must hold the place of the prompt, {{}}, once, got {template!r}.")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        prompts = [_prompt_of_line(line, number, path) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    elif path.suffix == ".json":
+        prompts = [Prompt(name) for name in _names(json.loads(text), path)]
+    else:
+        prompts = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts.")
+    return [Prompt(template.format(prompt.text), prompt.metadata) for prompt in prompts]
+
+
+def _prompt_of_line(line: str, number: int, path: Path) -> Prompt:
+    try:
+        value = json.loads(line)
+        text = value["prompt"]
+    except (ValueError, TypeError, KeyError):
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f'Line {number} of {path} is not a JSON object with a string "prompt".')
+    return Prompt(text, value)
+
+
+def _names(value: Any, path: Path) -> list[str]:
+    if isinstance(value, dict):
+        value = value.get("id2label", value)
+        if all(isinstance(key, str) and key.isdigit() for key in value):
+            value = [value[key] for key in sorted(value, key=int)]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{path} must hold a list of strings or a mapping from class ids to names.")
+    return [name.split(",")[0].strip() for name in value]
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image of a run: its prompt, its seed and the file it goes to, relative to the folder of images."""
+
+    index: int
+    prompt: Prompt
+    prompt_index: int
+    seed: int
+    file: str
+
+
+def requests(prompts: Sequence[Prompt], num_images: int = 1, seed: int = 0, layout: str = "plain") -> list[ImageRequest]:
+    """`num_images` images per prompt. Image i of the run has the seed `seed` + i, so no two share their noise.
+
+    Args:
+        layout: "plain" (000000.png, 000001.png, ...) or "geneval" (00000/samples/0000.png, ... with 00000/metadata.jsonl).
+
+    Raises:
+        ValueError: For an unknown layout, `num_images` < 1, or more images than there are seeds between two runs.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    if num_images < 1:
+        raise ValueError(f"`num_images` must be an integer >= 1, got {num_images}.")
+    if len(prompts) * num_images > SEED_STRIDE:
+        raise ValueError(f"A run has at most {SEED_STRIDE} images, got {len(prompts)} prompts x {num_images}.")
+    every = []
+    for prompt_index, prompt in enumerate(prompts):
+        for sample in range(num_images):
+            index = prompt_index * num_images + sample
+            file = f"{index:06d}.png" if layout == "plain" else f"{prompt_index:05d}/samples/{sample:04d}.png"
+            every.append(ImageRequest(index, prompt, prompt_index, seed + index, file))
+    return every

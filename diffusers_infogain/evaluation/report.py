@@ -1,0 +1,237 @@
+"""Tables and plots of comparisons and runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import replacing
+from .comparison import Group, Quality, best_greedy, difference, pareto_front, quality_entropy_correlation
+from .statistics import Figure
+
+_COLUMNS = {
+    "cumulative_entropy": "cumulative entropy (nats)",
+    "model_rows": "model rows",
+    "seconds_per_image": "s per image",
+    "peak_memory": "peak memory (MB)",
+}
+_SCALE = {"right": 100, "peak_memory": 1e-6}
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def format_figure(figure: Figure | None, name: str = "") -> str:
+    """Value and standard error to as many digits as the error warrants; shares of right images in percent."""
+    if figure is None or math.isnan(figure.value):
+        return "–"
+    scale = _SCALE.get(name, 1)
+    value, error = figure.value * scale, figure.standard_error * scale
+    if math.isnan(error) or error == 0:
+        return f"{value:.0f}" if name == "peak_memory" else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    digits = max(0, min(4, 1 - math.floor(math.log10(error)))) if error < 10 else 0
+    digits = min(digits, 1) if name == "right" else digits
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def comparison_table(groups: Sequence[Group], quality: Quality) -> str:
+    """All configurations; those that look ahead beside the best greedy rule at equal steps and at equal model rows."""
+    names = [name for group in groups for name in group.figures]
+    others = [name for name in dict.fromkeys(names) if name not in (quality.name, *_COLUMNS)]
+    columns = [quality.name, *(name for name in _COLUMNS if name in names and name != quality.name), *others]
+    paired = quality.name == "right"
+    header = ["steps", "sampler", "guidance", *(_title(name) for name in columns)]
+    header += ["points above the best greedy rule at equal steps", "at equal model rows"] if paired else []
+    front, rows = pareto_front(groups, quality), []
+    for group in sorted(groups, key=lambda g: (g.steps, g.figure("model_rows"), g.label)):
+        cells = [format_figure(group.figures.get(name), name) for name in columns]
+        if any(group is other for other in front):
+            cells[0] = f"**{cells[0]}**"
+        if paired:
+            cells += [_advantage(groups, group, quality, equal) for equal in ("steps", "model_rows")]
+        rows.append([str(group.steps), group.label, f"{group.guidance_scale:g}", *cells])
+    return markdown_table(header, rows)
+
+
+def _title(name: str) -> str:
+    return "right (%)" if name == "right" else _COLUMNS.get(name, name)
+
+
+def _advantage(groups: Sequence[Group], group: Group, quality: Quality, equal: str) -> str:
+    rival = best_greedy(groups, group, quality, equal=equal) if group.looks_ahead else None
+    gap = difference(group, rival) if rival is not None else None
+    if gap is None or rival is None:
+        return ""
+    where = f", {rival.steps} steps" if equal == "model_rows" else ""
+    return f"{100 * gap.value:+.1f} ± {100 * gap.standard_error:.1f} ({rival.label}{where})"
+
+
+def comparison_report(groups: Sequence[Group], quality: Quality, description: str) -> str:
+    """The table with what it stands on."""
+    r = quality_entropy_correlation(groups, quality)
+    n = sorted({figure.n for group in groups if (figure := quality.of(group)) is not None})
+    seeds = sorted({seed for group in groups for seed in group.seeds})
+    lines = [
+        comparison_table(groups, quality),
+        "",
+        f"{description} {' or '.join(map(str, n))} images per row, seeds {', '.join(map(str, seeds))}. ± is one standard error, "
+        "over prompts for figures of single images and over seeds for the others; differences are paired by prompt and seed. "
+        "Bold: on the Pareto front of quality against model rows.",
+        "",
+        f"Pearson's r between {_title(quality.name)} and cumulative entropy over the {r.n} configurations: {r.r:.2f}"
+        + (f" (95 % interval {r.low:.2f} to {r.high:.2f})." if not math.isnan(r.low) else "."),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def figures_table(figures: Mapping[str, Figure]) -> str:
+    """Figures of one set of images, one per line."""
+    rows = [[_title(name), format_figure(figure, name), str(figure.n)] for name, figure in figures.items()]
+    return markdown_table(["figure", "value", "images"], rows)
+
+
+def composition_table(report: Mapping[str, Figure]) -> str:
+    """GenEval's categories with the share of right images in percent."""
+    rows = [[name, format_figure(figure, "right"), str(figure.n)] for name, figure in report.items()]
+    return markdown_table(["category", "right (%)", "images"], rows)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Plots need matplotlib: pip install 'diffusers_infogain[eval]'.", name="matplotlib") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _families(groups: Sequence[Group]) -> dict[tuple[str, float], list[Group]]:
+    """Groups that differ in steps and candidates only, by model rows."""
+    families: dict[tuple[str, float], list[Group]] = {}
+    for group in sorted(groups, key=lambda g: g.figure("model_rows")):
+        families.setdefault((group.sampler, group.guidance_scale), []).append(group)
+    return families
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=130)
+    _pyplot().close(figure)
+
+
+def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
+    figure, axes = _pyplot().subplots(figsize=(9, 5.5), layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _style(groups: Sequence[Group], index: int) -> dict[str, Any]:
+    colors = _pyplot().get_cmap("tab20").colors
+    looks_ahead = groups[0].looks_ahead
+    return {"color": colors[index % 20], "marker": "o" if looks_ahead else "s", "linestyle": "-" if looks_ahead else "--"}
+
+
+def plot_pareto(groups: Sequence[Group], quality: Quality, path: Path) -> None:
+    """Quality against model rows: squares and dashes for greedy rules, circles for lookahead, the Pareto front in grey."""
+    scale = _SCALE.get(quality.name, 1)
+    figure, axes = _canvas("Quality against compute", "model rows per image", _title(quality.name))
+    front = pareto_front(groups, quality)
+    axes.plot(
+        [g.figure("model_rows") for g in front],
+        [scale * g.figure(quality.name) for g in front],
+        color="0.8",
+        linewidth=6,
+        zorder=0,
+    )
+    for index, ((sampler, guidance), members) in enumerate(_families(groups).items()):
+        x = [group.figure("model_rows") for group in members]
+        y = [scale * group.figure(quality.name) for group in members]
+        error = [0 if math.isnan(e := group.figures[quality.name].standard_error) else scale * e for group in members]
+        axes.errorbar(
+            x, y, error, label=_family_label(groups, sampler, guidance), markersize=5, linewidth=1, **_style(members, index)
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def _family_label(groups: Sequence[Group], sampler: str, guidance: float) -> str:
+    return sampler if len({group.guidance_scale for group in groups}) == 1 else f"{sampler}, guidance {guidance:g}"
+
+
+def plot_trajectories(groups: Sequence[Group], path: Path, steps: int) -> None:
+    """Cumulative entropy along the decoding, for the configurations with this number of steps."""
+    figure, axes = _canvas(f"Cumulative entropy along {steps} steps", "step", "nats")
+    shown = [group for group in groups if group.steps == steps]
+    for index, group in enumerate(sorted(shown, key=lambda g: -g.figure("cumulative_entropy"))):
+        runs = [result["entropy_by_step"] for result in group.results]
+        mean = [sum(values) / len(values) for values in zip(*runs, strict=False)]
+        label = (
+            group.label if len({g.guidance_scale for g in shown}) == 1 else f"{group.label}, guidance {group.guidance_scale:g}"
+        )
+        axes.plot(range(1, len(mean) + 1), mean, label=label, markersize=4, **_style([group], index))
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def plot_quality_entropy(groups: Sequence[Group], quality: Quality, path: Path) -> None:
+    """Quality against cumulative entropy, one point per configuration, with Pearson's r."""
+    r, scale = quality_entropy_correlation(groups, quality), _SCALE.get(quality.name, 1)
+    interval = "" if math.isnan(r.low) else f" (95 % interval {r.low:.2f} to {r.high:.2f})"
+    title = f"Pearson's r = {r.r:.2f}{interval} over {r.n} configurations"
+    figure, axes = _canvas(title, "cumulative entropy (nats)", _title(quality.name))
+    for index, ((sampler, guidance), members) in enumerate(_families(groups).items()):
+        x, y = ([factor * g.figure(n) for g in members] for n, factor in (("cumulative_entropy", 1), (quality.name, scale)))
+        style = {**_style(members, index), "linestyle": "none"}
+        axes.plot(x, y, label=_family_label(groups, sampler, guidance), markersize=6, **style)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def plot_winners(groups: Sequence[Group], path: Path) -> None:
+    """In what share of the decisions a candidate other than the first, the greedy one, won, over the steps."""
+    figure, axes = _canvas("Decisions that another candidate than the greedy one won", "share of the steps done", "%")
+    shown = [group for group in groups if group.looks_ahead]
+    for index, group in enumerate(shown):
+        decisions, others = (
+            [sum(values) for values in zip(*(r[key] for r in group.results), strict=False)] for key in _DECISIONS
+        )
+        points = [
+            (i / max(1, len(decisions) - 1), 100 * other / n)
+            for i, (n, other) in enumerate(zip(decisions, others, strict=True))
+            if n
+        ]
+        label = f"{group.label}, {group.steps} steps"
+        axes.plot(*zip(*points, strict=True), label=label, markersize=4, **_style([group], index))
+    axes.set_ylim(0, 102)
+    if shown:
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+_DECISIONS = ("decisions_by_step", "other_winner_by_step")
+
+
+def write_plots(groups: Sequence[Group], quality: Quality, folder: Path) -> list[Path]:
+    """All plots of a comparison; returns their files."""
+    paths = [folder / name for name in ("pareto.png", "quality_entropy.png", "winners.png")]
+    plot_pareto(groups, quality, paths[0])
+    plot_quality_entropy(groups, quality, paths[1])
+    plot_winners(groups, paths[2])
+    for steps in sorted({group.steps for group in groups}):
+        paths.append(folder / f"entropy_{steps}_steps.png")
+        plot_trajectories(groups, paths[-1], steps)
+    return paths

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusers_infogain import cli
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+QUICK = ["--steps", "2", "--sampler", "maskgit", "--device", "cpu"]
+
+
+def evaluate(capsys, folder, *arguments) -> tuple[int, str, str]:
+    code = cli.main(["evaluate", "--output", str(folder), *QUICK, *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def images_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "images").rglob("*.png")}
+
+
+def test_the_demo_world_is_measured_by_its_own_means(capsys, tmp_path):
+    code, out, _ = evaluate(capsys, tmp_path, "--num-prompts", 6)
+    assert code == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["settings"]["scheduler"]["sampler"] == "maskgit"
+    assert report["measured"]["features"] == report["measured"]["reference"] == "demo"
+    assert report["figures"]["model_rows"] == {"value": 2.0, "standard_error": None, "n": 6}
+    assert report["figures"]["seconds_per_image"]["value"] > 0
+    assert set(report["composition"]) == {"counting", "position", "attribute binding", "overall", "images"}
+    # A Fréchet distance on other features than Inception's is not called FID.
+    assert "FD (demo VQ encoder, channel means)" in report["figures"]
+    assert "FID" not in (tmp_path / "report.md").read_text()
+    assert {"precision", "recall", "distinct images"} <= set(report["figures"])
+    assert (tmp_path / "report.md").read_text() in out
+    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == list(range(6))
+
+
+def test_genevals_metadata_in_and_genevals_folders_out(capsys, stock_repository, tmp_path):
+    lines = [{"tag": "single_object", "prompt": "a bench"}, {"tag": "colors", "prompt": "a red cow"}]
+    prompts = tmp_path / "evaluation_metadata.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["--model", stock_repository, "--prompts", prompts, "--layout", "geneval", "--num-images", 2]
+    code, out, _ = evaluate(capsys, tmp_path / "out", *arguments)
+    assert code == 0
+    assert "model rows" in out
+    folder = tmp_path / "out" / "images"
+    assert [json.loads((folder / f"0000{i}" / "metadata.jsonl").read_text()) for i in (0, 1)] == lines
+    assert len(list(folder.glob("*/samples/000?.png"))) == 4
+
+
+def test_class_names_make_prompts(capsys, stock_repository, tmp_path):
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "tench, Tinca tinca", "1": "goldfish"}))
+    arguments = ["--model", stock_repository, "--prompts", tmp_path / "classes.json", "--prompt-template", "a photo of a {}"]
+    assert evaluate(capsys, tmp_path / "out", *arguments)[0] == 0
+    texts = [json.loads(line)["prompt"] for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert texts == ["a photo of a tench", "a photo of a goldfish"]
+
+
+def test_images_from_elsewhere_are_measured(capsys, tmp_path):
+    for kind, shift in (("fake", 0), ("real", 40)):
+        (tmp_path / kind).mkdir()
+        for i in range(5):
+            Image.effect_noise((64, 64), 50 + 10 * i + shift).convert("RGB").save(tmp_path / kind / f"{i}.png")
+    arguments = ["--images", tmp_path / "fake", "--reference", tmp_path / "real", "--features", "demo"]
+    code, _, _ = evaluate(capsys, tmp_path / "out", *arguments, "--metrics", "frechet", "kid", "precision_recall")
+    assert code == 0
+    figures = json.loads((tmp_path / "out" / "report.json").read_text())["figures"]
+    assert set(figures) == {
+        "FD (demo VQ encoder, channel means)",
+        "kernel distance (demo VQ encoder, channel means)",
+        "precision",
+        "recall",
+    }
+    assert figures["FD (demo VQ encoder, channel means)"]["n"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "fid"], "A metric must be one of composition, frechet, spatial, kid, "),
+        (["--metrics", "clip_score"], "`clip_model` must be given for CLIP's score or features: a folder or a Hub id."),
+        (["--metrics", "kid", "--reference", "x.npz"], "`reference` must be a folder of images for kid, got x.npz."),
+        (["--images", "nowhere", "--metrics", "frechet"], "`reference` must be given for frechet: a folder of real images or"),
+        (["--images", "nowhere", "--metrics", "composition"], "The metric composition is for the demo world's captions"),
+        (["--layout", "geneval", "--num-images", "0"], "`num_images` must be an integer >= 1, got 0."),
+    ],
+)
+def test_wrong_input_is_found_before_any_image_is_made(capsys, tmp_path, arguments, message):
+    code, _, err = evaluate(capsys, tmp_path / "out", "--num-prompts", 4, *arguments)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def command(folder: Path) -> list[str]:
+    arguments = ["evaluate", "--output", str(folder), *QUICK, "--num-prompts", "40", "--batch-size", "4", "--num-candidates", "3"]
+    return [*arguments, "--sampler", "info_gain", "--metrics", "composition"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert cli.main(command(folder)) == 0
+    return folder
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(uninterrupted, tmp_path):
+    full = [sys.executable, "-m", "diffusers_infogain.cli", *command(tmp_path)]
+    process = subprocess.Popen(full, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(images_of(tmp_path)) < 6 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = images_of(tmp_path)
+    assert 6 <= len(kept) < 40
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in kept}
+    subprocess.run(full, env=ENVIRONMENT, check=True, capture_output=True)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == times
+    assert images_of(tmp_path) == images_of(uninterrupted)
+    assert (tmp_path / "images.jsonl").read_bytes() == (uninterrupted / "images.jsonl").read_bytes()
+    reports = [json.loads((folder / "report.json").read_text())["composition"] for folder in (tmp_path, uninterrupted)]
+    assert reports[0] == reports[1]
+
+
+def test_two_processes_make_the_images_of_one(uninterrupted, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    # `--cpu` would start one process only; the processes themselves are told to use the CPU.
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffusers_infogain.cli"]
+    done = subprocess.run([*launch, *command(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert images_of(tmp_path) == images_of(uninterrupted)
+    assert {path.name for path in tmp_path.glob("timing-*.jsonl")} == {"timing-0.jsonl", "timing-1.jsonl"}
+    assert done.stdout.count("Written to") == 1

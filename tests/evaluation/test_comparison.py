@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from diffusers_infogain.evaluation import comparison, report
+from diffusers_infogain.evaluation.comparison import Quality, SamplerSpec, parse_sampler
+from diffusers_infogain.evaluation.prompts import Prompt, requests
+from diffusers_infogain.evaluation.runs import FinishedImage
+
+RIGHT = Quality("right", True)
+
+
+def result(sampler, steps, rows, right, *, seed=0, num_candidates=None, entropies=None, guidance_scale=1.0, **more):
+    return {
+        "sampler": sampler,
+        "steps": steps,
+        "num_candidates": num_candidates,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "looks_ahead": num_candidates is not None,
+        "num_images_per_prompt": 1,
+        "model_rows": rows,
+        "cumulative_entropies": entropies or [float(rows)] * len(right),
+        "entropy_by_step": [1.0] * steps,
+        "decisions_by_step": [4] * (steps - 1) + [0],
+        "other_winner_by_step": [3] * (steps - 1) + [0],
+        "seconds_per_image": 0.1,
+        "peak_memory": None,
+        "right": right,
+        **more,
+    }
+
+
+def test_a_sampler_is_a_name_with_settings():
+    assert parse_sampler("maskgit") == SamplerSpec("maskgit", {"sampler": "maskgit"}, {})
+    text = "info_gain:certainty=uniform,gain_weight=0.5,position_temperature=4:0,num_beams=2"
+    settings = {"sampler": "info_gain", "certainty": "uniform", "gain_weight": 0.5, "position_temperature": [4, 0]}
+    assert parse_sampler(text) == SamplerSpec(text, settings, {"num_beams": 2})
+    paper = parse_sampler("paper:num_candidates=4").scheduler
+    assert (paper["gain_reduction"], paper["certainty"], paper["num_candidates"]) == ("mean", "confidence", 4)
+    assert [parse_sampler(name).looks_ahead for name in ("default", "paper", "lookum", "klass")] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("best", "A sampler must be one of info_gain, lookum, confidence, "),
+        ("maskgit:fast", "A sampler's settings must have the form key=value,key=value, got 'fast' in 'maskgit:fast'."),
+        ("maskgit:speed=3", "A sampler's setting must be one of masking_schedule, tokens_per_step, sampler, certainty, "),
+    ],
+)
+def test_a_sampler_that_is_none(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_sampler(text)
+
+
+def test_the_grid_repeats_only_what_looks_ahead_for_every_number_of_candidates():
+    samplers = [parse_sampler(text) for text in ("default", "maskgit", "info_gain:num_candidates=3")]
+    cells = comparison.grid(samplers, [4], [2, 8], [1.0], [0, 1])
+    of_seed = [(cell.sampler.name, cell.num_candidates) for cell in cells if cell.seed == 1]
+    assert of_seed == [("maskgit", None), ("default", 2), ("info_gain:num_candidates=3", 3), ("default", 8)]
+    assert len({cell.name for cell in cells}) == len(cells) == 8
+    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4
+
+
+def test_a_run_is_described_by_its_files(tmp_path):
+    records = [
+        {"cost": [1.0, 2.0, 0.5], "winner": [1, 0, 0], "model_rows": [3, 2, 0]},
+        {"cost": [3.0, 0.0], "winner": [0, 0], "model_rows": [2, 0]},
+    ]
+    every = requests([Prompt("a"), Prompt("b")])
+    images = [FinishedImage(request, tmp_path, record) for request, record in zip(every, records, strict=True)]
+    assert comparison.describe_run(images) == {
+        "model_rows": 3.5,
+        "cumulative_entropies": [3.5, 3.0],
+        "entropy_by_step": [2.0, 3.0, 3.25],
+        # Three rows in the first step are the empty canvas and two candidates; two are one candidate, which is no decision.
+        "decisions_by_step": [1, 1, 0],
+        "other_winner_by_step": [1, 0, 0],
+    }
+
+
+def test_seeds_are_pooled_with_errors_over_prompts():
+    runs = [result("a", 2, 2, "1100", seed=0), result("a", 2, 2, "1000", seed=1, seconds_per_image=0.3)]
+    (group,) = comparison.summarize(runs)
+    assert group.seeds == [0, 1]
+    means = np.array([1.0, 0.5, 0.0, 0.0])
+    assert group.figures["right"].value == means.mean()
+    assert group.figures["right"].standard_error == pytest.approx(means.std(ddof=1) / 2)
+    assert group.figures["right"].n == 8
+    assert group.figures["seconds_per_image"].value == pytest.approx(0.2)
+    assert "peak_memory" not in group.figures
+
+
+def test_a_difference_is_paired_by_prompt_and_seed():
+    first, second = comparison.summarize(
+        [result("a", 2, 2, "1110"), result("b", 2, 2, "1100"), result("b", 2, 2, "0000", seed=1)]
+    )
+    gap = comparison.difference(first, second)
+    gaps = np.array([0, 0, 1, 0])
+    assert gap.value == gaps.mean()
+    assert gap.standard_error == pytest.approx(gaps.std(ddof=1) / 2)
+    other_seed = comparison.summarize([result("c", 2, 2, "1111", seed=5)])[0]
+    assert comparison.difference(first, other_seed) is None
+
+
+def test_the_rival_at_equal_rows_may_take_more_steps_and_runs():
+    groups = comparison.summarize(
+        [
+            result("a", 4, 4, "1000"),
+            result("b", 4, 4, "1100"),
+            result("a:num_runs=4", 4, 16, "1111"),
+            result("a", 16, 16, "1110"),
+            result("a", 32, 32, "1111"),
+            result("info_gain", 4, 16.1, "1110", num_candidates=5),
+            result("a", 4, 4, "1111", guidance_scale=2.0),
+        ]
+    )
+    ours = next(group for group in groups if group.looks_ahead)
+    assert comparison.best_greedy(groups, ours, RIGHT, equal="steps").label == "b"
+    assert comparison.best_greedy(groups, ours, RIGHT, equal="model_rows").label == "a:num_runs=4"
+    with pytest.raises(ValueError, match="`equal` must be one of steps, model_rows, got 'time'"):
+        comparison.best_greedy(groups, ours, RIGHT, equal="time")
+
+
+def test_the_pareto_front_holds_what_no_cheaper_group_beats():
+    runs = [result(name, rows, rows, right) for name, rows, right in (("a", 2, "1000"), ("b", 4, "1000"), ("c", 8, "1100"))]
+    groups = comparison.summarize([*runs, result("d", 8, 8, "1110")])
+    assert [group.sampler for group in comparison.pareto_front(groups, RIGHT)] == ["a", "d"]
+
+
+def test_samplers_are_ranked_by_the_best_figure_there_is():
+    plain = comparison.summarize([result("a", 2, 2, "10")])
+    assert comparison.choose_quality(plain) == RIGHT
+    unchecked = result("a", 2, 2, "10") | {"right": None, "metrics": {"KID": 0.1, "FD (demo)": 2.0}}
+    assert comparison.choose_quality(comparison.summarize([unchecked])) == Quality("FD (demo)", False)
+    bare = result("a", 2, 2, "10") | {"right": None}
+    assert comparison.choose_quality(comparison.summarize([bare])) == Quality("cumulative_entropy", False)
+
+
+def test_the_table_shows_both_comparisons_and_marks_the_front():
+    groups = comparison.summarize(
+        [
+            result("maskgit", 4, 4, "1000"),
+            result("maskgit", 16, 16, "1100"),
+            result("info_gain", 4, 16, "1110", num_candidates=5),
+        ]
+    )
+    text = report.comparison_report(groups, RIGHT, "Tiny.")
+    row = next(line for line in text.splitlines() if line.startswith("| 4 | info_gain, N 5"))
+    assert "**75" in row
+    assert "+50.0 ± 28.9 (maskgit)" in row
+    assert "+25.0 ± 25.0 (maskgit, 16 steps)" in row
+    assert "Tiny. 4 images per row, seeds 0." in text
+    assert f"over the 3 configurations: {np.corrcoef([4, 16, 16], [1, 2, 3])[0, 1]:.2f}." in text
+
+
+def test_figures_have_as_many_digits_as_their_error_warrants():
+    figure = comparison.Figure
+    assert report.format_figure(figure(0.8251, 0.0123, 500), "right") == "82.5 ± 1.2"
+    assert report.format_figure(figure(12.345, 0.0214, 9)) == "12.345 ± 0.021"
+    assert report.format_figure(figure(57.0, 0.0, 9), "model_rows") == "57"
+    assert report.format_figure(figure(120.4, math.nan, 9)) == "120"
+    assert report.format_figure(figure(5.1e8, 0.0, 9), "peak_memory") == "510"
+    assert report.format_figure(None) == "–"
+
+
+def test_plots_are_written(tmp_path):
+    runs = [
+        result(name, steps, rows, right, num_candidates=num, entropies=[entropy] * 4)
+        for name, steps, rows, right, num, entropy in (
+            ("maskgit", 4, 4, "1000", None, 5.0),
+            ("maskgit", 8, 8, "1100", None, 4.0),
+            ("info_gain", 4, 13, "1110", 4, 3.0),
+            ("info_gain", 8, 29, "1111", 4, 2.0),
+        )
+    ]
+    groups = comparison.summarize(runs)
+    paths = report.write_plots(groups, RIGHT, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
+    assert {path.name for path in paths} >= {"pareto.png", "quality_entropy.png", "winners.png", "entropy_4_steps.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

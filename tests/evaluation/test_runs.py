@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_infogain.evaluation import runs
+from diffusers_infogain.evaluation.prompts import Prompt, requests
+
+PROMPTS = [Prompt("red"), Prompt("green"), Prompt("blue")]
+
+
+class Maker:
+    """Images whose color tells prompt and seed, and which say what batch they were made in."""
+
+    def __init__(self, fail_after: int | None = None):
+        self.batches: list[list[int]] = []
+        self.fail_after = fail_after
+
+    def __call__(self, prompts, seeds):
+        if self.fail_after is not None and len(self.batches) == self.fail_after:
+            raise RuntimeError("out of memory")
+        self.batches.append(seeds)
+        images = [Image.new("RGB", (4, 3), (len(prompt), seed, 0)) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return images, [{"batch": seeds} for _ in seeds]
+
+
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in (folder / "images").rglob("*.png")}
+
+
+def test_only_batches_with_missing_images_are_made_and_finished_files_stay(tmp_path):
+    every = requests(PROMPTS, num_images=2)
+    whole = Maker()
+    (tmp_path / "whole").mkdir()
+    runs.make_missing(every, whole, tmp_path / "whole", 2)
+    assert whole.batches == [[0, 1], [2, 3], [4, 5]]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runs.make_missing(every, Maker(fail_after=2), broken, 2)
+    kept = contents(broken)
+    assert len(kept) == 4
+    (broken / "images" / "000002.png").unlink()
+    again = Maker()
+    runs.make_missing(every, again, broken, 2)
+    assert again.batches == [[2, 3], [4, 5]]
+    assert contents(broken) == contents(tmp_path / "whole")
+
+
+def test_processes_share_out_whole_batches(tmp_path):
+    every, makers = requests(PROMPTS, num_images=3), [Maker(), Maker()]
+    for index, maker in enumerate(makers):
+        runs.make_missing(every, maker, tmp_path, 2, runs.Process(index, 2))
+    assert [maker.batches for maker in makers] == [[[0, 1], [4, 5], [8]], [[2, 3], [6, 7]]]
+    assert len(runs.finish(every, tmp_path)) == 9
+    assert runs.read_timing(tmp_path).seconds_per_image > 0
+
+
+def test_a_damaged_image_is_named_and_made_again(tmp_path, capsys):
+    every = requests(PROMPTS)
+    runs.make_missing(every, Maker(), tmp_path, 3)
+    path = tmp_path / "images" / "000001.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=re.escape(f"1 of 3 images cannot be read: {path} (damaged).")):
+        runs.finish(every, tmp_path)
+    runs.make_missing(every, Maker(), tmp_path, 3)
+    assert f"{path} is damaged and is made again." in capsys.readouterr().err
+    assert path.read_bytes() == whole
+
+
+def test_missing_images_are_named(tmp_path):
+    every = requests(PROMPTS)
+    with pytest.raises(ValueError, match=r"3 of 3 images cannot be read: .*000000.png \(missing\), .*000001.png \(missing\)"):
+        runs.finish(every, tmp_path)
+
+
+def test_the_list_of_images_says_how_each_was_made(tmp_path):
+    every = requests([Prompt("a", {"prompt": "a", "tag": "colors"})])
+    runs.make_missing(every, Maker(), tmp_path, 1)
+    images = runs.finish(every, tmp_path)
+    assert images[0].metadata == {"prompt": "a", "seed": 0, "batch": [0]}
+    line = json.loads((tmp_path / "images.jsonl").read_text())
+    expected = {"file": "000000.png", "prompt": "a", "seed": 0, "batch": [0], "metadata": {"prompt": "a", "tag": "colors"}}
+    assert line == expected
+
+
+def test_genevals_folders_hold_the_line_of_their_prompt(tmp_path):
+    line = {"tag": "single_object", "prompt": "a bench", "include": []}
+    every = requests([Prompt("a bench", line), Prompt("b")], num_images=2, layout="geneval")
+    runs.make_missing(every, Maker(), tmp_path, 4)
+    runs.finish(every, tmp_path)
+    folder = tmp_path / "images"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == [
+        *("00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png"),
+        *("00001/metadata.jsonl", "00001/samples/0000.png", "00001/samples/0001.png"),
+    ]
+    assert json.loads((folder / "00000/metadata.jsonl").read_text()) == line
+    assert json.loads((folder / "00001/metadata.jsonl").read_text()) == {"prompt": "b"}
+
+
+def test_another_run_is_not_mixed_into_a_folder(tmp_path):
+    runs.check_settings(tmp_path, {"steps": 8, "scheduler": {"position_temperature": (2.0, 0.0)}})
+    runs.check_settings(tmp_path, {"steps": 8, "scheduler": {"position_temperature": (2.0, 0.0)}})
+    with pytest.raises(ValueError, match="holds a run with another `steps`: 8 there, 16 now"):
+        runs.check_settings(tmp_path, {"steps": 16, "scheduler": {"position_temperature": (2.0, 0.0)}})
+
+
+def test_a_record_cut_short_by_a_kill_is_left_out_of_the_timing(tmp_path):
+    line = json.dumps({"images": 2, "seconds": 3.0, "peak_memory": 5})
+    (tmp_path / "timing-0.jsonl").write_text(line + "\n" + line[:9])
+    (tmp_path / "timing-1.jsonl").write_text(json.dumps({"images": 2, "seconds": 1.0, "peak_memory": None}) + "\n")
+    assert runs.read_timing(tmp_path) == runs.Timing(1.0, 5)
+    with pytest.raises(ValueError, match="holds no timing records"):
+        runs.read_timing(tmp_path / "nothing")
+
+
+def test_images_are_loaded_as_uint8(tmp_path):
+    for name in ("b.png", "a.png"):
+        Image.new("RGB", (4, 3), (ord(name[0]), 2, 3)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    images = runs.load_images(runs.image_files(tmp_path))
+    assert images.shape == (2, 3, 3, 4)
+    assert images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == [ord("a"), ord("b")]
+
+
+def test_images_that_cannot_be_compared_are_named(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    Image.new("RGB", (5, 3)).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"no png")
+    with pytest.raises(
+        ValueError, match=r"2 of 3 images cannot be read or differ from the size 4x3: .*b.png \(5x3\), .*c.png \(damaged\)"
+    ):
+        runs.load_images(runs.image_files(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no images"):
+        runs.image_files(tmp_path / "empty")
