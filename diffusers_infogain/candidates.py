@@ -95,6 +95,19 @@ def select_top(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     return rank < count[:, None, None]
 
 
+def select_within_bound(scores: torch.Tensor, entropies: torch.Tensor, bound: float) -> torch.Tensor:
+    """The best-scored positions of `scores` (B, N, L), as many as keep Σ H - max H <= bound, as a mask; -inf is never selected.
+
+    Decoding positions independently of each other costs at most that many nats, by which their joint entropy falls short of the
+    sum of their own (Ben-Hamu et al., "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking", arXiv
+    2505.24857). One position is always within the bound.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    ordered = entropies[:, None].expand(scores.shape).gather(-1, order)
+    within = (ordered.cumsum(-1) - ordered.cummax(-1).values <= bound) & (scores.gather(-1, order) > -torch.inf)
+    return torch.zeros_like(within).scatter(-1, order, within)
+
+
 def first_occurrence(candidates: torch.Tensor) -> torch.Tensor:
     """The index (B, N) of the first candidate (B, N, L) that leads to the same state."""
     equal = (candidates[:, :, None] == candidates[:, None]).all(-1)

@@ -206,7 +206,7 @@ def decode(
         output = scheduler.select(lookahead, timestep, proposal)
         tokens, previous_logits, logits = output.prev_sample, logits, output.pred_logits
         recorder.record(
-            num_decoded=proposal.num_decoded,
+            num_decoded=proposal.num_decoded[samples, output.winner],
             cost=proposal.cost[samples, output.winner],
             gain=output.gain[samples, output.winner],
             objective=output.objective,
@@ -329,7 +329,7 @@ def decode_beam(
         new_cost = cost[batch_index, parent] + spread(proposal.cost).double()[batch_index, place]
         record = {
             "parent": parent,
-            "num_decoded": spread(proposal.num_decoded[:, None].expand(-1, num))[batch_index, place],
+            "num_decoded": spread(proposal.num_decoded)[batch_index, place],
             "cost": spread(proposal.cost)[batch_index, place],
             "gain": spread(gain)[batch_index, place],
             "objective": spread(objective[:, None].expand(-1, num, -1))[batch_index, place],

@@ -17,7 +17,7 @@ from . import candidates as draw
 from . import schedules, scoring
 
 LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
-CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass")
+CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot")
 SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,6 @@ class InfoGainProposal(BaseOutput):
         masked: (B, L) bool, M_t: masked positions that may be decoded.
         entropies: (B, L) float32, H_l(z_t) in nats on M_t, 0 elsewhere.
         duplicate_of: (B, N) long, the first candidate with the same state; only that one's logits are read.
-        num_decoded: (B,) long, k_t.
     """
 
     candidates: torch.Tensor
@@ -59,7 +58,11 @@ class InfoGainProposal(BaseOutput):
     masked: torch.Tensor
     entropies: torch.Tensor
     duplicate_of: torch.Tensor
-    num_decoded: torch.Tensor
+
+    @property
+    def num_decoded(self) -> torch.Tensor:
+        """(B, N) long, k_t of every action."""
+        return self.selected.sum(-1)
 
     @property
     def next_masked(self) -> torch.Tensor:
@@ -139,15 +142,16 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             rules decode the positions with the largest score φ: "confidence" (largest probability), "maskgit" (log-probability
             of the sampled token plus annealed Gumbel noise, as MaskGIT and aMUSEd do), "entropy" (-H), "margin" (lead of the
             most probable token), "uniform" (random), "halton" (a low-discrepancy order over the image grid), "klass"
-            (confidence, positions whose distribution has settled first); "entropy_bound" decodes, in order of entropy, as many
-            as its bound allows.
+            (confidence, positions whose distribution has settled first), "pivot" (the most uncertain position, together with
+            the most certain ones); "entropy_bound" decodes, in order of entropy, as many as its bound allows.
         certainty: The φ by which "info_gain" and "lookum" propose positions; any greedy rule but "entropy_bound".
         num_candidates: N, the actions proposed per step by "info_gain" and "lookum". 1 makes them greedy by `certainty`.
         token_temperature: τ_token, tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one.
         position_temperature: τ_pos. Candidates after the first draw positions in proportion to exp(φ / τ_pos), without
             replacement; for "maskgit" it multiplies the Gumbel noise of every candidate. A pair (start, end) is annealed
-            linearly over the steps. 0 switches the noise off, so candidates differ in tokens only. None: (2, 0) for "maskgit",
-            as published, and 0.4 otherwise.
+            linearly over the steps (or, where `entropy_bound` runs ahead of them, over the share of tokens decoded). 0 switches the noise off, so
+            candidates differ in tokens only. For "pivot" it is in nats, and draws the pivot in proportion to exp(H / τ_pos).
+            None: (2, 0) for "maskgit", as published, 1 for "pivot", and 0.4 otherwise.
         top_k, top_p: Draw tokens from the `top_k` most probable, or from the smallest set that holds the mass `top_p`. Scores
             are always taken on the whole distribution.
         confidence_threshold: γ. Positions with a probability above it (at most k_t, the most confident) are in every candidate,
@@ -155,8 +159,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         gain_weight: w >= 0.
         gain_reduction: "mean" over the masked positions, as in the paper, or "sum", which has the scale of the cost; with
             w = 1 J is then the realised fall of entropy at the positions not decoded.
-        entropy_bound: For "entropy_bound", in nats: decode the most positions, by ascending entropy, whose entropies without
-            the largest sum up to at most this.
+        entropy_bound: In nats. Where the schedule asks for fewer, decode as many positions, in the order of φ, as keep the sum
+            of their entropies without the largest at or below this; the canvas is then finished early. None: never more than
+            the schedule asks for; the sampler "entropy_bound" takes 0.1, and follows no schedule but its bound.
         klass_threshold: For "klass", in nats: a position has settled when KL(now ‖ previous step) is below this.
 
     Raises:
@@ -184,7 +189,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         confidence_threshold: float | None = None,
         gain_weight: float = 1.0,
         gain_reduction: str = "sum",
-        entropy_bound: float = 0.1,
+        entropy_bound: float | None = None,
         klass_threshold: float = 5e-4,
     ):
         _at_least("mask_token_id", mask_token_id, 0, int)
@@ -197,7 +202,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             if value is not None:
                 _at_least(name, value, 1, int)
         numbers = {"token_temperature": token_temperature, "gain_weight": gain_weight}
-        numbers |= {"entropy_bound": entropy_bound, "klass_threshold": klass_threshold}
+        numbers |= {"klass_threshold": klass_threshold}
+        if entropy_bound is not None:
+            numbers["entropy_bound"] = entropy_bound
         for name, number in numbers.items():
             _at_least(name, number, 0)
         if position_temperature is not None:
@@ -236,7 +243,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if temperature is None:
             temperature = self.config.position_temperature
         if temperature is None:
-            temperature = (2.0, 0.0) if self.heuristic == "maskgit" else 0.4
+            temperature = {"maskgit": (2.0, 0.0), "pivot": 1.0}.get(self.heuristic, 0.4)
         start, end = self._temperature_pair(temperature)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = torch.linspace(start, end, num_inference_steps)
@@ -337,32 +344,34 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         values[masked] = row_tokens
         values = values.transpose(1, 2)
 
-        previous = None
-        if previous_logits is not None and self.heuristic == "klass":
-            previous = self._codebook_logits(previous_logits, masked, timestep)
-        temperature = float(self.position_temperatures[index])
+        num_masked = masked.sum(-1)
+        max_masks = torch.full_like(num_masked, length) if allowed is None else allowed.sum(-1)
+        share = num_masked / (max_masks if initial_masks is None else initial_masks).clamp(min=1)
+        temperature = self._temperatures(index, share)
         phi = torch.full((batch, length, num), -torch.inf, device=device)
-        if self.heuristic == "halton":
-            grid_phi = -self._halton_rank(length, grid).to(device).float()
-            row_phi = grid_phi.expand(batch, length)[masked]
+        if self.heuristic == "pivot":
+            phi[masked] = self._pivot_scores(entropies, masked, uniform[:, :, 1], temperature).transpose(1, 2)[masked]
         else:
-            row_phi = self._row_scores(rows, entropies[masked], row_tokens, row_uniform[..., 1], temperature, previous)
-        phi[masked] = self._perturb(row_phi, row_uniform[..., 1], temperature)
+            row_temperature = temperature[:, None].expand(batch, length)[masked][:, None]
+            if self.heuristic == "halton":
+                row_phi = -self._halton_rank(length, grid).to(device).float().expand(batch, length)[masked]
+            else:
+                previous = None
+                if previous_logits is not None and self.heuristic == "klass":
+                    previous = self._codebook_logits(previous_logits, masked, timestep)
+                row_phi = self._row_scores(rows, entropies[masked], row_tokens, row_uniform[..., 1], row_temperature, previous)
+            phi[masked] = self._perturb(row_phi, row_uniform[..., 1], row_temperature)
         phi = phi.transpose(1, 2)
 
-        num_masked = masked.sum(-1)
-        if config.sampler == "entropy_bound" and index < len(self.timesteps) - 1:
-            count = self._entropy_bound_count(entropies, masked)
-        else:
-            count = schedules.decode_counts(
-                num_masked,
-                index,
-                len(self.timesteps),
-                config.masking_schedule,
-                tokens_per_step=config.tokens_per_step,
-                initial_masks=initial_masks,
-                max_masks=torch.full_like(num_masked, length) if allowed is None else allowed.sum(-1),
-            )
+        count = schedules.decode_counts(
+            num_masked,
+            index,
+            len(self.timesteps),
+            config.masking_schedule,
+            tokens_per_step=config.tokens_per_step,
+            initial_masks=initial_masks,
+            max_masks=max_masks,
+        )
         if config.confidence_threshold is not None:
             confidence = torch.zeros(batch, length, device=device)
             confidence[masked] = scoring.top_probability(rows)
@@ -373,20 +382,50 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             phi = torch.where(bypass, torch.inf, phi)
             values = torch.where(bypass, best[:, None], values)
         # In memory order, so that the costs of equal candidates are sums in the same order and equal to the last bit.
-        selected = draw.select_top(phi.contiguous(), count)
+        selected = self._select(phi.contiguous(), entropies, count, last=index == len(self.timesteps) - 1)
         candidates = torch.where(selected, values, tokens[:, None])
-        duplicate_of = draw.first_occurrence(candidates)
-        differ = (duplicate_of > 0).any(-1) & (count < num_masked)
-        return InfoGainProposal(
+        proposal = InfoGainProposal(
             candidates=candidates,
             selected=selected,
             cost=scoring.action_cost(entropies[:, None], selected),
-            needs_lookahead=self.looks_ahead and bool(differ.any()),
+            needs_lookahead=False,
             masked=masked,
             entropies=entropies,
-            duplicate_of=duplicate_of,
-            num_decoded=count,
+            duplicate_of=draw.first_occurrence(candidates),
         )
+        differ = (proposal.duplicate_of > 0).any(-1) & proposal.next_masked.flatten(1).any(-1)
+        proposal.needs_lookahead = self.looks_ahead and bool(differ.any())
+        return proposal
+
+    def _temperatures(self, index: int, share: torch.Tensor) -> torch.Tensor:
+        """τ_pos per sample, of whose masks the `share` (B,) is left: annealed over the steps, or, where an entropy bound lets a
+        sample run ahead of them, over its tokens."""
+        by_step = self.position_temperatures[index].to(share.device).expand(share.shape)
+        if self.config.entropy_bound is None:
+            return by_step
+        start, end = self.position_temperatures[[0, -1]].tolist()
+        by_token = end + (start - end) * share
+        return by_token.minimum(by_step) if end <= start else by_token.maximum(by_step)
+
+    def _select(self, phi: torch.Tensor, entropies: torch.Tensor, count: torch.Tensor, last: bool) -> torch.Tensor:
+        """A (B, N, L): the `count` (B,) best of φ (B, N, L), or as many more as the entropy bound allows."""
+        bound = self.config.entropy_bound
+        if self.config.sampler == "entropy_bound":
+            bound = 0.1 if bound is None else bound
+            if not last:
+                return draw.select_within_bound(phi, entropies, bound) | (phi == torch.inf)
+        selected = draw.select_top(phi, count)
+        return selected if bound is None else selected | draw.select_within_bound(phi, entropies, bound)
+
+    @staticmethod
+    def _pivot_scores(
+        entropies: torch.Tensor, masked: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor
+    ) -> torch.Tensor:
+        """φ (B, N, L): -H, but 1, and so first, at the pivot: the largest H + τ_pos · Gumbel noise, for candidate 0 the largest H."""
+        noise = temperature[:, None, None] * draw.gumbel(uniform)
+        noise[:, 0] = 0
+        pivot = (entropies[:, None] + noise).masked_fill(~masked[:, None], -torch.inf).argmax(-1, keepdim=True)
+        return (-entropies[:, None].expand(noise.shape)).scatter(-1, pivot, 1.0)
 
     def _row_scores(
         self,
@@ -394,7 +433,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         entropies: torch.Tensor,
         tokens: torch.Tensor,
         uniform: torch.Tensor,
-        temperature: float,
+        temperature: torch.Tensor,
         previous: torch.Tensor | None,
     ) -> torch.Tensor:
         """φ at M positions, (M,) or, for the rules that draw, (M, N); higher is earlier."""
@@ -412,14 +451,15 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         return phi
 
     @staticmethod
-    def _perturb(phi: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
-        """φ / τ_pos + Gumbel noise (M, N), whose top k are draws without replacement from exp(φ / τ_pos); candidate 0 is φ."""
+    def _perturb(phi: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        """φ / τ_pos + Gumbel noise (M, N), whose top k are draws without replacement from exp(φ / τ_pos); candidate 0 is φ.
+
+        τ_pos (M, 1) = 0 leaves φ as it is.
+        """
         if phi.ndim == uniform.ndim:
             return phi
         phi = phi[:, None].expand(uniform.shape)
-        if temperature == 0:
-            return phi
-        noisy = phi / temperature + draw.gumbel(uniform)
+        noisy = torch.where(temperature > 0, phi / temperature + draw.gumbel(uniform), phi)
         return torch.cat([phi[:, :1], noisy[:, 1:]], dim=1)
 
     @staticmethod
@@ -428,12 +468,6 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if height * width != length:
             raise ValueError(f"`grid` must be given as (height, width) with {length} cells for the halton order, got {grid}.")
         return scoring.halton_order(height, width)
-
-    def _entropy_bound_count(self, entropies: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """The largest k with Σ_{i<=k} H_i - max_{i<=k} H_i <= bound, entropies ascending; at least 1 where anything is masked."""
-        ascending = entropies.masked_fill(~masked, torch.inf).sort(-1).values
-        without_largest = ascending.cumsum(-1) - ascending  # NaN beyond the masked positions, where it compares as False
-        return (without_largest <= self.config.entropy_bound).sum(-1).clamp(min=1).minimum(masked.sum(-1))
 
     def score(
         self, lookahead_logits: torch.Tensor | None, timestep: int | torch.Tensor, proposal: InfoGainProposal

@@ -37,6 +37,7 @@ def cases(draw, samplers=SAMPLERS):
         "tokens_per_step": draw(st.none() | st.integers(1, 4)),
         "confidence_threshold": draw(st.sampled_from([None, 0.5, 0.9])),
         "gain_reduction": draw(st.sampled_from(["mean", "sum"])),
+        "entropy_bound": draw(st.sampled_from([None, 0.5, 4.0])),
     }
     scheduler = make_scheduler(MASK, draw(st.integers(1, 20)), draw(st.sampled_from([None, 0.0, 0.4])), **config)
     seeds = draw(st.lists(st.integers(0, 10**6), min_size=len(tokens), max_size=len(tokens)))

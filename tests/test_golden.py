@@ -105,7 +105,6 @@ def make_proposal(
         masked=masked,
         entropies=entropies,
         duplicate_of=torch.arange(len(candidates))[None],
-        num_decoded=selected[:1].sum(-1),
     )
 
 
@@ -133,7 +132,7 @@ def test_image_decisions(name):
                 spent += entropies.sum().item()
             else:
                 proposal = make_proposal(tokens[0], codes(stored["x_batch"]), entropies, masked)
-                assert proposal.num_decoded.item() == info["k"][index * batch + b]
+                assert set(proposal.num_decoded.flatten().tolist()) == {info["k"][index * batch + b]}
                 output = scheduler.select(stored["next_logits_image"][None], timestep, proposal)
                 uncertainty = scoring.state_uncertainty(entropies, masked)
                 torch.testing.assert_close(output.cost[0], stored["C"], **COST)

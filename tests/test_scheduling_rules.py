@@ -26,6 +26,7 @@ from diffusers_infogain.scoring import entropy, halton_order
 MASK, BATCH, LENGTH, STEPS = 7, 3, 12, 5
 GRID = (3, 4)
 DETERMINISTIC = ("confidence", "entropy", "margin", "halton", "klass")
+SAME_POSITIONS = (*DETERMINISTIC, "pivot")
 
 
 def state(seed: int = 0, share: float = 0.7) -> torch.Tensor:
@@ -46,6 +47,7 @@ def plain_phi(rule, position, logits, previous, token, uniform, temperature):
         "uniform": lambda: uniform,
         "halton": lambda: -halton_order(*GRID)[position].item(),
         "klass": lambda: p[0] + settled,
+        "pivot": lambda: -plain_entropy(logits),
     }[rule]()
 
 
@@ -73,6 +75,9 @@ def check_candidates(scheduler, seeds, rule, count, temperatures, later_noise):
                 before = previous[b, position].tolist()
                 phi = plain_phi(rule, position, row, before, drawn[position], u_position, temperatures)
                 scores[position] = phi / temperatures + plain_gumbel(u_position) if n > 0 and later_noise else phi
+            if rule == "pivot":
+                noise = {i: temperatures * plain_gumbel(uniforms[b][n][1][i]) if n > 0 else 0 for i in scores}
+                scores[max(scores, key=lambda i: noise[i] - scores[i])] = math.inf
             chosen = top_positions(scores, count)
             assert set(proposal.selected[b, n].nonzero()[:, 0].tolist()) == chosen
             expected = [drawn[i] if i in chosen else token for i, token in enumerate(tokens[b].tolist())]
@@ -94,7 +99,7 @@ def test_candidate_zero_is_greedy_and_the_others_draw_positions_with_gumbel_nois
     check_candidates(scheduler, (4, 5, 6), rule, 2, temperature, later_noise=rule in DETERMINISTIC)
 
 
-@pytest.mark.parametrize("rule", DETERMINISTIC)
+@pytest.mark.parametrize("rule", SAME_POSITIONS)
 def test_position_temperature_zero_leaves_only_the_tokens_to_differ(rule):
     scheduler = make_scheduler(MASK, STEPS, 0, certainty=rule)
     proposal = scheduler.propose(random_logits(BATCH, LENGTH, MASK), 3, state(), generator=generators(1, 2, 3), grid=GRID)
@@ -195,10 +200,67 @@ def test_entropy_bound_decodes_the_most_positions_that_the_bound_allows(bound):
     for b in range(BATCH):
         order = sorted((plain_entropy(logits[b, i].tolist()), i) for i in (tokens[b] == MASK).nonzero()[:, 0].tolist())
         count = max(k for k in range(1, len(order) + 1) if math.fsum(h for h, _ in order[: k - 1]) <= bound)
-        assert proposal.num_decoded[b] == count
+        assert proposal.num_decoded[b].tolist() == [count]
         assert set(proposal.selected[b, 0].nonzero()[:, 0].tolist()) == {i for _, i in order[:count]}
     last = scheduler.propose(logits, 0, tokens, generator=generators(1, 2, 3))
     assert torch.equal(last.selected[:, 0], tokens == MASK)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CERTAINTIES), st.floats(0, 6), st.integers(1, 5), st.integers(0, 3), st.integers(0, 99))
+def test_an_entropy_bound_decodes_more_than_the_schedule_while_the_joint_entropy_is_nearly_the_sum(rule, bound, num, index, seed):
+    config = {"sampler": "info_gain", "certainty": rule, "num_candidates": num}
+    plain, bounded = make_scheduler(MASK, STEPS, **config), make_scheduler(MASK, STEPS, **config, entropy_bound=bound)
+    logits, tokens = random_logits(BATCH, LENGTH, MASK, seed=seed, scale=3), state(seed)
+    initial_masks = (tokens == MASK).sum(-1)
+    timestep = plain.timesteps[index]
+    proposals = [
+        one.propose(logits, timestep, tokens, generator=generators(1, 2, 3), initial_masks=initial_masks, grid=GRID)
+        for one in (plain, bounded)
+    ]
+    assert (proposals[1].num_decoded >= proposals[0].num_decoded).all()
+    for b in range(BATCH):
+        masked = set((tokens[b] == MASK).nonzero()[:, 0].tolist())
+        for n in range(num):
+            chosen = set(proposals[1].selected[b, n].nonzero()[:, 0].tolist())
+            assert chosen <= masked
+            if len(chosen) > proposals[0].num_decoded[b, n]:
+                entropies = [plain_entropy(logits[b, i].tolist()) for i in chosen]
+                assert math.fsum(entropies) - max(entropies) <= bound + 1e-5
+    if rule != "maskgit":  # whose noise is annealed further where tokens run ahead of the steps
+        assert (proposals[1].selected | ~proposals[0].selected).all()
+
+
+def test_the_pivot_is_the_most_uncertain_position_and_comes_with_the_most_certain_ones():
+    scheduler = make_scheduler(MASK, STEPS, sampler="pivot", entropy_bound=0.6)
+    logits, tokens = random_logits(BATCH, LENGTH, MASK, scale=6), state()
+    proposal = scheduler.propose(logits, 4, tokens, generator=generators(1, 2, 3), initial_masks=(tokens == MASK).sum(-1))
+    for b in range(BATCH):
+        ascending = sorted((plain_entropy(logits[b, i].tolist()), i) for i in (tokens[b] == MASK).nonzero()[:, 0].tolist())
+        count = max(k for k in range(len(ascending)) if math.fsum(h for h, _ in ascending[:k]) <= 0.6)
+        expected = {i for _, i in ascending[:count]} | {ascending[-1][1]}
+        assert set(proposal.selected[b, 0].nonzero()[:, 0].tolist()) == expected
+
+
+@pytest.mark.parametrize(("temperature", "left", "expected"), [((2, 0), 0.5, 1.0), ((2, 0), 1.0, 1.5), ((0, 2), 0.25, 1.5)])
+def test_with_a_bound_the_temperature_is_annealed_over_steps_or_tokens_whichever_is_further(temperature, left, expected):
+    # The second of five steps: by the steps alone 1.5 of (2, 0), or 0.5 of (0, 2).
+    scheduler = make_scheduler(MASK, STEPS, sampler="maskgit", entropy_bound=0.0)
+    scheduler.set_timesteps(STEPS, temperature=temperature)
+    logits, tokens = random_logits(1, LENGTH, MASK, seed=1), state()[:1]
+    masks = int((tokens == MASK).sum())
+    uniforms = draw_uniforms(generators(1), 1, 1, LENGTH)[0, 0].tolist()
+    initial = torch.tensor([round(masks / left)])
+    proposal = scheduler.propose(logits, scheduler.timesteps[1], tokens, generator=generators(1), initial_masks=initial)
+    scores = {}
+    for i in (tokens[0] == MASK).nonzero()[:, 0].tolist():
+        token = plain_token(logits[0, i].tolist(), uniforms[0][i], 1.0)
+        scores[i] = math.log(probabilities(logits[0, i].tolist())[token]) + expected * plain_gumbel(uniforms[1][i])
+    count = int(proposal.num_decoded[0, 0])
+    assert set(proposal.selected[0, 0].nonzero()[:, 0].tolist()) == top_positions(scores, count)
+    plain = make_scheduler(MASK, STEPS, sampler="maskgit")
+    plain.set_timesteps(STEPS, temperature=temperature)
+    assert plain._temperatures(1, torch.tensor([left])).item() == plain.position_temperatures[1].item()
 
 
 def sure_logits(sure: int) -> torch.Tensor:
@@ -258,12 +320,12 @@ def test_known_tokens_and_positions_not_allowed_stay(seed, sampler, timestep, th
     keep = ~masked[:, None].expand_as(proposal.candidates)
     assert torch.equal(proposal.candidates[keep], tokens[:, None].expand_as(proposal.candidates)[keep])
     assert torch.equal(proposal.masked, masked)
-    assert torch.equal(proposal.selected.sum(-1), proposal.num_decoded[:, None].expand(proposal.selected.shape[:2]))
+    assert torch.equal(proposal.selected.sum(-1), proposal.num_decoded)
     assert not proposal.entropies[~masked].any()
     torch.testing.assert_close(proposal.entropies[masked], entropy(logits[masked]))
-    assert (proposal.num_decoded >= masked.any(-1).long()).all()
+    assert (proposal.num_decoded >= masked.any(-1).long()[:, None]).all()
     if timestep == 0:
-        assert torch.equal(proposal.num_decoded, masked.sum(-1))
+        assert torch.equal(proposal.num_decoded, masked.sum(-1)[:, None].expand(proposal.num_decoded.shape))
 
 
 @pytest.mark.parametrize("token_temperature", [0, 1.0])
@@ -276,7 +338,7 @@ def test_mask_token_inside_the_vocabulary_is_never_sampled_and_not_in_the_entrop
     logits[..., mask], lookahead[..., mask] = 30.0, 20.0
     others = [0, 1, 2, 4, 5]
     proposal = scheduler.propose(logits, 3, tokens, generator=generators(1, 2), grid=GRID)
-    assert (proposal.candidates != mask).sum(-1).eq(proposal.num_decoded[:, None]).all()
+    assert (proposal.candidates != mask).sum(-1).eq(proposal.num_decoded).all()
     torch.testing.assert_close(proposal.entropies, entropy(logits[..., others]))
     if proposal.needs_lookahead:
         output = scheduler.select(lookahead, 3, proposal)

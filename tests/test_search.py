@@ -47,7 +47,9 @@ def plain_beam(model, scheduler, tokens, allowed, sample, seed, num_beams):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("certainty", CERTAINTIES)
-@pytest.mark.parametrize("config", [{}, {"tokens_per_step": 2, "gain_weight": 0.5, "confidence_threshold": 0.4}])
+@pytest.mark.parametrize(
+    "config", [{}, {"entropy_bound": 1.5}, {"tokens_per_step": 2, "gain_weight": 0.5, "confidence_threshold": 0.4}]
+)
 def test_one_beam_is_the_plain_loop_draw_for_draw(reduction, certainty, config):
     scheduler = make_scheduler(5, 6, certainty=certainty, gain_reduction=reduction, num_candidates=4, **config)
     tokens = canvas(3, 12, 5)

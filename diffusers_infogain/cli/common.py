@@ -36,7 +36,7 @@ SCHEDULER_FLAGS: dict[str, tuple[Any, str]] = {
     "gain_reduction": (str, "mean or sum of the remaining entropies"),
     "masking_schedule": (str, "cosine, linear or arccos"),
     "tokens_per_step": (int, "fixed number of tokens per step"),
-    "entropy_bound": (float, "of the sampler entropy_bound, in nats"),
+    "entropy_bound": (float, "in nats; decode more tokens than the schedule asks for while they are this independent"),
     "klass_threshold": (float, "of the sampler klass, in nats"),
 }
 

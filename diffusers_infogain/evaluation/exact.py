@@ -8,15 +8,15 @@ those sequences. Sampling several positions at once ignores how they hang togeth
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from ..decoding import Denoise, decode
-from ..scheduling_infogain import InfoGainScheduler
+from ..decoding import Denoise, decode, decode_best_of
+from ..scheduling_infogain import PRESETS, InfoGainScheduler
 
 SUDOKU_SHARPNESS = 6.0
 DIGITS_SHARPNESS = 1.5
@@ -80,10 +80,22 @@ def nearest_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> torch.Ten
 
 @dataclass(frozen=True)
 class SamplerSetting:
-    """A row of the comparison."""
+    """A row of the comparison.
+
+    Attributes:
+        config: Settings of the scheduler.
+        one_by_one: Decode with as many steps as there are tokens, so at most one token a step where no bound allows more.
+        num_runs: Above 1: best-of-N.
+    """
 
     name: str
     config: dict[str, Any]
+    one_by_one: bool = False
+    num_runs: int = 1
+
+
+def _bounded(bound: float, **config: Any) -> dict[str, Any]:
+    return {"entropy_bound": bound, **config}
 
 
 _SUM = {"sampler": "info_gain", "gain_reduction": "sum"}
@@ -91,23 +103,36 @@ COMPARED = (
     *(SamplerSetting(name, {"sampler": name}) for name in ("uniform", "confidence", "maskgit", "entropy", "margin")),
     SamplerSetting("halton", {"sampler": "halton"}),
     SamplerSetting("klass", {"sampler": "klass"}),
-    SamplerSetting("entropy_bound", {"sampler": "entropy_bound"}),
+    SamplerSetting("pivot", {"sampler": "pivot"}),
+    SamplerSetting("maskgit, best of 8", {"sampler": "maskgit"}, num_runs=8),
+    SamplerSetting("maskgit, one by one", {"sampler": "maskgit"}, one_by_one=True),
+    SamplerSetting("entropy_bound (bound 0.1)", {"sampler": "entropy_bound"}, one_by_one=True),
+    SamplerSetting("maskgit, bound 0.25", _bounded(0.25, sampler="maskgit"), one_by_one=True),
+    SamplerSetting("uniform, bound 0.25", _bounded(0.25, sampler="uniform"), one_by_one=True),
+    SamplerSetting("pivot, bound 0.25", _bounded(0.25, sampler="pivot"), one_by_one=True),
     SamplerSetting("lookum", {"sampler": "lookum", "certainty": "confidence"}),
+    SamplerSetting("info_gain mean, as in the paper", PRESETS["paper"]),
     SamplerSetting("info_gain mean", {"sampler": "info_gain", "gain_reduction": "mean", "certainty": "confidence"}),
     SamplerSetting("info_gain sum", {**_SUM, "certainty": "confidence"}),
     SamplerSetting("info_gain sum, uniform positions", {**_SUM, "certainty": "uniform"}),
     SamplerSetting("info_gain sum, maskgit positions", {**_SUM, "certainty": "maskgit"}),
+    SamplerSetting("the same, bound 0.25, N 4", _bounded(0.25, **_SUM, certainty="maskgit", num_candidates=4), one_by_one=True),
+    SamplerSetting("the same, bound 1, N 4", _bounded(1.0, **_SUM, certainty="maskgit", num_candidates=4), one_by_one=True),
+    SamplerSetting("the same, bound 1, N 8", _bounded(1.0, **_SUM, certainty="maskgit"), one_by_one=True),
 )
 
 
 @dataclass
 class ExactResult:
-    """Figures of one setting on one task; `quality` is the task's own measure, `spread` its standard error."""
+    """Figures of one setting on one task; `quality` is the task's own measure, `spread` its standard error.
+
+    `distinct` counts the different samples of a seed (of several: their mean).
+    """
 
     name: str
     quality: float
     spread: float
-    distinct: int
+    distinct: float
     model_rows: float
     cumulative_entropy: float
     samples: int
@@ -122,23 +147,36 @@ def run_setting(
     length: int,
     num_inference_steps: int,
     num_samples: int,
-    seed: int,
+    seeds: Sequence[int] = (0,),
     **config: Any,
 ) -> ExactResult:
-    """Decodes `num_samples` sequences from an empty canvas and measures them. `config` goes to the scheduler."""
+    """Decodes `num_samples` sequences per seed from an empty canvas and measures them. `config` goes to the scheduler."""
+    if setting.one_by_one:
+        num_inference_steps = length
+        config.pop("tokens_per_step", None)
     scheduler = InfoGainScheduler(mask_token_id=num_tokens, **{**config, **setting.config})
     scheduler.set_timesteps(num_inference_steps)
     canvas = torch.full((num_samples, length), num_tokens)
-    output = decode(denoise, scheduler, canvas, generator=torch.Generator().manual_seed(seed))
-    values = quality(output.tokens).double()
+    values, distinct, rows, entropies = [], [], [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        if setting.num_runs > 1:
+            output = decode_best_of(denoise, scheduler, canvas, num_runs=setting.num_runs, generator=generator)
+        else:
+            output = decode(denoise, scheduler, canvas, generator=generator)
+        values.append(quality(output.tokens).double())
+        distinct.append(len(output.tokens.unique(dim=0)))
+        rows.append(output.trace.model_rows.sum(0).double())
+        entropies.append(output.trace.cumulative_entropy)
+    every = torch.cat(values)
     return ExactResult(
         name=setting.name,
-        quality=values.mean().item(),
-        spread=(values.std() / num_samples**0.5).item(),
-        distinct=len(output.tokens.unique(dim=0)),
-        model_rows=output.trace.model_rows.sum(0).double().mean().item(),
-        cumulative_entropy=output.trace.cumulative_entropy.mean().item(),
-        samples=num_samples,
+        quality=every.mean().item(),
+        spread=(every.std() / len(every) ** 0.5).item(),
+        distinct=sum(distinct) / len(distinct),
+        model_rows=torch.cat(rows).mean().item(),
+        cumulative_entropy=torch.cat(entropies).mean().item(),
+        samples=len(every),
     )
 
 
@@ -151,9 +189,9 @@ class ExactTask:
     quality: Callable[[torch.Tensor], torch.Tensor]
     options: dict[str, Any]
 
-    def run(self, setting: SamplerSetting, num_samples: int, seed: int) -> ExactResult:
+    def run(self, setting: SamplerSetting, num_samples: int, seeds: Sequence[int] = (0,)) -> ExactResult:
         """Decodes and measures samples under a setting."""
-        return run_setting(self.denoise, self.quality, setting, num_samples=num_samples, seed=seed, **self.options)
+        return run_setting(self.denoise, self.quality, setting, num_samples=num_samples, seeds=seeds, **self.options)
 
 
 def sudoku_task(tokens_per_step: int = 2) -> ExactTask:
@@ -187,18 +225,20 @@ def format_table(title: str, results: list[ExactResult]) -> str:
     lines = [
         f"**{title}**, {results[0].samples} samples",
         "",
-        "| sampler | quality | distinct samples | model rows | cumulative entropy (nats) |",
+        "| sampler | quality | distinct samples of a seed | model rows | cumulative entropy (nats) |",
         "|---|---|---|---|---|",
     ]
     for result in results:
         lines.append(
-            f"| {result.name} | {result.quality:.3f} ± {result.spread:.3f} | {result.distinct} | {result.model_rows:.1f} "
+            f"| {result.name} | {result.quality:.3f} ± {result.spread:.3f} | {result.distinct:.0f} | {result.model_rows:.1f} "
             f"| {result.cumulative_entropy:.1f} |"
         )
     return "\n".join(lines)
 
 
-def compare_exact(num_samples: int = 200, seed: int = 0, settings: tuple[SamplerSetting, ...] = COMPARED) -> str:
+def compare_exact(
+    num_samples: int = 200, seeds: Sequence[int] = (0,), settings: tuple[SamplerSetting, ...] = COMPARED
+) -> str:
     """The comparison of all samplers on both exact models, as Markdown."""
     tasks = [sudoku_task(2), sudoku_task(4), digits_task(8)]
     with tqdm(total=len(tasks) * len(settings), desc="exact models") as progress:
@@ -206,7 +246,7 @@ def compare_exact(num_samples: int = 200, seed: int = 0, settings: tuple[Sampler
         for task in tasks:
             results = []
             for setting in settings:
-                results.append(task.run(setting, num_samples, seed))
+                results.append(task.run(setting, num_samples, seeds))
                 progress.update()
             tables.append(format_table(task.title, results))
     return "\n\n".join(tables)

@@ -65,7 +65,7 @@ def test_digits_have_four_grey_levels():
 
 
 def quality(task: exact.ExactTask, num_samples: int = 200, **config) -> float:
-    return task.run(SamplerSetting("", config), num_samples, 0).quality
+    return task.run(SamplerSetting("", config), num_samples).quality
 
 
 def test_looking_ahead_keeps_sudokus_valid_where_greedy_rules_do_not():
@@ -82,8 +82,38 @@ def test_looking_ahead_comes_at_least_three_times_closer_to_real_digits_than_any
     assert quality(task, 100, sampler="info_gain", gain_reduction="sum", certainty="maskgit") <= greedy / 3
 
 
+def test_at_equal_rows_looking_ahead_with_an_entropy_bound_comes_closer_to_real_digits_than_greedy_rules():
+    task = exact.digits_task(8)
+    bounded = {"certainty": "maskgit", "num_candidates": 4, "entropy_bound": 3.0}
+    ours = task.run(SamplerSetting("", bounded, one_by_one=True), 100)
+    rivals = [
+        task.run(SamplerSetting("", {"sampler": "maskgit"}, one_by_one=True), 100),
+        task.run(SamplerSetting("", {"sampler": "maskgit", "entropy_bound": 0.25}, one_by_one=True), 100),
+        task.run(SamplerSetting("", {"sampler": "maskgit"}, num_runs=4), 100),
+    ]
+    assert all(ours.model_rows < rival.model_rows for rival in rivals)
+    assert all(ours.quality < 0.7 * rival.quality for rival in rivals)
+
+
+def test_an_entropy_bound_saves_rows_and_keeps_the_quality_of_decoding_one_by_one():
+    task = exact.sudoku_task(4)
+    full = task.run(SamplerSetting("", {"sampler": "maskgit"}, one_by_one=True), 200)
+    bounded = task.run(SamplerSetting("", {"sampler": "maskgit", "entropy_bound": 0.05}, one_by_one=True), 200)
+    assert full.model_rows == 16
+    assert bounded.model_rows < 10
+    assert min(full.quality, bounded.quality) > 0.97
+
+
+def test_several_seeds_are_pooled():
+    task, setting = exact.sudoku_task(4), SamplerSetting("", {"sampler": "maskgit"})
+    one, other, both = (task.run(setting, 30, seeds) for seeds in ([0], [1], [0, 1]))
+    assert both.samples == 60
+    assert both.quality == pytest.approx((one.quality + other.quality) / 2)
+    assert both.distinct == (one.distinct + other.distinct) / 2
+
+
 def test_results_tell_rows_entropy_and_diversity():
-    result = exact.sudoku_task(4).run(SamplerSetting("margin", {"sampler": "margin"}), 30, 0)
+    result = exact.sudoku_task(4).run(SamplerSetting("margin", {"sampler": "margin"}), 30)
     assert (result.name, result.samples, result.model_rows) == ("margin", 30, 4)
     assert 1 < result.distinct <= 30
     assert result.cumulative_entropy > math.log(288) / 2
