@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-GAIN_REDUCTIONS = ("mean", "sum")
+GAIN_REDUCTIONS = ("mean", "sum", "kl")
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -57,6 +57,15 @@ def state_uncertainty(entropies: torch.Tensor, masked: torch.Tensor, reduction: 
 def information_gain(uncertainty: torch.Tensor, next_uncertainty: torch.Tensor) -> torch.Tensor:
     """IG(a; z_t) = 𝓗(z_t) - 𝓗(z_{t-1}): (B,) and (B, N) to (B, N)."""
     return uncertainty[:, None] - next_uncertainty
+
+
+def surprise(cost: torch.Tensor, divergences: torch.Tensor, next_masked: torch.Tensor) -> torch.Tensor:
+    """IG_kl(a; z_t) = C(a | z_t) + Σ_{l in M_{t-1}} KL(p_l after a ‖ p_l before): cost (B, N) and divergences (B, N, L) to (B, N).
+
+    Over the action's tokens, KL and the fall of entropy have the same expectation, the mutual information; but a token that merely
+    makes the others predictable is not preferred to one that changes them.
+    """
+    return cost + torch.where(next_masked, divergences, 0.0).sum(-1)
 
 
 def objective(gain: torch.Tensor, cost: torch.Tensor, gain_weight: float = 1.0) -> torch.Tensor:

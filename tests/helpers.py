@@ -78,6 +78,9 @@ def plain_evaluation(
 ) -> tuple[float, float]:
     """C and IG, in double precision, of the action that leaves `next_masked` (L,) of `masked` (L,)."""
     cost = plain_uncertainty(logits, masked & ~next_masked, "sum")
+    if reduction == "kl":
+        pairs = [(next_logits[i].double().tolist(), logits[i].double().tolist()) for i in next_masked.nonzero()[:, 0].tolist()]
+        return cost, cost + math.fsum(plain_kl(*pair) for pair in pairs)
     after = 0.0 if next_logits is None else plain_uncertainty(next_logits, next_masked, reduction)
     return cost, plain_uncertainty(logits, masked, reduction) - after
 

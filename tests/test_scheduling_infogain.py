@@ -9,7 +9,7 @@ import torch
 from diffusers import AmusedScheduler
 from helpers import generators, make_scheduler, random_logits
 
-from diffusers_infogain import InfoGainScheduler
+from diffusers_infogain import InfoGainScheduler, decode_beam
 from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
 
 MASK = 9
@@ -30,7 +30,7 @@ INVALID = [
     *(("position_temperature", value, "a number or a pair (start, end)") for value in ((1,), (3, 2, 1), ())),
     *(("top_p", value, "(0, 1]") for value in (0, -0.1, 1.5, math.nan, "0.9")),
     *(("confidence_threshold", value, "[0, 1]") for value in (-0.1, 1.5, math.nan, "0.9")),
-    ("gain_reduction", "median", "mean, sum"),
+    ("gain_reduction", "median", "mean, sum, kl"),
 ]
 
 
@@ -259,3 +259,12 @@ def test_tokens_ruled_out_by_minus_infinity_are_legal_and_known_positions_are_no
     proposal = scheduler.propose(logits, 0, state(), generator=generators(1, 2))
     assert set(proposal.candidates[proposal.selected].tolist()) == {3, 6}
     assert proposal.cost.isfinite().all()
+
+
+def test_kl_is_a_gain_so_lookum_and_beam_search_which_need_an_uncertainty_refuse_it():
+    with pytest.raises(ValueError, match="`gain_reduction` must be one of mean, sum for the sampler 'lookum', got 'kl'."):
+        InfoGainScheduler(mask_token_id=4, sampler="lookum", gain_reduction="kl")
+    scheduler = InfoGainScheduler(mask_token_id=4, gain_reduction="kl")
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="`scheduler` must use the gain_reduction 'mean' or 'sum' for a beam search, got 'kl'."):
+        decode_beam(lambda tokens, rows: None, scheduler, torch.full((1, 4), 4), num_beams=2)

@@ -136,15 +136,16 @@ def allowed_part() -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 1000),
-    st.sampled_from(["info_gain", "lookum"]),
-    st.sampled_from(["mean", "sum"]),
+    st.sampled_from([("info_gain", "mean"), ("info_gain", "sum"), ("info_gain", "kl"), ("lookum", "mean"), ("lookum", "sum")]),
     st.sampled_from([0.0, 0.5, 1.0, 3.0]),
     st.booleans(),
     st.sampled_from([None, 0.3]),
+    st.sampled_from([None, 1.5]),
 )
-def test_select_equals_a_brute_force_evaluation(seed, sampler, reduction, weight, block, threshold):
+def test_select_equals_a_brute_force_evaluation(seed, rule, weight, block, threshold, bound):
+    sampler, reduction = rule
     config = {"sampler": sampler, "gain_reduction": reduction, "gain_weight": weight, "confidence_threshold": threshold}
-    scheduler = make_scheduler(MASK, STEPS, 0.4, certainty="margin", num_candidates=5, **config)
+    scheduler = make_scheduler(MASK, STEPS, 0.4, certainty="margin", num_candidates=5, entropy_bound=bound, **config)
     logits, tokens = random_logits(BATCH, LENGTH, MASK, seed=seed), state(seed)
     allowed = allowed_part() if block else torch.ones(BATCH, LENGTH).bool()
     proposal = scheduler.propose(logits, 3, tokens, allowed, generator=generators(seed, 1, 2))
@@ -167,6 +168,31 @@ def test_select_equals_a_brute_force_evaluation(seed, sampler, reduction, weight
         assert objectives[winner] >= max(objectives) - 1e-4
         assert torch.equal(output.prev_sample[b], proposal.candidates[b, winner])
         assert torch.equal(output.pred_logits[b], lookahead[b, winner])
+
+
+def test_on_average_over_the_tokens_kl_and_the_fall_of_entropy_are_the_mutual_information():
+    joint = torch.rand(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    joint /= joint.sum()
+    first, second = joint.sum(1), joint.sum(0)
+    conditional = joint / first[:, None]
+    scheduler = {
+        name: make_scheduler(4, 2, 0.0, gain_reduction=name, tokens_per_step=1, num_candidates=2) for name in ("sum", "kl")
+    }
+    logits = torch.full((1, 2, 4), -torch.inf)
+    logits[0, 0, :3], logits[0, 1] = first.log(), second.log()
+    expected = {"sum": 0.0, "kl": 0.0}
+    for token, weight in enumerate(first.tolist()):
+        for name, one in scheduler.items():
+            proposal = one.propose(logits, 1, torch.full((1, 2), 4), generator=generators(0))
+            proposal.selected[:] = torch.tensor([True, False])
+            proposal.candidates[:] = torch.tensor([token, 4])
+            proposal.cost[:] = -(first * first.log()).sum()
+            proposal.duplicate_of[:] = 0
+            after = torch.zeros(1, 2, 2, 4)
+            after[..., 1, :] = conditional[token].log()
+            expected[name] += weight * one.select(after, 1, proposal).objective[0, 0].item()
+    information = (joint * (joint / first[:, None] / second).log()).sum().item()
+    assert expected == pytest.approx({"sum": information, "kl": information}, abs=1e-6)
 
 
 @pytest.mark.parametrize("num_candidates", [3, 5, 8])

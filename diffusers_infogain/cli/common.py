@@ -33,7 +33,7 @@ SCHEDULER_FLAGS: dict[str, tuple[Any, str]] = {
     "top_p": (float, "draw from the smallest set of tokens with this probability"),
     "confidence_threshold": (float, "commit tokens above this probability without lookahead"),
     "gain_weight": (float, "weight of the information gain against the cost"),
-    "gain_reduction": (str, "mean or sum of the remaining entropies"),
+    "gain_reduction": (str, "mean, sum or kl: what the lookahead counts as gain"),
     "masking_schedule": (str, "cosine, linear or arccos"),
     "tokens_per_step": (int, "fixed number of tokens per step"),
     "entropy_bound": (float, "in nats; decode more tokens than the schedule asks for while they are this independent"),

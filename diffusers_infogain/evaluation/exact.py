@@ -236,9 +236,7 @@ def format_table(title: str, results: list[ExactResult]) -> str:
     return "\n".join(lines)
 
 
-def compare_exact(
-    num_samples: int = 200, seeds: Sequence[int] = (0,), settings: tuple[SamplerSetting, ...] = COMPARED
-) -> str:
+def compare_exact(num_samples: int = 200, seeds: Sequence[int] = (0,), settings: tuple[SamplerSetting, ...] = COMPARED) -> str:
     """The comparison of all samplers on both exact models, as Markdown."""
     tasks = [sudoku_task(2), sudoku_task(4), digits_task(8)]
     with tqdm(total=len(tasks) * len(settings), desc="exact models") as progress:
