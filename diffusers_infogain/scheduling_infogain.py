@@ -151,8 +151,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         token_temperature: τ_token, tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one.
         position_temperature: τ_pos. Candidates after the first draw positions in proportion to exp(φ / τ_pos), without
             replacement; for "maskgit" it multiplies the Gumbel noise of every candidate. A pair (start, end) is annealed
-            linearly over the steps (or, where `entropy_bound` runs ahead of them, over the share of tokens decoded). 0 switches the noise off, so
-            candidates differ in tokens only. For "pivot" it is in nats, and draws the pivot in proportion to exp(H / τ_pos).
+            linearly over the steps (or, where `entropy_bound` runs ahead of them, over the share of tokens decoded). 0 switches
+            the noise off, so candidates differ in tokens only. For "pivot" it is in nats, and draws the pivot in proportion to
+            exp(H / τ_pos).
             None: (2, 0) for "maskgit", as published, 1 for "pivot", and 0.4 otherwise.
         top_k, top_p: Draw tokens from the `top_k` most probable, or from the smallest set that holds the mass `top_p`. Scores
             are always taken on the whole distribution.
@@ -248,7 +249,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if temperature is None:
             temperature = self.config.position_temperature
         if temperature is None:
-            temperature = {"maskgit": (2.0, 0.0), "pivot": 1.0}.get(self.heuristic, 0.4)
+            temperature = (2.0, 0.0) if self.heuristic == "maskgit" else 1.0 if self.heuristic == "pivot" else 0.4
         start, end = self._temperature_pair(temperature)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = torch.linspace(start, end, num_inference_steps)
@@ -427,7 +428,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
     def _pivot_scores(
         entropies: torch.Tensor, masked: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor
     ) -> torch.Tensor:
-        """φ (B, N, L): -H, but 1, and so first, at the pivot: the largest H + τ_pos · Gumbel noise, for candidate 0 the largest H."""
+        """φ (B, N, L): -H, but 1, and so first, at the pivot, the largest H + τ_pos · Gumbel noise (candidate 0: no noise)."""
         noise = temperature[:, None, None] * draw.gumbel(uniform)
         noise[:, 0] = 0
         pivot = (entropies[:, None] + noise).masked_fill(~masked[:, None], -torch.inf).argmax(-1, keepdim=True)

@@ -60,10 +60,10 @@ def information_gain(uncertainty: torch.Tensor, next_uncertainty: torch.Tensor) 
 
 
 def surprise(cost: torch.Tensor, divergences: torch.Tensor, next_masked: torch.Tensor) -> torch.Tensor:
-    """IG_kl(a; z_t) = C(a | z_t) + Σ_{l in M_{t-1}} KL(p_l after a ‖ p_l before): cost (B, N) and divergences (B, N, L) to (B, N).
+    """IG_kl(a; z_t) = C(a | z_t) + Σ_{l in M_{t-1}} KL(p_l after a ‖ p_l before): (B, N) and (B, N, L) to (B, N).
 
-    Over the action's tokens, KL and the fall of entropy have the same expectation, the mutual information; but a token that merely
-    makes the others predictable is not preferred to one that changes them.
+    Over the action's tokens, KL and the fall of entropy have the same expectation, the mutual information; but a token that
+    merely makes the others predictable is not preferred to one that changes them.
     """
     return cost + torch.where(next_masked, divergences, 0.0).sum(-1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +19,6 @@ def run(script: str, *arguments: object) -> str:
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout
-
-
-def test_sampler_comparison_makes_only_what_is_missing(tmp_path):
-    arguments = ["--output", tmp_path, "--num-prompts", 3, "--steps", 2, "--seeds", 0]
-    run("compare_demo_samplers.py", *arguments, "--samplers", "maskgit")
-    first = (tmp_path / "results.jsonl").read_text()
-    run("compare_demo_samplers.py", *arguments, "--samplers", "maskgit", "info_gain sum")
-    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert (tmp_path / "results.jsonl").read_text().startswith(first)
-    assert [result["sampler"] for result in results] == ["maskgit", "info_gain sum"]
-    assert results[0]["model_rows"] == 2
-    assert "| 2 | info_gain sum |" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow

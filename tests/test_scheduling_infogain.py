@@ -262,9 +262,11 @@ def test_tokens_ruled_out_by_minus_infinity_are_legal_and_known_positions_are_no
 
 
 def test_kl_is_a_gain_so_lookum_and_beam_search_which_need_an_uncertainty_refuse_it():
-    with pytest.raises(ValueError, match="`gain_reduction` must be one of mean, sum for the sampler 'lookum', got 'kl'."):
+    with pytest.raises(ValueError, match=r"`gain_reduction` must be one of mean, sum for the sampler 'lookum', got 'kl'\."):
         InfoGainScheduler(mask_token_id=4, sampler="lookum", gain_reduction="kl")
     scheduler = InfoGainScheduler(mask_token_id=4, gain_reduction="kl")
     scheduler.set_timesteps(2)
-    with pytest.raises(ValueError, match="`scheduler` must use the gain_reduction 'mean' or 'sum' for a beam search, got 'kl'."):
+    with pytest.raises(
+        ValueError, match=r"`scheduler` must use the gain_reduction 'mean' or 'sum' for a beam search, got 'kl'\."
+    ):
         decode_beam(lambda tokens, rows: None, scheduler, torch.full((1, 4), 4), num_beams=2)

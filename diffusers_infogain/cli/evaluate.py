@@ -71,6 +71,7 @@ def decoding_figures(images: list[runs.FinishedImage], folder: Path) -> dict[str
     figures = {
         "cumulative_entropy": clustered_mean(run["cumulative_entropies"], clusters),
         "model_rows": Figure(run["model_rows"], unknown, n),
+        "model_calls": Figure(run["model_calls"], unknown, n),
         "seconds_per_image": Figure(timing.seconds_per_image, unknown, n),
     }
     if timing.peak_memory is not None:

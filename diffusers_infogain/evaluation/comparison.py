@@ -109,18 +109,25 @@ def grid(
 
 
 def describe_run(images: Sequence[FinishedImage]) -> dict[str, Any]:
-    """What the files of a run tell about its decoding: rows, entropies, and how often a candidate other than the first won."""
+    """What the files of a run tell about its decoding: rows, entropies, and how often a candidate other than the first won.
+
+    "model_calls" counts how often the model runs one after the other: what a lookahead costs where its candidates fit on the
+    device beside each other, as "model_rows" is what it costs where they do not.
+    """
     records = [image.metadata for image in images]
     steps = max(len(record["cost"]) for record in records)
     costs = [record["cost"] + [0.0] * (steps - len(record["cost"])) for record in records]
-    decisions, others = [0] * steps, [0] * steps
+    decisions, others, calls = [0] * steps, [0] * steps, 0
     for record in records:
+        # The first step runs the empty canvas, and then the candidates if it has any.
+        calls += sum(rows > 0 for rows in record["model_rows"]) + (record["model_rows"][0] > 1)
         for step, (rows, winner) in enumerate(zip(record["model_rows"], record["winner"], strict=True)):
             decisions[step] += rows - (step == 0) > 1
             others[step] += winner != 0
     totals = list(itertools.accumulate(sum(step) / len(records) for step in zip(*costs, strict=True)))
     return {
         "model_rows": sum(sum(record["model_rows"]) for record in records) / len(records),
+        "model_calls": calls / len(records),
         "cumulative_entropies": [round(sum(cost), 3) for cost in costs],
         "entropy_by_step": [round(total, 4) for total in totals],
         "decisions_by_step": decisions,
@@ -164,7 +171,7 @@ def summarize(results: Iterable[dict[str, Any]]) -> list[Group]:
         for name, values in (("right", _right(members)), ("cumulative_entropy", _entropies(members))):
             if values is not None:
                 figures[name] = clustered_mean([v for run in values for v in run], [p for r in members for p in _prompts(r)])
-        for name in ("model_rows", "seconds_per_image", "peak_memory"):
+        for name in ("model_rows", "model_calls", "seconds_per_image", "peak_memory"):
             known = [result[name] for result in members if result.get(name) is not None]
             if known:
                 figures[name] = mean_over_seeds(known, n)
@@ -251,10 +258,10 @@ def choose_quality(groups: Sequence[Group]) -> Quality:
     raise ValueError("The results hold no figure to rank samplers by.")
 
 
-def pareto_front(groups: Sequence[Group], quality: Quality) -> list[Group]:
-    """The groups that no other one beats with as few model rows or fewer, by rows."""
+def pareto_front(groups: Sequence[Group], quality: Quality, cost: str = "model_rows") -> list[Group]:
+    """The groups that no other one beats at the same cost or less, by cost."""
     front: list[Group] = []
-    for group in sorted(groups, key=lambda group: (group.figure("model_rows"), -quality.rank(group))):
+    for group in sorted(groups, key=lambda group: (group.figure(cost), -quality.rank(group))):
         if not front or quality.rank(group) > quality.rank(front[-1]):
             front.append(group)
     return front

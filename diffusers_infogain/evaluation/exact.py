@@ -78,6 +78,20 @@ def nearest_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> torch.Ten
     return (tokens[:, None] != sequences).sum(-1).amin(1)
 
 
+def energy_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| in Hamming distance, X from `tokens` (B, L), Y from `sequences` (G, L).
+
+    0 if both have the same distribution (about 0, or a little below, for samples of it): unlike the distance to the nearest
+    sequence it also grows when samples are good but all alike. X and X' are different samples.
+    """
+
+    def mean_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return sum(float((row != b).sum(-1).double().sum()) for row in a) / (len(a) * len(b))
+
+    within = mean_distance(tokens, tokens) * len(tokens) / max(1, len(tokens) - 1)
+    return 2 * mean_distance(tokens, sequences) - within - mean_distance(sequences, sequences)
+
+
 @dataclass(frozen=True)
 class SamplerSetting:
     """A row of the comparison.
@@ -99,6 +113,7 @@ def _bounded(bound: float, **config: Any) -> dict[str, Any]:
 
 
 _SUM = {"sampler": "info_gain", "gain_reduction": "sum"}
+_KL = {"sampler": "info_gain", "gain_reduction": "kl", "certainty": "maskgit"}
 COMPARED = (
     *(SamplerSetting(name, {"sampler": name}) for name in ("uniform", "confidence", "maskgit", "entropy", "margin")),
     SamplerSetting("halton", {"sampler": "halton"}),
@@ -106,8 +121,11 @@ COMPARED = (
     SamplerSetting("pivot", {"sampler": "pivot"}),
     SamplerSetting("maskgit, best of 8", {"sampler": "maskgit"}, num_runs=8),
     SamplerSetting("maskgit, one by one", {"sampler": "maskgit"}, one_by_one=True),
+    SamplerSetting("the same, token temperature 0.5", {"sampler": "maskgit", "token_temperature": 0.5}, one_by_one=True),
     SamplerSetting("entropy_bound (bound 0.1)", {"sampler": "entropy_bound"}, one_by_one=True),
     SamplerSetting("maskgit, bound 0.25", _bounded(0.25, sampler="maskgit"), one_by_one=True),
+    SamplerSetting("the same, token temperature 0.5", _bounded(0.25, sampler="maskgit", token_temperature=0.5), one_by_one=True),
+    SamplerSetting("the same, best of 2", _bounded(0.25, sampler="maskgit", token_temperature=0.5), one_by_one=True, num_runs=2),
     SamplerSetting("uniform, bound 0.25", _bounded(0.25, sampler="uniform"), one_by_one=True),
     SamplerSetting("pivot, bound 0.25", _bounded(0.25, sampler="pivot"), one_by_one=True),
     SamplerSetting("lookum", {"sampler": "lookum", "certainty": "confidence"}),
@@ -116,9 +134,13 @@ COMPARED = (
     SamplerSetting("info_gain sum", {**_SUM, "certainty": "confidence"}),
     SamplerSetting("info_gain sum, uniform positions", {**_SUM, "certainty": "uniform"}),
     SamplerSetting("info_gain sum, maskgit positions", {**_SUM, "certainty": "maskgit"}),
-    SamplerSetting("the same, bound 0.25, N 4", _bounded(0.25, **_SUM, certainty="maskgit", num_candidates=4), one_by_one=True),
+    SamplerSetting("the same, token temperature 0.5", {**_SUM, "certainty": "maskgit", "token_temperature": 0.5}),
     SamplerSetting("the same, bound 1, N 4", _bounded(1.0, **_SUM, certainty="maskgit", num_candidates=4), one_by_one=True),
     SamplerSetting("the same, bound 1, N 8", _bounded(1.0, **_SUM, certainty="maskgit"), one_by_one=True),
+    SamplerSetting("info_gain kl, maskgit positions", {**_KL}),
+    SamplerSetting("the same, token temperature 0.5", {**_KL, "token_temperature": 0.5}),
+    SamplerSetting("the same, bound 1, N 4", _bounded(1.0, **_KL, token_temperature=0.5, num_candidates=4), one_by_one=True),
+    SamplerSetting("the same, bound 1, N 8", _bounded(1.0, **_KL, token_temperature=0.5), one_by_one=True),
 )
 
 
@@ -126,13 +148,15 @@ COMPARED = (
 class ExactResult:
     """Figures of one setting on one task; `quality` is the task's own measure, `spread` its standard error.
 
-    `distinct` counts the different samples of a seed (of several: their mean).
+    `distinct` counts the different samples of a seed (of several: their mean); `energy_distance` is that of all samples to the
+    data.
     """
 
     name: str
     quality: float
     spread: float
     distinct: float
+    energy_distance: float
     model_rows: float
     cumulative_entropy: float
     samples: int
@@ -141,6 +165,7 @@ class ExactResult:
 def run_setting(
     denoise: Denoise,
     quality: Callable[[torch.Tensor], torch.Tensor],
+    sequences: torch.Tensor,
     setting: SamplerSetting,
     *,
     num_tokens: int,
@@ -150,30 +175,34 @@ def run_setting(
     seeds: Sequence[int] = (0,),
     **config: Any,
 ) -> ExactResult:
-    """Decodes `num_samples` sequences per seed from an empty canvas and measures them. `config` goes to the scheduler."""
+    """Decodes `num_samples` sequences per seed from an empty canvas and measures them against the data, `sequences`.
+
+    `config` goes to the scheduler.
+    """
     if setting.one_by_one:
         num_inference_steps = length
         config.pop("tokens_per_step", None)
     scheduler = InfoGainScheduler(mask_token_id=num_tokens, **{**config, **setting.config})
     scheduler.set_timesteps(num_inference_steps)
     canvas = torch.full((num_samples, length), num_tokens)
-    values, distinct, rows, entropies = [], [], [], []
+    tokens, distinct, rows, entropies = [], [], [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         if setting.num_runs > 1:
             output = decode_best_of(denoise, scheduler, canvas, num_runs=setting.num_runs, generator=generator)
         else:
             output = decode(denoise, scheduler, canvas, generator=generator)
-        values.append(quality(output.tokens).double())
+        tokens.append(output.tokens)
         distinct.append(len(output.tokens.unique(dim=0)))
         rows.append(output.trace.model_rows.sum(0).double())
         entropies.append(output.trace.cumulative_entropy)
-    every = torch.cat(values)
+    every = quality(torch.cat(tokens)).double()
     return ExactResult(
         name=setting.name,
         quality=every.mean().item(),
         spread=(every.std() / len(every) ** 0.5).item(),
         distinct=sum(distinct) / len(distinct),
+        energy_distance=energy_distance(torch.cat(tokens), sequences),
         model_rows=torch.cat(rows).mean().item(),
         cumulative_entropy=torch.cat(entropies).mean().item(),
         samples=len(every),
@@ -185,20 +214,25 @@ class ExactTask:
     """A data set, how it is decoded, and what is measured."""
 
     title: str
+    sequences: torch.Tensor
     denoise: Denoise
     quality: Callable[[torch.Tensor], torch.Tensor]
     options: dict[str, Any]
 
     def run(self, setting: SamplerSetting, num_samples: int, seeds: Sequence[int] = (0,)) -> ExactResult:
         """Decodes and measures samples under a setting."""
-        return run_setting(self.denoise, self.quality, setting, num_samples=num_samples, seeds=seeds, **self.options)
+        return run_setting(
+            self.denoise, self.quality, self.sequences, setting, num_samples=num_samples, seeds=seeds, **self.options
+        )
 
 
 def sudoku_task(tokens_per_step: int = 2) -> ExactTask:
     """4x4 Sudoku; quality is the share of valid grids (higher is better)."""
+    grids = sudoku_grids()
     return ExactTask(
+        sequences=grids,
         title=f"4x4 Sudoku, {tokens_per_step} tokens a step: share of valid grids (higher is better)",
-        denoise=exact_denoise(sudoku_grids(), 4, SUDOKU_SHARPNESS),
+        denoise=exact_denoise(grids, 4, SUDOKU_SHARPNESS),
         quality=is_valid_sudoku,
         options={
             "num_tokens": 4,
@@ -213,6 +247,7 @@ def digits_task(num_inference_steps: int = 8) -> ExactTask:
     """Handwritten digits; quality is the Hamming distance to the nearest real one (lower is better)."""
     images = digit_images()
     return ExactTask(
+        sequences=images,
         title=f"8x8 digits, {num_inference_steps} steps: pixels that differ from the nearest real digit (lower is better)",
         denoise=exact_denoise(images, DIGITS_LEVELS, DIGITS_SHARPNESS),
         quality=lambda tokens: nearest_distance(tokens, images),
@@ -225,13 +260,13 @@ def format_table(title: str, results: list[ExactResult]) -> str:
     lines = [
         f"**{title}**, {results[0].samples} samples",
         "",
-        "| sampler | quality | distinct samples of a seed | model rows | cumulative entropy (nats) |",
-        "|---|---|---|---|---|",
+        "| sampler | quality | energy distance | distinct samples of a seed | model rows | cumulative entropy (nats) |",
+        "|---|---|---|---|---|---|",
     ]
     for result in results:
         lines.append(
-            f"| {result.name} | {result.quality:.3f} ± {result.spread:.3f} | {result.distinct:.0f} | {result.model_rows:.1f} "
-            f"| {result.cumulative_entropy:.1f} |"
+            f"| {result.name} | {result.quality:.3f} ± {result.spread:.3f} | {result.energy_distance:.2f} "
+            f"| {result.distinct:.0f} | {result.model_rows:.1f} | {result.cumulative_entropy:.1f} |"
         )
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .statistics import Figure
 _COLUMNS = {
     "cumulative_entropy": "cumulative entropy (nats)",
     "model_rows": "model rows",
+    "model_calls": "model calls in sequence",
     "seconds_per_image": "s per image",
     "peak_memory": "peak memory (MB)",
 }
@@ -113,12 +115,18 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _families(groups: Sequence[Group]) -> dict[tuple[str, float], list[Group]]:
-    """Groups that differ in steps and candidates only, by model rows."""
-    families: dict[tuple[str, float], list[Group]] = {}
-    for group in sorted(groups, key=lambda g: g.figure("model_rows")):
-        families.setdefault((group.sampler, group.guidance_scale), []).append(group)
+def _families(groups: Sequence[Group], cost: str = "model_rows") -> dict[str, list[Group]]:
+    """Groups that differ in steps, candidates and entropy bound only, by what they cost, with a name for all of them."""
+    several = len({group.guidance_scale for group in groups}) > 1
+    families: dict[str, list[Group]] = {}
+    for group in sorted(groups, key=lambda g: g.figure(cost)):
+        name = re.sub(r"entropy_bound=[^,]+", "entropy_bound", group.sampler)
+        families.setdefault(name + (f", guidance {group.guidance_scale:g}" if several else ""), []).append(group)
     return families
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -143,33 +151,21 @@ def _style(groups: Sequence[Group], index: int) -> dict[str, Any]:
     return {"color": colors[index % 20], "marker": "o" if looks_ahead else "s", "linestyle": "-" if looks_ahead else "--"}
 
 
-def plot_pareto(groups: Sequence[Group], quality: Quality, path: Path) -> None:
-    """Quality against model rows: squares and dashes for greedy rules, circles for lookahead, the Pareto front in grey."""
+def plot_pareto(groups: Sequence[Group], quality: Quality, path: Path, cost: str = "model_rows") -> None:
+    """Quality against a cost: squares and dashes for greedy rules, circles for lookahead, the Pareto front in grey."""
     scale = _SCALE.get(quality.name, 1)
-    figure, axes = _canvas("Quality against compute", "model rows per image", _title(quality.name))
-    front = pareto_front(groups, quality)
-    axes.plot(
-        [g.figure("model_rows") for g in front],
-        [scale * g.figure(quality.name) for g in front],
-        color="0.8",
-        linewidth=6,
-        zorder=0,
-    )
-    for index, ((sampler, guidance), members) in enumerate(_families(groups).items()):
-        x = [group.figure("model_rows") for group in members]
-        y = [scale * group.figure(quality.name) for group in members]
+    figure, axes = _canvas("Quality against compute", f"{_title(cost)} per image", _title(quality.name))
+    front = pareto_front(groups, quality, cost)
+    x, y = ([factor * g.figure(name) for g in front] for name, factor in ((cost, 1), (quality.name, scale)))
+    axes.plot(x, y, color="0.85", linewidth=6, zorder=0)
+    for index, (label, members) in enumerate(_families(groups, cost).items()):
+        x, y = ([factor * g.figure(name) for g in members] for name, factor in ((cost, 1), (quality.name, scale)))
         error = [0 if math.isnan(e := group.figures[quality.name].standard_error) else scale * e for group in members]
-        axes.errorbar(
-            x, y, error, label=_family_label(groups, sampler, guidance), markersize=5, linewidth=1, **_style(members, index)
-        )
+        axes.errorbar(x, y, error, label=label, markersize=5, linewidth=1, **_style(members, index))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend(axes)
     _save(figure, path)
-
-
-def _family_label(groups: Sequence[Group], sampler: str, guidance: float) -> str:
-    return sampler if len({group.guidance_scale for group in groups}) == 1 else f"{sampler}, guidance {guidance:g}"
 
 
 def plot_trajectories(groups: Sequence[Group], path: Path, steps: int) -> None:
@@ -183,7 +179,7 @@ def plot_trajectories(groups: Sequence[Group], path: Path, steps: int) -> None:
             group.label if len({g.guidance_scale for g in shown}) == 1 else f"{group.label}, guidance {group.guidance_scale:g}"
         )
         axes.plot(range(1, len(mean) + 1), mean, label=label, markersize=4, **_style([group], index))
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend(axes)
     _save(figure, path)
 
 
@@ -193,11 +189,11 @@ def plot_quality_entropy(groups: Sequence[Group], quality: Quality, path: Path) 
     interval = "" if math.isnan(r.low) else f" (95 % interval {r.low:.2f} to {r.high:.2f})"
     title = f"Pearson's r = {r.r:.2f}{interval} over {r.n} configurations"
     figure, axes = _canvas(title, "cumulative entropy (nats)", _title(quality.name))
-    for index, ((sampler, guidance), members) in enumerate(_families(groups).items()):
+    for index, (label, members) in enumerate(_families(groups).items()):
         x, y = ([factor * g.figure(n) for g in members] for n, factor in (("cumulative_entropy", 1), (quality.name, scale)))
         style = {**_style(members, index), "linestyle": "none"}
-        axes.plot(x, y, label=_family_label(groups, sampler, guidance), markersize=6, **style)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.plot(x, y, label=label, markersize=6, **style)
+    _legend(axes)
     _save(figure, path)
 
 
@@ -218,7 +214,7 @@ def plot_winners(groups: Sequence[Group], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), label=label, markersize=4, **_style([group], index))
     axes.set_ylim(0, 102)
     if shown:
-        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend(axes)
     _save(figure, path)
 
 
@@ -227,10 +223,11 @@ _DECISIONS = ("decisions_by_step", "other_winner_by_step")
 
 def write_plots(groups: Sequence[Group], quality: Quality, folder: Path) -> list[Path]:
     """All plots of a comparison; returns their files."""
-    paths = [folder / name for name in ("pareto.png", "quality_entropy.png", "winners.png")]
-    plot_pareto(groups, quality, paths[0])
-    plot_quality_entropy(groups, quality, paths[1])
-    plot_winners(groups, paths[2])
+    paths = [folder / name for name in ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "winners.png")]
+    plot_pareto(groups, quality, paths[0], "model_rows")
+    plot_pareto(groups, quality, paths[1], "model_calls")
+    plot_quality_entropy(groups, quality, paths[2])
+    plot_winners(groups, paths[3])
     for steps in sorted({group.steps for group in groups}):
         paths.append(folder / f"entropy_{steps}_steps.png")
         plot_trajectories(groups, paths[-1], steps)

@@ -24,6 +24,7 @@ def result(sampler, steps, rows, right, *, seed=0, num_candidates=None, entropie
         "looks_ahead": num_candidates is not None,
         "num_images_per_prompt": 1,
         "model_rows": rows,
+        "model_calls": steps,
         "cumulative_entropies": entropies or [float(rows)] * len(right),
         "entropy_by_step": [1.0] * steps,
         "decisions_by_step": [4] * (steps - 1) + [0],
@@ -76,6 +77,7 @@ def test_a_run_is_described_by_its_files(tmp_path):
     images = [FinishedImage(request, tmp_path, record) for request, record in zip(every, records, strict=True)]
     assert comparison.describe_run(images) == {
         "model_rows": 3.5,
+        "model_calls": 2.5,  # canvas, candidates and candidates of the first; canvas and candidates of the second
         "cumulative_entropies": [3.5, 3.0],
         "entropy_by_step": [2.0, 3.0, 3.25],
         # Three rows in the first step are the empty canvas and two candidates; two are one candidate, which is no decision.
@@ -182,5 +184,11 @@ def test_plots_are_written(tmp_path):
     groups = comparison.summarize(runs)
     paths = report.write_plots(groups, RIGHT, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
-    assert {path.name for path in paths} >= {"pareto.png", "quality_entropy.png", "winners.png", "entropy_4_steps.png"}
+    assert {path.name for path in paths} >= {
+        "pareto_rows.png",
+        "pareto_calls.png",
+        "quality_entropy.png",
+        "winners.png",
+        "entropy_4_steps.png",
+    }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -58,6 +58,21 @@ def test_nearest_distance_counts_the_positions_that_differ_from_the_closest():
     assert exact.nearest_distance(torch.tensor([[0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0]]), sequences).tolist() == [0, 1, 2]
 
 
+def test_the_energy_distance_is_that_of_the_plain_double_sums_and_tells_sameness_from_quality():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randint(2, (7, 5), generator=generator), torch.randint(3, (6, 5), generator=generator)
+
+    def mean(a, b, skip=False):
+        pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if not (skip and i == j)]
+        return sum((a[i] != b[j]).sum().item() for i, j in pairs) / len(pairs)
+
+    assert exact.energy_distance(x, y) == pytest.approx(2 * mean(x, y) - mean(x, x, skip=True) - mean(y, y))
+    grids = exact.sudoku_grids()
+    drawn = grids[torch.randint(288, (300,), generator=generator)]
+    assert abs(exact.energy_distance(drawn, grids)) < 0.1
+    assert exact.energy_distance(grids[:1].expand(300, 16), grids) > 5
+
+
 def test_digits_have_four_grey_levels():
     digits = exact.digit_images()
     assert digits.shape == (1797, 64)
