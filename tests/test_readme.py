@@ -15,13 +15,14 @@ from diffusers_infogain import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "docs/algorithm.md", "docs/evaluation.md", "docs/results.md")
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/algorithm.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/algorithm.md", "docs/evaluation.md"])
 def test_python_examples_run(page, stock_repository, tmp_path):
     """One after the other in one interpreter; real checkpoints are replaced by a tiny one of the same format, on a CPU."""
     code = "\n".join(blocks((ROOT / page).read_text(encoding="utf-8"), "python"))
@@ -34,10 +35,19 @@ def test_python_examples_run(page, stock_repository, tmp_path):
 
 
 def test_command_line_examples_parse():
-    lines = [line for block in blocks(README, "bash") for line in block.splitlines() if line.startswith("diffusers-infogain")]
-    assert {shlex.split(line)[1] for line in lines} == {"generate", "demo", "exact"}
-    for line in lines:
-        cli.build_parser().parse_args(shlex.split(line, comments=True)[1:])
+    commands = set()
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        code = "\n".join(blocks(text, "bash")).replace("\\\n", " ")
+        for line in code.splitlines():
+            words = shlex.split(line, comments=True)
+            if "diffusers_infogain.cli" in words:
+                words = words[words.index("diffusers_infogain.cli") :]
+            elif words[:1] != ["diffusers-infogain"]:
+                continue
+            cli.build_parser().parse_args(words[1:])
+            commands.add(words[1])
+    assert commands == {"generate", "demo", "exact", "evaluate", "compare"}
 
 
 def test_ci_runs_the_test_command_of_the_readme():
@@ -45,6 +55,8 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target.split("#")[0]).exists(), target

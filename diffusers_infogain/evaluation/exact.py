@@ -21,6 +21,8 @@ from ..scheduling_infogain import PRESETS, InfoGainScheduler
 SUDOKU_SHARPNESS = 6.0
 DIGITS_SHARPNESS = 1.5
 DIGITS_LEVELS = 4
+SYNONYMS = (1, 6, 6, 6)
+"""Codes per grey level: one for the background and six for each ink, so that entropies favour the background."""
 
 
 def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) -> Denoise:
@@ -36,6 +38,27 @@ def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) ->
         return (weights @ one_hot).log().unflatten(-1, (-1, num_tokens))
 
     return denoise
+
+
+def synonymous_denoise(denoise: Denoise, num_codes: Sequence[int]) -> Denoise:
+    """A model whose token v is written by `num_codes[v]` codes that mean the same and are equally likely.
+
+    Codes are numbered token after token, the mask id is their number. VQ codes are partly synonymous in this way: their entropies
+    are above those of what they stand for, by log(num_codes[v]) where v is certain.
+    """
+    token_of = codes_to_tokens(num_codes)
+    logarithms = torch.tensor(num_codes).log()[token_of]
+    with_mask = torch.cat([token_of, torch.tensor([len(num_codes)])])
+
+    def denoise_codes(codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return denoise(with_mask[codes], rows)[..., token_of] - logarithms
+
+    return denoise_codes
+
+
+def codes_to_tokens(num_codes: Sequence[int]) -> torch.Tensor:
+    """The token that each code stands for, (Σ num_codes,)."""
+    return torch.arange(len(num_codes)).repeat_interleave(torch.tensor(num_codes))
 
 
 def sudoku_grids() -> torch.Tensor:
@@ -173,11 +196,14 @@ def run_setting(
     num_inference_steps: int,
     num_samples: int,
     seeds: Sequence[int] = (0,),
+    token_of: torch.Tensor | None = None,
     **config: Any,
 ) -> ExactResult:
     """Decodes `num_samples` sequences per seed from an empty canvas and measures them against the data, `sequences`.
 
-    `config` goes to the scheduler.
+    Args:
+        token_of: Where the model speaks in synonymous codes, the token that each stands for.
+        config: Goes to the scheduler.
     """
     if setting.one_by_one:
         num_inference_steps = length
@@ -192,8 +218,8 @@ def run_setting(
             output = decode_best_of(denoise, scheduler, canvas, num_runs=setting.num_runs, generator=generator)
         else:
             output = decode(denoise, scheduler, canvas, generator=generator)
-        tokens.append(output.tokens)
-        distinct.append(len(output.tokens.unique(dim=0)))
+        tokens.append(output.tokens if token_of is None else token_of[output.tokens])
+        distinct.append(len(tokens[-1].unique(dim=0)))
         rows.append(output.trace.model_rows.sum(0).double())
         entropies.append(output.trace.cumulative_entropy)
     every = quality(torch.cat(tokens)).double()
@@ -243,15 +269,25 @@ def sudoku_task(tokens_per_step: int = 2) -> ExactTask:
     )
 
 
-def digits_task(num_inference_steps: int = 8) -> ExactTask:
-    """Handwritten digits; quality is the Hamming distance to the nearest real one (lower is better)."""
+def digits_task(num_inference_steps: int = 8, num_codes: Sequence[int] = (1,) * DIGITS_LEVELS) -> ExactTask:
+    """Handwritten digits; quality is the Hamming distance to the nearest real one (lower is better).
+
+    Args:
+        num_codes: How many synonymous codes write each grey level.
+    """
     images = digit_images()
+    codes = "" if max(num_codes) == 1 else f", grey levels written by {', '.join(map(str, num_codes))} codes"
     return ExactTask(
         sequences=images,
-        title=f"8x8 digits, {num_inference_steps} steps: pixels that differ from the nearest real digit (lower is better)",
-        denoise=exact_denoise(images, DIGITS_LEVELS, DIGITS_SHARPNESS),
+        title=f"8x8 digits, {num_inference_steps} steps{codes}: pixels that differ from the nearest real digit (lower is better)",
+        denoise=synonymous_denoise(exact_denoise(images, DIGITS_LEVELS, DIGITS_SHARPNESS), num_codes),
         quality=lambda tokens: nearest_distance(tokens, images),
-        options={"num_tokens": DIGITS_LEVELS, "length": 64, "num_inference_steps": num_inference_steps},
+        options={
+            "num_tokens": sum(num_codes),
+            "length": 64,
+            "num_inference_steps": num_inference_steps,
+            "token_of": codes_to_tokens(num_codes),
+        },
     )
 
 
@@ -273,7 +309,7 @@ def format_table(title: str, results: list[ExactResult]) -> str:
 
 def compare_exact(num_samples: int = 200, seeds: Sequence[int] = (0,), settings: tuple[SamplerSetting, ...] = COMPARED) -> str:
     """The comparison of all samplers on both exact models, as Markdown."""
-    tasks = [sudoku_task(2), sudoku_task(4), digits_task(8)]
+    tasks = [sudoku_task(2), sudoku_task(4), digits_task(8), digits_task(8, SYNONYMS)]
     with tqdm(total=len(tasks) * len(settings), desc="exact models") as progress:
         tables = []
         for task in tasks:

@@ -79,6 +79,33 @@ def test_digits_have_four_grey_levels():
     assert digits.unique().tolist() == [0, 1, 2, 3]
 
 
+def test_synonymous_codes_share_the_probability_of_their_token():
+    images = exact.digit_images()
+    plain = exact.exact_denoise(images, 4, 1.5)
+    codes = exact.synonymous_denoise(plain, (1, 3, 2, 1))
+    state = torch.tensor([[0, 2, 5, 7] + [7] * 60])  # tokens 0, 1, 2, masked
+    rows = torch.tensor([0])
+    levels = plain(torch.tensor([[0, 1, 2, 4] + [4] * 60]), rows).exp()[0]
+    found = codes(state, rows).exp()[0]
+    assert found.shape == (64, 7)
+    torch.testing.assert_close(found.sum(-1), torch.ones(64), atol=1e-4, rtol=0)
+    for level, (first, count) in enumerate(((0, 1), (1, 3), (4, 2), (6, 1))):
+        torch.testing.assert_close(
+            found[:, first : first + count], levels[:, level, None].expand(64, count) / count, atol=1e-4, rtol=0
+        )
+
+
+def test_kl_does_not_see_synonyms_where_the_fall_of_entropy_is_drawn_to_the_background():
+    def distance(reduction: str, num_codes) -> float:
+        task = exact.digits_task(8, num_codes)
+        setting = SamplerSetting("", {"certainty": "uniform", "gain_reduction": reduction})
+        return task.run(setting, 100).energy_distance
+
+    for reduction, least, most in (("sum", 2, 99), ("kl", -1, 1)):
+        plain, noisy = distance(reduction, (1, 1, 1, 1)), distance(reduction, exact.SYNONYMS)
+        assert least < noisy - plain < most
+
+
 def quality(task: exact.ExactTask, num_samples: int = 200, **config) -> float:
     return task.run(SamplerSetting("", config), num_samples).quality
 
