@@ -67,7 +67,8 @@ def compare(args: argparse.Namespace) -> None:
             results.add(cell, runs.finish(requests, run_folder), run_folder, common.scheduler_config(pipe), metrics, measuring)
         state.wait_for_everyone()
     if state.is_main_process:
-        write_report(folder, results, cells)
+        asked_for = results.runs if args.everything else results.of(cells)
+        write_report(args.report or folder, results, asked_for)
 
 
 def _scheduler(cell: comparison.Cell) -> dict[str, Any]:
@@ -141,17 +142,17 @@ class Results:
         save_text(json.dumps(head, allow_nan=False)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n", self.path)
 
 
-def write_report(folder: Path, results: Results, cells: Sequence[comparison.Cell]) -> None:
-    """Summary, table and plots of the runs that were asked for."""
-    groups = comparison.summarize(results.of(cells))
+def write_report(folder: Path, results: Results, asked_for: Sequence[dict[str, Any]]) -> None:
+    """Summary, table and plots of some of the runs."""
+    groups = comparison.summarize(asked_for)
     quality = comparison.choose_quality(groups)
     results.save(comparison.as_json(groups))
     description = f"Model {results.settings['model']}, {len(results.settings['prompts'])} prompts."
     text = report.comparison_report(groups, quality, description)
-    save_text(text, folder / "table.md")
+    save_text(text, writable_folder(folder) / "table.md")
     report.write_plots(groups, quality, folder)
     print(text)
-    print(f"Written to {folder}: results.json, table.md, plots and the images of every run.")
+    print(f"Table and plots are in {folder}, all figures in {results.path}.")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -173,6 +174,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--guidance-scales", type=float, nargs="+", help="(default: 1.2 for demo, else 10)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")
+    command.add_argument("--everything", action="store_true", help="report all runs in the folder, not only those asked for")
+    command.add_argument("--report", type=Path, help="folder for table and plots (default: that of --output)")
     command.add_argument("--height", type=int, help="in pixels (default: the model's)")
     command.add_argument("--width", type=int)
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda")

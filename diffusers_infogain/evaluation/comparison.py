@@ -225,22 +225,21 @@ class Quality:
 
 
 def best_greedy(groups: Sequence[Group], like: Group, quality: Quality, *, equal: str) -> Group | None:
-    """The best rule without lookahead at equal="steps" (one row a step), or that takes no more "model_rows" (2 % of tolerance).
+    """The best rule without lookahead that takes no more model rows, and at equal="model_calls" no more calls in sequence either.
 
-    At equal rows rules with more steps and best-of-N runs of them compete. The best is chosen by the very figures it is then
-    compared on, which favours it.
+    Rules with more steps, with an entropy bound and best-of-N runs of them compete (2 % of tolerance). The best is chosen by the
+    very figures it is then compared on, which favours it.
     """
-    if equal not in ("steps", "model_rows"):
-        raise ValueError(f"`equal` must be one of steps, model_rows, got {equal!r}.")
-    limit = 1.02 * (like.steps if equal == "steps" else like.figure("model_rows"))
+    if equal not in ("model_calls", "model_rows"):
+        raise ValueError(f"`equal` must be one of model_calls, model_rows, got {equal!r}.")
+    limits = {name: 1.02 * like.figure(name) for name in {"model_rows", equal}}
     rivals = [
         group
         for group in groups
         if not group.looks_ahead
         and group.guidance_scale == like.guidance_scale
         and quality.of(group) is not None
-        and group.figure("model_rows") <= limit
-        and (equal == "model_rows" or group.steps == like.steps)
+        and all(group.figure(name) <= limit for name, limit in limits.items())
     ]
     return max(rivals, key=quality.rank, default=None)
 

@@ -42,20 +42,20 @@ def format_figure(figure: Figure | None, name: str = "") -> str:
 
 
 def comparison_table(groups: Sequence[Group], quality: Quality) -> str:
-    """All configurations; those that look ahead beside the best greedy rule at equal steps and at equal model rows."""
+    """All configurations; those that look ahead beside the best greedy rule at equal model calls and at equal model rows."""
     names = [name for group in groups for name in group.figures]
     others = [name for name in dict.fromkeys(names) if name not in (quality.name, *_COLUMNS)]
     columns = [quality.name, *(name for name in _COLUMNS if name in names and name != quality.name), *others]
     paired = quality.name == "right"
     header = ["steps", "sampler", "guidance", *(_title(name) for name in columns)]
-    header += ["points above the best greedy rule at equal steps", "at equal model rows"] if paired else []
+    header += ["points above the best greedy rule at equal model calls", "at equal model rows"] if paired else []
     front, rows = pareto_front(groups, quality), []
     for group in sorted(groups, key=lambda g: (g.steps, g.figure("model_rows"), g.label)):
         cells = [format_figure(group.figures.get(name), name) for name in columns]
         if any(group is other for other in front):
             cells[0] = f"**{cells[0]}**"
         if paired:
-            cells += [_advantage(groups, group, quality, equal) for equal in ("steps", "model_rows")]
+            cells += [_advantage(groups, group, quality, equal) for equal in ("model_calls", "model_rows")]
         rows.append([str(group.steps), group.label, f"{group.guidance_scale:g}", *cells])
     return markdown_table(header, rows)
 
@@ -69,8 +69,7 @@ def _advantage(groups: Sequence[Group], group: Group, quality: Quality, equal: s
     gap = difference(group, rival) if rival is not None else None
     if gap is None or rival is None:
         return ""
-    where = f", {rival.steps} steps" if equal == "model_rows" else ""
-    return f"{100 * gap.value:+.1f} ± {100 * gap.standard_error:.1f} ({rival.label}{where})"
+    return f"{100 * gap.value:+.1f} ± {100 * gap.standard_error:.1f} ({rival.label}, {rival.steps} steps)"
 
 
 def comparison_report(groups: Sequence[Group], quality: Quality, description: str) -> str:

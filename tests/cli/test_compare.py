@@ -50,6 +50,10 @@ def test_a_comparison_writes_figures_table_plots_and_images_and_makes_only_what_
     again = json.loads((folder / "results.json").read_text())
     assert again["runs"][:6] == results["runs"]
     assert [group["sampler"] for group in again["summary"]] == ["maskgit", "uniform"]
+    code, out, _ = compare(capsys, folder, "--samplers", "maskgit", "--everything", "--report", tmp_path / "report")
+    assert code == 0
+    assert "| 2 | uniform |" in out
+    assert "| 2 | info_gain:gain_reduction=mean, N 3 |" in (tmp_path / "report" / "table.md").read_text()
 
 
 def test_seeds_are_other_noise_on_the_same_prompts(capsys, tmp_path):

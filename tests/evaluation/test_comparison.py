@@ -110,12 +110,14 @@ def test_a_difference_is_paired_by_prompt_and_seed():
     assert comparison.difference(first, other_seed) is None
 
 
-def test_the_rival_at_equal_rows_may_take_more_steps_and_runs():
+def test_the_rival_may_take_other_steps_bounds_and_runs_as_long_as_it_costs_no_more():
     groups = comparison.summarize(
         [
             result("a", 4, 4, "1000"),
             result("b", 4, 4, "1100"),
-            result("a:num_runs=4", 4, 16, "1111"),
+            result("a:entropy_bound=1", 64, 6, "1100", model_calls=6),
+            result("b:num_runs=8", 4, 32, "1111"),
+            result("a:num_runs=4", 6, 16, "1111"),
             result("a", 16, 16, "1110"),
             result("a", 32, 32, "1111"),
             result("info_gain", 4, 16.1, "1110", num_candidates=5),
@@ -123,9 +125,9 @@ def test_the_rival_at_equal_rows_may_take_more_steps_and_runs():
         ]
     )
     ours = next(group for group in groups if group.looks_ahead)
-    assert comparison.best_greedy(groups, ours, RIGHT, equal="steps").label == "b"
+    assert comparison.best_greedy(groups, ours, RIGHT, equal="model_calls").label == "b"
     assert comparison.best_greedy(groups, ours, RIGHT, equal="model_rows").label == "a:num_runs=4"
-    with pytest.raises(ValueError, match="`equal` must be one of steps, model_rows, got 'time'"):
+    with pytest.raises(ValueError, match="`equal` must be one of model_calls, model_rows, got 'time'"):
         comparison.best_greedy(groups, ours, RIGHT, equal="time")
 
 
@@ -155,7 +157,7 @@ def test_the_table_shows_both_comparisons_and_marks_the_front():
     text = report.comparison_report(groups, RIGHT, "Tiny.")
     row = next(line for line in text.splitlines() if line.startswith("| 4 | info_gain, N 5"))
     assert "**75" in row
-    assert "+50.0 ± 28.9 (maskgit)" in row
+    assert "+50.0 ± 28.9 (maskgit, 4 steps)" in row
     assert "+25.0 ± 25.0 (maskgit, 16 steps)" in row
     assert "Tiny. 4 images per row, seeds 0." in text
     assert f"over the 3 configurations: {np.corrcoef([4, 16, 16], [1, 2, 3])[0, 1]:.2f}." in text
