@@ -272,4 +272,8 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
     settings.check(metrics)
     if "composition" in metrics and not demo:
         raise ValueError("The metric composition is for the demo world's captions: --prompts demo or demo-trained.")
+    if "composition" in metrics:
+        from ..demo.checker import load_ndimage
+
+        load_ndimage()
     return metrics, settings

@@ -26,6 +26,7 @@ def compare(args: argparse.Namespace) -> None:
     """Samplers x steps x candidates x guidance x seeds on the same prompts: figures, a table and plots in one folder."""
     common.require_positive(args, "batch_size", "num_images")
     metrics, measuring = common.metrics_of(args)
+    report.load_pyplot()
     every_prompt = common.run_prompts(args)
     samplers = [comparison.parse_sampler(text) for text in args.samplers]
     guidance_scales = args.guidance_scales or [common.DEMO_GUIDANCE_SCALE if args.model == "demo" else 10.0]

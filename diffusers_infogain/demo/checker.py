@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -91,12 +92,22 @@ def _overlap(inside: np.ndarray, shape: str) -> tuple[float, float, float]:
     return float((inside & ideal).sum() / (inside | ideal).sum()), x, y
 
 
-def find_objects(image: PIL.Image.Image | torch.Tensor) -> list[FoundObject]:
-    """The objects that an image shows, from left to right."""
+def load_ndimage() -> Any:
+    """scipy.ndimage, which finds the connected components.
+
+    Raises:
+        ModuleNotFoundError: Without SciPy.
+    """
     try:
         from scipy import ndimage
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("The checker needs SciPy: pip install 'diffusers_infogain[demo]'.", name="scipy") from error
+    return ndimage
+
+
+def find_objects(image: PIL.Image.Image | torch.Tensor) -> list[FoundObject]:
+    """The objects that an image shows, from left to right."""
+    ndimage = load_ndimage()
 
     away = to_pixels(image) - _BACKGROUND
     ink = _PALETTE - _BACKGROUND

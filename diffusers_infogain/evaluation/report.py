@@ -103,7 +103,12 @@ def composition_table(report: Mapping[str, Figure]) -> str:
     return markdown_table(["category", "right (%)", "images"], rows)
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files.
+
+    Raises:
+        ModuleNotFoundError: Without matplotlib.
+    """
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -131,11 +136,11 @@ def _legend(axes: Any) -> None:
 def _save(figure: Any, path: Path) -> None:
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=130)
-    _pyplot().close(figure)
+    load_pyplot().close(figure)
 
 
 def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
-    figure, axes = _pyplot().subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = load_pyplot().subplots(figsize=(11, 5.5), layout="constrained")
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -145,7 +150,7 @@ def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
 
 
 def _style(groups: Sequence[Group], index: int) -> dict[str, Any]:
-    colors = _pyplot().get_cmap("tab20").colors
+    colors = load_pyplot().get_cmap("tab20").colors
     looks_ahead = groups[0].looks_ahead
     return {"color": colors[index % 20], "marker": "o" if looks_ahead else "s", "linestyle": "-" if looks_ahead else "--"}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -86,3 +87,18 @@ def test_another_comparison_in_the_same_folder_is_refused(capsys, tmp_path):
     code, _, err = compare(capsys, tmp_path, "--samplers", "maskgit", "--seeds", 0, "--batch-size", 3)
     assert code == 2
     assert "holds a run with another `batch_size`: 16 there, 3 now." in err
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("matplotlib", "Plots need matplotlib: pip install 'diffusers_infogain[eval]'."),
+        ("scipy", "The checker needs SciPy: pip install 'diffusers_infogain[demo]'."),
+    ],
+)
+def test_a_missing_extra_is_found_before_any_image_is_made(capsys, tmp_path, monkeypatch, module, message):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = compare(capsys, tmp_path / "out", "--samplers", "maskgit")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()
