@@ -252,8 +252,7 @@ def decode_beam(
     draw. Arguments as in `decode`; the trace is the returned path's, its `model_rows` are those of all beams.
 
     Raises:
-        ValueError: If the sampler is not "info_gain" with at least two candidates, its `gain_reduction` is "kl" (f needs an
-            uncertainty that is left), or `num_beams` < 1.
+        ValueError: If the sampler is not "info_gain" with at least two candidates, or `num_beams` < 1.
     """
     _check(tokens, scheduler, lookahead_batch_size)
     if not scheduler.looks_ahead or scheduler.config.sampler != "info_gain":
@@ -261,8 +260,6 @@ def decode_beam(
             f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
             f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
         )
-    if scheduler.config.gain_reduction == "kl":
-        raise ValueError("`scheduler` must use the gain_reduction 'mean' or 'sum' for a beam search, got 'kl'.")
     if not isinstance(num_beams, int) or num_beams < 1:
         raise ValueError(f"`num_beams` must be an integer >= 1, got {num_beams!r}.")
     generators = split_generator(generator, len(tokens))
@@ -308,6 +305,7 @@ def decode_beam(
             value = torch.full_like(value, -torch.inf)
             value[:, 0] = -proposal.cost[:, 0].double()
         # f = g + C + w · 𝓗(z') = g + w · 𝓗(z) - J, in double precision: one beam then decides as argmax J does, to the last bit.
+        # With "kl" 𝓗(z) less the gain is what z' is expected to leave.
         uncertainty = scoring.state_uncertainty(proposal.entropies, proposal.masked, reduction)
         base = cost[alive] + (weight * uncertainty.double() if lookahead is not None else 0)
         f = torch.full((batch, num_beams, num), torch.inf, dtype=torch.double, device=device)

@@ -162,7 +162,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         gain_weight: w >= 0.
         gain_reduction: "mean" over the masked positions, as in the paper, or "sum", which has the scale of the cost; with
             w = 1 J is then the realised fall of entropy at the positions not decoded. "kl" takes KL(after ‖ before) there in
-            place of the fall of entropy ("info_gain" only): the same on average, without its pull to what is predictable.
+            place of the fall of entropy: the same on average, without its pull to what is predictable ("lookum" and beams, which
+            need an uncertainty, take the sum then).
         entropy_bound: In nats. Where the schedule asks for fewer, decode as many positions, in the order of φ, as keep the sum
             of their entropies without the largest at or below this; the canvas is then finished early. None: never more than
             the schedule asks for; the sampler "entropy_bound" takes 0.1, and follows no schedule but its bound.
@@ -205,8 +206,6 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         for name, value in (("tokens_per_step", tokens_per_step), ("top_k", top_k)):
             if value is not None:
                 _at_least(name, value, 1, int)
-        if gain_reduction == "kl" and sampler == "lookum":
-            raise ValueError("`gain_reduction` must be one of mean, sum for the sampler 'lookum', got 'kl'.")
         numbers = {"token_temperature": token_temperature, "gain_weight": gain_weight}
         numbers |= {"klass_threshold": klass_threshold}
         if entropy_bound is not None:
@@ -398,7 +397,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             masked=masked,
             entropies=entropies,
             duplicate_of=draw.first_occurrence(candidates),
-            logits=logits if self.looks_ahead and config.gain_reduction == "kl" else None,
+            logits=logits if self.looks_ahead and config.sampler == "info_gain" and config.gain_reduction == "kl" else None,
         )
         differ = (proposal.duplicate_of > 0).any(-1) & proposal.next_masked.flatten(1).any(-1)
         proposal.needs_lookahead = self.looks_ahead and bool(differ.any())
@@ -493,7 +492,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             values = values[torch.arange(len(values), device=values.device)[:, None], proposal.duplicate_of]
         elif next_masked.any():
             values = torch.where(next_masked, torch.nan, 0.0)
-        if reduction == "kl":
+        if proposal.logits is not None:
             gain = scoring.surprise(proposal.cost, values, next_masked)
             return gain, scoring.objective(gain, proposal.cost, self.config.gain_weight)
         next_uncertainty = scoring.state_uncertainty(values, next_masked, reduction)

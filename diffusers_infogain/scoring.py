@@ -49,9 +49,9 @@ def action_cost(entropies: torch.Tensor, selected: torch.Tensor) -> torch.Tensor
 
 
 def state_uncertainty(entropies: torch.Tensor, masked: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """𝓗(z_t): the mean ("sum": the sum) of H_l over M_t, 0 where nothing is masked: (..., L) to (...)."""
+    """𝓗(z_t): the mean (else the sum) of H_l over M_t, 0 where nothing is masked: (..., L) to (...)."""
     total = torch.where(masked, entropies, 0.0).sum(-1)
-    return total if reduction == "sum" else total / masked.sum(-1).clamp(min=1)
+    return total / masked.sum(-1).clamp(min=1) if reduction == "mean" else total
 
 
 def information_gain(uncertainty: torch.Tensor, next_uncertainty: torch.Tensor) -> torch.Tensor:

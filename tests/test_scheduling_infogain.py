@@ -9,7 +9,7 @@ import torch
 from diffusers import AmusedScheduler
 from helpers import generators, make_scheduler, random_logits
 
-from diffusers_infogain import InfoGainScheduler, decode_beam
+from diffusers_infogain import InfoGainScheduler
 from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
 
 MASK = 9
@@ -261,12 +261,12 @@ def test_tokens_ruled_out_by_minus_infinity_are_legal_and_known_positions_are_no
     assert proposal.cost.isfinite().all()
 
 
-def test_kl_is_a_gain_so_lookum_and_beam_search_which_need_an_uncertainty_refuse_it():
-    with pytest.raises(ValueError, match=r"`gain_reduction` must be one of mean, sum for the sampler 'lookum', got 'kl'\."):
-        InfoGainScheduler(mask_token_id=4, sampler="lookum", gain_reduction="kl")
-    scheduler = InfoGainScheduler(mask_token_id=4, gain_reduction="kl")
-    scheduler.set_timesteps(2)
-    with pytest.raises(
-        ValueError, match=r"`scheduler` must use the gain_reduction 'mean' or 'sum' for a beam search, got 'kl'\."
-    ):
-        decode_beam(lambda tokens, rows: None, scheduler, torch.full((1, 4), 4), num_beams=2)
+def test_lookum_compares_sums_of_entropies_where_the_gain_would_be_a_divergence():
+    logits, tokens = random_logits(2, 6, 4), torch.full((2, 6), 4)
+    winners = []
+    for reduction in ("sum", "kl"):
+        scheduler = make_scheduler(4, 3, sampler="lookum", gain_reduction=reduction)
+        proposal = scheduler.propose(logits, 2, tokens, generator=generators(0, 1))
+        lookahead = random_logits(2, proposal.candidates.shape[1], 6, 4, seed=1)
+        winners.append(scheduler.select(lookahead, 2, proposal).objective)
+    torch.testing.assert_close(*winners)

@@ -45,7 +45,7 @@ def plain_beam(model, scheduler, tokens, allowed, sample, seed, num_beams):
     return state, g
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "kl"])
 @pytest.mark.parametrize("certainty", CERTAINTIES)
 @pytest.mark.parametrize(
     "config", [{}, {"entropy_bound": 1.5}, {"tokens_per_step": 2, "gain_weight": 0.5, "confidence_threshold": 0.4}]
