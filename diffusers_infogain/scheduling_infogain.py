@@ -20,8 +20,20 @@ LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
 CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot")
 SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound")
 
+DEFAULT_ENTROPY_BOUNDS = {"info_gain": 0.5, "lookum": 0.5, "entropy_bound": 0.1}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {
+        "sampler": "info_gain",
+        "certainty": "maskgit",
+        "num_candidates": 4,
+        "token_temperature": 1.0,
+        "position_temperature": None,
+        "gain_reduction": "kl",
+        "gain_weight": 1.0,
+        "entropy_bound": None,
+        "masking_schedule": "cosine",
+    },
     "paper": {
         "sampler": "info_gain",
         "certainty": "confidence",
@@ -30,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "position_temperature": 0.4,
         "gain_reduction": "mean",
         "gain_weight": 1.0,
+        "entropy_bound": 0,
         "masking_schedule": "cosine",
     },
 }
@@ -165,8 +178,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             place of the fall of entropy: the same on average, without its pull to what is predictable ("lookum" and beams, which
             need an uncertainty, take the sum then).
         entropy_bound: In nats. Where the schedule asks for fewer, decode as many positions, in the order of φ, as keep the sum
-            of their entropies without the largest at or below this; the canvas is then finished early. None: never more than
-            the schedule asks for; the sampler "entropy_bound" takes 0.1, and follows no schedule but its bound.
+            of their entropies without the largest at or below this; the canvas is then finished early, and the schedule is the
+            slowest pace. 0 switches it off. The sampler "entropy_bound" follows its bound alone. None: 0.5 for "info_gain" and
+            "lookum", 0.1 for "entropy_bound", off for the other rules.
         klass_threshold: For "klass", in nats: a position has settled when KL(now ‖ previous step) is below this.
 
     Raises:
@@ -186,14 +200,14 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         tokens_per_step: int | None = None,
         sampler: str = "info_gain",
         certainty: str = "maskgit",
-        num_candidates: int = 8,
+        num_candidates: int = 4,
         token_temperature: float = 1.0,
         position_temperature: float | tuple[float, float] | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         confidence_threshold: float | None = None,
         gain_weight: float = 1.0,
-        gain_reduction: str = "sum",
+        gain_reduction: str = "kl",
         entropy_bound: float | None = None,
         klass_threshold: float = 5e-4,
     ):
@@ -225,6 +239,13 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
     def looks_ahead(self) -> bool:
         """Whether the sampler compares candidates by a lookahead."""
         return self.config.sampler in LOOKAHEAD_SAMPLERS and self.config.num_candidates > 1
+
+    @property
+    def entropy_bound(self) -> float:
+        """The bound in use, in nats; 0 for none."""
+        if self.config.entropy_bound is not None:
+            return self.config.entropy_bound
+        return DEFAULT_ENTROPY_BOUNDS.get(self.config.sampler, 0.0)
 
     @property
     def heuristic(self) -> str:
@@ -407,7 +428,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         """τ_pos per sample, of whose masks the `share` (B,) is left: annealed over the steps, or, where an entropy bound lets a
         sample run ahead of them, over its tokens."""
         by_step = self.position_temperatures[index].to(share.device).expand(share.shape)
-        if self.config.entropy_bound is None:
+        if self.entropy_bound == 0:
             return by_step
         start, end = self.position_temperatures[[0, -1]].tolist()
         by_token = end + (start - end) * share
@@ -415,13 +436,11 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
     def _select(self, phi: torch.Tensor, entropies: torch.Tensor, count: torch.Tensor, last: bool) -> torch.Tensor:
         """A (B, N, L): the `count` (B,) best of φ (B, N, L), or as many more as the entropy bound allows."""
-        bound = self.config.entropy_bound
-        if self.config.sampler == "entropy_bound":
-            bound = 0.1 if bound is None else bound
-            if not last:
-                return draw.select_within_bound(phi, entropies, bound) | (phi == torch.inf)
+        bound = self.entropy_bound
+        if self.config.sampler == "entropy_bound" and not last:
+            return draw.select_within_bound(phi, entropies, bound) | (phi == torch.inf)
         selected = draw.select_top(phi, count)
-        return selected if bound is None else selected | draw.select_within_bound(phi, entropies, bound)
+        return selected if bound == 0 else selected | draw.select_within_bound(phi, entropies, bound)
 
     @staticmethod
     def _pivot_scores(

@@ -14,7 +14,7 @@ import time
 import torch
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.cli import DEMO_GUIDANCE_SCALE
+from diffusers_infogain.cli.common import DEMO_GUIDANCE_SCALE
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.cli import DEMO_GUIDANCE_SCALE, generate_images
+from diffusers_infogain.cli.common import DEMO_GUIDANCE_SCALE, generate_images
 from diffusers_infogain.demo import checker, shapes
 
 # One code for each distinct 8 x 8 patch of the world.

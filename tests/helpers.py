@@ -22,6 +22,11 @@ def random_logits(*shape: int, seed: int = 0, scale: float = 2.0) -> torch.Tenso
 
 
 def make_scheduler(mask_token_id: int, steps: int, temperature: float | None = None, **config) -> InfoGainScheduler:
+    """A scheduler that follows its schedule alone, with 8 candidates and the gain "sum", where `config` says nothing else."""
+    plain = {"num_candidates": 8, "gain_reduction": "sum"}
+    if config.get("sampler") != "entropy_bound":
+        plain["entropy_bound"] = 0
+    config = {**plain, **config}
     scheduler = InfoGainScheduler(mask_token_id=mask_token_id, **config)
     scheduler.set_timesteps(steps, temperature)
     return scheduler

@@ -37,7 +37,7 @@ def cases(draw, samplers=SAMPLERS):
         "tokens_per_step": draw(st.none() | st.integers(1, 4)),
         "confidence_threshold": draw(st.sampled_from([None, 0.5, 0.9])),
         "gain_reduction": "mean",
-        "entropy_bound": draw(st.sampled_from([None, 0.5, 4.0])),
+        "entropy_bound": draw(st.sampled_from([None, 0, 0.5, 4.0])),
     }
     config["gain_reduction"] = draw(st.sampled_from(["mean", "sum", "kl"] if config["sampler"] != "lookum" else ["mean", "sum"]))
     scheduler = make_scheduler(MASK, draw(st.integers(1, 20)), draw(st.sampled_from([None, 0.0, 0.4])), **config)

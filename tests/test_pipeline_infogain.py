@@ -350,7 +350,7 @@ def test_the_callback_sees_every_step(pipe):
     for step in recorder.steps:
         assert step["pipe"] is pipe
         assert step["logits"].shape == (1, GRID * GRID, CODEBOOK_SIZE)
-        assert step["scores"].shape == (1, 8)
+        assert step["scores"].shape == (1, pipe.scheduler.config.num_candidates)
     masked = [int((step["latents"] == MASK).sum()) for step in recorder.steps]
     assert masked == sorted(masked, reverse=True)
     assert torch.equal(recorder.steps[-1]["latents"], tokens)

@@ -1,6 +1,7 @@
 """Configuration, protocol and errors of the scheduler; the rules themselves are in test_scheduling_rules.py."""
 
 import copy
+import inspect
 import math
 import re
 
@@ -9,7 +10,7 @@ import torch
 from diffusers import AmusedScheduler
 from helpers import generators, make_scheduler, random_logits
 
-from diffusers_infogain import InfoGainScheduler
+from diffusers_infogain import PRESETS, InfoGainScheduler
 from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
 
 MASK = 9
@@ -270,3 +271,26 @@ def test_lookum_compares_sums_of_entropies_where_the_gain_would_be_a_divergence(
         lookahead = random_logits(2, proposal.candidates.shape[1], 6, 4, seed=1)
         winners.append(scheduler.select(lookahead, 2, proposal).objective)
     torch.testing.assert_close(*winners)
+
+
+def test_samplers_that_look_ahead_have_a_bound_of_their_own_and_greedy_rules_are_as_published():
+    bounds = {sampler: InfoGainScheduler(mask_token_id=4, sampler=sampler).entropy_bound for sampler in SAMPLERS}
+    assert {sampler: bound for sampler, bound in bounds.items() if bound} == {
+        "info_gain": 0.5,
+        "lookum": 0.5,
+        "entropy_bound": 0.1,
+    }
+    assert InfoGainScheduler(mask_token_id=4, entropy_bound=0).entropy_bound == 0
+    assert InfoGainScheduler(mask_token_id=4, sampler="maskgit", entropy_bound=0.25).entropy_bound == 0.25
+
+
+def test_presets_are_settings_of_the_scheduler():
+    paper = InfoGainScheduler(mask_token_id=4, **PRESETS["paper"])
+    assert (paper.config.num_candidates, paper.config.token_temperature, paper.config.position_temperature) == (8, 0.4, 0.4)
+    assert (paper.config.gain_reduction, paper.config.gain_weight, paper.entropy_bound) == ("mean", 1.0, 0)
+    # Whatever a model's own configuration says, a preset is complete.
+    settings = set(inspect.signature(InfoGainScheduler.__init__).parameters) - {"self", "mask_token_id", "tokens_per_step"}
+    other = settings - {"top_k", "top_p", "confidence_threshold", "klass_threshold"}
+    assert other <= set(PRESETS["paper"])
+    assert set(PRESETS["default"]) == set(PRESETS["paper"])
+    assert InfoGainScheduler(mask_token_id=4).config == InfoGainScheduler(mask_token_id=4, **PRESETS["default"]).config

@@ -36,7 +36,7 @@ SCHEDULER_FLAGS: dict[str, tuple[Any, str]] = {
     "gain_reduction": (str, "mean, sum or kl: what the lookahead counts as gain"),
     "masking_schedule": (str, "cosine, linear or arccos"),
     "tokens_per_step": (int, "fixed number of tokens per step"),
-    "entropy_bound": (float, "in nats; decode more tokens than the schedule asks for while they are this independent"),
+    "entropy_bound": (float, "in nats; decode more tokens than the schedule asks for while they are this independent; 0: off"),
     "klass_threshold": (float, "of the sampler klass, in nats"),
 }
 

@@ -16,7 +16,7 @@ from . import common
 DEMO_SAMPLERS: dict[str, dict[str, Any]] = {
     "confidence": {"sampler": "confidence"},
     "maskgit": {"sampler": "maskgit"},
-    "entropy": {"sampler": "entropy"},
+    "maskgit, entropy bound 0.25": {"sampler": "maskgit", "entropy_bound": 0.25},
     "info_gain": {"sampler": "info_gain"},
 }
 DEMO_PROMPTS = (

@@ -131,40 +131,50 @@ class SamplerSetting:
     num_runs: int = 1
 
 
-def _bounded(bound: float, **config: Any) -> dict[str, Any]:
-    return {"entropy_bound": bound, **config}
+def _look(gain_reduction: str, certainty: str, *, bound: float = 0, n: int = 8, temperature: float = 1.0) -> dict[str, Any]:
+    return {
+        "sampler": "info_gain",
+        "gain_reduction": gain_reduction,
+        "certainty": certainty,
+        "entropy_bound": bound,
+        "num_candidates": n,
+        "token_temperature": temperature,
+    }
 
 
-_SUM = {"sampler": "info_gain", "gain_reduction": "sum"}
-_KL = {"sampler": "info_gain", "gain_reduction": "kl", "certainty": "maskgit"}
+def _greedy(sampler: str, *, bound: float = 0, temperature: float = 1.0) -> dict[str, Any]:
+    return {"sampler": sampler, "entropy_bound": bound, "token_temperature": temperature}
+
+
 COMPARED = (
-    *(SamplerSetting(name, {"sampler": name}) for name in ("uniform", "confidence", "maskgit", "entropy", "margin")),
-    SamplerSetting("halton", {"sampler": "halton"}),
-    SamplerSetting("klass", {"sampler": "klass"}),
-    SamplerSetting("pivot", {"sampler": "pivot"}),
-    SamplerSetting("maskgit, best of 8", {"sampler": "maskgit"}, num_runs=8),
-    SamplerSetting("maskgit, one by one", {"sampler": "maskgit"}, one_by_one=True),
-    SamplerSetting("the same, token temperature 0.5", {"sampler": "maskgit", "token_temperature": 0.5}, one_by_one=True),
-    SamplerSetting("entropy_bound (bound 0.1)", {"sampler": "entropy_bound"}, one_by_one=True),
-    SamplerSetting("maskgit, bound 0.25", _bounded(0.25, sampler="maskgit"), one_by_one=True),
-    SamplerSetting("the same, token temperature 0.5", _bounded(0.25, sampler="maskgit", token_temperature=0.5), one_by_one=True),
-    SamplerSetting("the same, best of 2", _bounded(0.25, sampler="maskgit", token_temperature=0.5), one_by_one=True, num_runs=2),
-    SamplerSetting("uniform, bound 0.25", _bounded(0.25, sampler="uniform"), one_by_one=True),
-    SamplerSetting("pivot, bound 0.25", _bounded(0.25, sampler="pivot"), one_by_one=True),
-    SamplerSetting("lookum", {"sampler": "lookum", "certainty": "confidence"}),
-    SamplerSetting("info_gain mean, as in the paper", PRESETS["paper"]),
-    SamplerSetting("info_gain mean", {"sampler": "info_gain", "gain_reduction": "mean", "certainty": "confidence"}),
-    SamplerSetting("info_gain sum", {**_SUM, "certainty": "confidence"}),
-    SamplerSetting("info_gain sum, uniform positions", {**_SUM, "certainty": "uniform"}),
-    SamplerSetting("info_gain sum, maskgit positions", {**_SUM, "certainty": "maskgit"}),
-    SamplerSetting("the same, token temperature 0.5", {**_SUM, "certainty": "maskgit", "token_temperature": 0.5}),
-    SamplerSetting("the same, bound 1, N 4", _bounded(1.0, **_SUM, certainty="maskgit", num_candidates=4), one_by_one=True),
-    SamplerSetting("the same, bound 1, N 8", _bounded(1.0, **_SUM, certainty="maskgit"), one_by_one=True),
-    SamplerSetting("info_gain kl, maskgit positions", {**_KL}),
-    SamplerSetting("the same, token temperature 0.5", {**_KL, "token_temperature": 0.5}),
-    SamplerSetting("the same, bound 1, N 4", _bounded(1.0, **_KL, token_temperature=0.5, num_candidates=4), one_by_one=True),
-    SamplerSetting("the same, bound 1, N 8", _bounded(1.0, **_KL, token_temperature=0.5), one_by_one=True),
+    *(SamplerSetting(name, _greedy(name)) for name in ("uniform", "halton", "confidence", "maskgit")),
+    *(SamplerSetting(name, _greedy(name)) for name in ("entropy", "margin", "klass", "pivot")),
+    SamplerSetting("maskgit, best of 8", _greedy("maskgit"), num_runs=8),
+    SamplerSetting("maskgit, one by one", _greedy("maskgit"), one_by_one=True),
+    SamplerSetting("maskgit, one by one, τ 0.5", _greedy("maskgit", temperature=0.5), one_by_one=True),
+    SamplerSetting("entropy_bound (bound 0.1)", _greedy("entropy_bound", bound=0.1), one_by_one=True),
+    SamplerSetting("maskgit, bound 0.25", _greedy("maskgit", bound=0.25), one_by_one=True),
+    SamplerSetting("maskgit, bound 0.25, τ 0.5", _greedy("maskgit", bound=0.25, temperature=0.5), one_by_one=True),
+    SamplerSetting(
+        "maskgit, bound 0.25, τ 0.5, best of 2", _greedy("maskgit", bound=0.25, temperature=0.5), one_by_one=True, num_runs=2
+    ),
+    SamplerSetting("uniform, bound 0.25", _greedy("uniform", bound=0.25), one_by_one=True),
+    SamplerSetting("pivot, bound 0.25", _greedy("pivot", bound=0.25), one_by_one=True),
+    SamplerSetting("lookum", {**_look("sum", "maskgit"), "sampler": "lookum"}),
+    SamplerSetting("info_gain as in the paper", PRESETS["paper"]),
+    SamplerSetting("info_gain mean, confidence positions", _look("mean", "confidence")),
+    SamplerSetting("info_gain sum, confidence positions", _look("sum", "confidence")),
+    SamplerSetting("info_gain sum, uniform positions", _look("sum", "uniform")),
+    SamplerSetting("info_gain sum", _look("sum", "maskgit")),
+    SamplerSetting("info_gain sum, τ 0.5", _look("sum", "maskgit", temperature=0.5)),
+    SamplerSetting("info_gain sum, bound 1, N 4", _look("sum", "maskgit", bound=1, n=4), one_by_one=True),
+    SamplerSetting("info_gain kl", _look("kl", "maskgit")),
+    SamplerSetting("info_gain kl, τ 0.5", _look("kl", "maskgit", temperature=0.5)),
+    SamplerSetting("info_gain kl, bound 1, N 4", _look("kl", "maskgit", bound=1, n=4), one_by_one=True),
+    SamplerSetting("info_gain kl, bound 1, N 4, τ 0.5", _look("kl", "maskgit", bound=1, n=4, temperature=0.5), one_by_one=True),
+    SamplerSetting("info_gain, default", PRESETS["default"], one_by_one=True),
 )
+"""Rows of the comparison; rules without a note decode the number of tokens a step that the task asks for, with N = 8."""
 
 
 @dataclass

@@ -166,7 +166,7 @@ def test_demo_draws_the_grid(capsys, tmp_path):
 def test_exact_prints_tables(capsys):
     code, out, _ = run(capsys, "exact", "--num-samples", 3)
     assert code == 0
-    assert out.count("| info_gain sum |") == 3
+    assert out.count("| info_gain sum |") == 4
 
 
 def test_the_console_script_is_installed():

@@ -10,7 +10,7 @@ from diffusers import AmusedPipeline
 
 import diffusers_infogain
 from diffusers_infogain import InfoGainScheduler
-from diffusers_infogain.cli import DEMO_GUIDANCE_SCALE, generate_images
+from diffusers_infogain.cli.common import DEMO_GUIDANCE_SCALE, generate_images
 from diffusers_infogain.demo import checker, shapes
 
 FOLDER = Path(diffusers_infogain.DEMO_MODEL)
