@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_infogain import InfoGainPipeline
+from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, cli
+from diffusers_infogain.evaluation.comparison import parse_sampler
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -40,3 +42,15 @@ def test_benchmark_prints_the_share_outside_the_model():
     # One row for the empty canvas, two for each of the two steps that look ahead (fewer where candidates coincide).
     assert "2 runs of 2 images, 3 steps, 2 candidates, 5 model rows per image" in out
     assert "% outside the transformer" in out
+
+
+def test_the_commands_that_reproduce_the_results_parse():
+    script = (EXAMPLES / "reproduce_results.sh").read_text()
+    lines = [line for line in script.splitlines() if line.startswith(("$compare", "diffusers-infogain"))]
+    assert len(lines) > 20
+    for line in lines:
+        words = shlex.split(line.split("|")[0].replace("$compare", "diffusers-infogain compare").replace("$output", "x"))
+        args = cli.build_parser().parse_args(words[1:])
+        for text in getattr(args, "samplers", ()):
+            spec = parse_sampler(text)
+            InfoGainScheduler(mask_token_id=4, **spec.scheduler)
