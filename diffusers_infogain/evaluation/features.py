@@ -89,7 +89,7 @@ def _inception_class() -> Any:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "`InceptionFeatures` needs torch-fidelity: pip install 'diffusers_infogain[eval]'.", name=error.name
+            "`InceptionFeatures` needs torch-fidelity: pip install 'diffusers_infogain[inception]'.", name=error.name
         ) from error
     return FeatureExtractorInceptionV3
 
