@@ -14,6 +14,16 @@ from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def count_model_calls(model_rows: torch.Tensor) -> torch.Tensor:
+    """How often the model ran in sequence for each sample, (B,), from its rows per step (T, B).
+
+    What a lookahead costs where its candidates fit on the device beside each other: the first step runs the empty canvas and then
+    the candidates if there are any, every other step runs once.
+    """
+    calls = (model_rows > 0).sum(0)
+    return calls + (model_rows[:1] > 1).sum(0)
+
+
 @dataclass
 class DecodingTrace:
     """What happened, per step and sample: T steps, B samples, N candidates, L positions. Entropies in nats.
@@ -40,6 +50,11 @@ class DecodingTrace:
     def cumulative_entropy(self) -> torch.Tensor:
         """H~ = Σ_t C(a_t | z_t) per sample (B,), over every commit."""
         return self.cost.sum(0)
+
+    @property
+    def model_calls(self) -> torch.Tensor:
+        """(B,) long: how often the model ran one after the other, `count_model_calls`."""
+        return count_model_calls(self.model_rows)
 
     @property
     def decoded_at(self) -> torch.Tensor:

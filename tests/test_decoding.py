@@ -100,6 +100,16 @@ def test_a_sample_is_the_same_alone_and_in_any_batch_for_any_chunk(case, chunk):
         assert alone.trace.model_rows.sum() == together.trace.model_rows[:, b].sum()
 
 
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_calls_in_sequence_are_the_calls_of_the_model_for_a_sample_alone(case):
+    scheduler, tokens, seeds = case
+    for b, seed in enumerate(seeds):
+        model = HashModel(tokens.shape[1], CODES, conditions=[seed])
+        output = run(scheduler, tokens[b : b + 1], [seed], model)
+        assert output.trace.model_calls.tolist() == [len(model.calls)]
+
+
 @pytest.mark.parametrize("sampler", ["info_gain", "maskgit", "uniform"])
 def test_the_first_samples_of_one_generator_do_not_depend_on_the_batch_size(sampler):
     scheduler, tokens = make_scheduler(MASK, 4, sampler=sampler), canvas(4, 12, 0.9)

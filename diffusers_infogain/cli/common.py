@@ -56,6 +56,11 @@ class Generated:
         return torch.cat([trace.model_rows.sum(0) for trace in self.traces])
 
     @property
+    def model_calls(self) -> torch.Tensor:
+        """Per image: how often the model ran in sequence."""
+        return torch.cat([trace.model_calls for trace in self.traces])
+
+    @property
     def cumulative_entropy(self) -> torch.Tensor:
         """Per image, in nats."""
         return torch.cat([trace.cumulative_entropy for trace in self.traces])

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
+from ..decoding import count_model_calls
 from ..scheduling_infogain import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS, InfoGainScheduler
 from .runs import FinishedImage
 from .statistics import Correlation, Figure, clustered_mean, mean_over_seeds, pearson
@@ -111,16 +114,14 @@ def grid(
 def describe_run(images: Sequence[FinishedImage]) -> dict[str, Any]:
     """What the files of a run tell about its decoding: rows, entropies, and how often a candidate other than the first won.
 
-    "model_calls" counts how often the model runs one after the other: what a lookahead costs where its candidates fit on the
-    device beside each other, as "model_rows" is what it costs where they do not.
+    "model_rows" is what decoding costs where the device is busy with every row, "model_calls" where candidates run side by side.
     """
     records = [image.metadata for image in images]
     steps = max(len(record["cost"]) for record in records)
     costs = [record["cost"] + [0.0] * (steps - len(record["cost"])) for record in records]
     decisions, others, calls = [0] * steps, [0] * steps, 0
     for record in records:
-        # The first step runs the empty canvas, and then the candidates if it has any.
-        calls += sum(rows > 0 for rows in record["model_rows"]) + (record["model_rows"][0] > 1)
+        calls += int(count_model_calls(torch.tensor(record["model_rows"])[:, None]))
         for step, (rows, winner) in enumerate(zip(record["model_rows"], record["winner"], strict=True)):
             decisions[step] += rows - (step == 0) > 1
             others[step] += winner != 0

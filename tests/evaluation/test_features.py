@@ -95,7 +95,7 @@ def test_inception_outputs_are_named():
 def test_missing_torch_fidelity_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs torch-fidelity: pip install 'diffusers_infogain\[eval\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs torch-fidelity: pip install 'diffusers_infogain\[inception\]'"):
         InceptionFeatures()
 
 
