@@ -156,8 +156,10 @@ def test_an_unwritable_folder_is_refused_before_any_work(capsys, stock_repositor
 def test_demo_draws_the_grid(capsys, tmp_path):
     code, out, _ = run(capsys, "demo", "--num-prompts", 4, "--steps", 2, "--output", tmp_path, "--device", "cpu")
     assert code == 0
-    for name in ("confidence", "entropy", "info_gain"):
-        assert f"{name}: 2 steps" in out
+    for name in ("confidence", "maskgit"):
+        assert f"{name}: 2 steps: 2 model rows in 2 calls" in out
+    for name in ("maskgit, entropy bound", "info_gain"):
+        assert f"{name}: at most 8 steps: " in out
     assert "of 4 held-out prompts right" in out
     picture = Image.open(tmp_path / "demo.png")
     assert min(picture.size) > 500
