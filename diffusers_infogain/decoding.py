@@ -14,14 +14,14 @@ from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def count_model_calls(model_rows: torch.Tensor) -> torch.Tensor:
+def count_model_calls(model_rows: torch.Tensor, looks_ahead: bool) -> torch.Tensor:
     """How often the model ran in sequence for each sample, (B,), from its rows per step (T, B).
 
-    What a lookahead costs where its candidates fit on the device beside each other: the first step runs the empty canvas and then
-    the candidates if there are any, every other step runs once.
+    What decoding costs where candidates and runs fit on the device beside each other: one call a step, and in the first step of a
+    lookahead two, for the empty canvas and then for the candidates, if they differ.
     """
     calls = (model_rows > 0).sum(0)
-    return calls + (model_rows[:1] > 1).sum(0)
+    return calls + (model_rows[:1] > 1).sum(0) if looks_ahead else calls
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DecodingTrace:
     @property
     def model_calls(self) -> torch.Tensor:
         """(B,) long: how often the model ran one after the other, `count_model_calls`."""
-        return count_model_calls(self.model_rows)
+        return count_model_calls(self.model_rows, looks_ahead=self.objective.shape[-1] > 1)
 
     @property
     def decoded_at(self) -> torch.Tensor:

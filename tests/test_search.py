@@ -176,3 +176,10 @@ def test_best_of_returns_the_run_with_the_smallest_cumulative_entropy(sampler, n
 def test_invalid_number_of_runs_is_an_error(num_runs):
     with pytest.raises(ValueError, match=f"`num_runs` must be an integer >= 1, got {num_runs}"):
         decode_best_of(HashModel(6, 5), make_scheduler(5, 3), canvas(1, 6, 5), num_runs=num_runs)
+
+
+def test_the_calls_of_best_of_n_are_those_of_one_run():
+    for sampler, calls in (("margin", 4), ("info_gain", 4)):  # four steps, the last of them without a lookahead
+        scheduler, model = make_scheduler(5, 4, sampler=sampler, num_candidates=3), HashModel(12, 5, (1,))
+        trace = decode_best_of(model, scheduler, canvas(1, 12, 5), num_runs=3, generator=generators(2)).trace
+        assert trace.model_calls.tolist() == [len(model.calls)] == [calls]

@@ -120,7 +120,7 @@ class Results:
             "looks_ahead": cell.sampler.looks_ahead,
             "num_images_per_prompt": self.settings["num_images_per_prompt"],
             "scheduler": scheduler,
-            **comparison.describe_run(images),
+            **comparison.describe_run(images, cell.sampler.looks_ahead),
             "seconds_per_image": timing.seconds_per_image,
             "peak_memory": timing.peak_memory,
             "measured": list(metrics),

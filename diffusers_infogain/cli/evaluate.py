@@ -48,7 +48,7 @@ def evaluate(args: argparse.Namespace) -> None:
     common.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
     if state.is_main_process:
         images = runs.finish(requests, folder)
-        figures, composition = decoding_figures(images, folder), {}
+        figures, composition = decoding_figures(images, folder, pipe.scheduler.looks_ahead), {}
         if "composition" in metrics:
             from ..evaluation.composition import check_composition, composition_report
 
@@ -64,9 +64,9 @@ def measured(values: dict[str, float], n: int) -> dict[str, Figure]:
     return {name: Figure(value, float("nan"), n) for name, value in values.items()}
 
 
-def decoding_figures(images: list[runs.FinishedImage], folder: Path) -> dict[str, Figure]:
+def decoding_figures(images: list[runs.FinishedImage], folder: Path, looks_ahead: bool) -> dict[str, Figure]:
     """What decoding took and left: rows, entropy, seconds, memory."""
-    run, timing = comparison.describe_run(images), runs.read_timing(folder)
+    run, timing = comparison.describe_run(images, looks_ahead), runs.read_timing(folder)
     clusters, n, unknown = [image.request.prompt_index for image in images], len(images), float("nan")
     figures = {
         "cumulative_entropy": clustered_mean(run["cumulative_entropies"], clusters),

@@ -111,7 +111,7 @@ def grid(
     return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.steps * (cell.num_candidates or 1)))
 
 
-def describe_run(images: Sequence[FinishedImage]) -> dict[str, Any]:
+def describe_run(images: Sequence[FinishedImage], looks_ahead: bool) -> dict[str, Any]:
     """What the files of a run tell about its decoding: rows, entropies, and how often a candidate other than the first won.
 
     "model_rows" is what decoding costs where the device is busy with every row, "model_calls" where candidates run side by side.
@@ -121,9 +121,9 @@ def describe_run(images: Sequence[FinishedImage]) -> dict[str, Any]:
     costs = [record["cost"] + [0.0] * (steps - len(record["cost"])) for record in records]
     decisions, others, calls = [0] * steps, [0] * steps, 0
     for record in records:
-        calls += int(count_model_calls(torch.tensor(record["model_rows"])[:, None]))
+        calls += int(count_model_calls(torch.tensor(record["model_rows"])[:, None], looks_ahead))
         for step, (rows, winner) in enumerate(zip(record["model_rows"], record["winner"], strict=True)):
-            decisions[step] += rows - (step == 0) > 1
+            decisions[step] += looks_ahead and rows - (step == 0) > 1
             others[step] += winner != 0
     totals = list(itertools.accumulate(sum(step) / len(records) for step in zip(*costs, strict=True)))
     return {

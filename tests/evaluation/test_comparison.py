@@ -75,7 +75,9 @@ def test_a_run_is_described_by_its_files(tmp_path):
     ]
     every = requests([Prompt("a"), Prompt("b")])
     images = [FinishedImage(request, tmp_path, record) for request, record in zip(every, records, strict=True)]
-    assert comparison.describe_run(images) == {
+    greedy = comparison.describe_run(images, looks_ahead=False)  # the rows are then those of several runs side by side
+    assert (greedy["model_calls"], greedy["decisions_by_step"]) == (1.5, [0, 0, 0])
+    assert comparison.describe_run(images, looks_ahead=True) == {
         "model_rows": 3.5,
         "model_calls": 2.5,  # canvas, candidates and candidates of the first; canvas and candidates of the second
         "cumulative_entropies": [3.5, 3.0],
