@@ -124,7 +124,7 @@ def _families(groups: Sequence[Group], cost: str = "model_rows") -> dict[str, li
     several = len({group.guidance_scale for group in groups}) > 1
     families: dict[str, list[Group]] = {}
     for group in sorted(groups, key=lambda g: g.figure(cost)):
-        name = re.sub(r"entropy_bound=[^,]+", "entropy_bound", group.sampler)
+        name = re.sub(r"entropy_bound=(?!0(,|$))[^,]+", "entropy_bound", group.sampler)
         families.setdefault(name + (f", guidance {group.guidance_scale:g}" if several else ""), []).append(group)
     return families
 
@@ -209,11 +209,9 @@ def plot_winners(groups: Sequence[Group], path: Path) -> None:
         decisions, others = (
             [sum(values) for values in zip(*(r[key] for r in group.results), strict=False)] for key in _DECISIONS
         )
-        points = [
-            (i / max(1, len(decisions) - 1), 100 * other / n)
-            for i, (n, other) in enumerate(zip(decisions, others, strict=True))
-            if n
-        ]
+        # Late steps, which few samples get to, tell nothing.
+        counted = [(i, n, other) for i, (n, other) in enumerate(zip(decisions, others, strict=True)) if n > max(decisions) / 20]
+        points = [(i / max(1, len(decisions) - 1), 100 * other / n) for i, n, other in counted]
         label = f"{group.label}, {group.steps} steps"
         axes.plot(*zip(*points, strict=True), label=label, markersize=4, **_style([group], index))
     axes.set_ylim(0, 102)
