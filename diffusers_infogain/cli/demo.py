@@ -17,7 +17,7 @@ from . import common
 DEMO_SAMPLERS: dict[str, dict[str, Any]] = {
     "confidence": {"sampler": "confidence"},
     "maskgit": {"sampler": "maskgit"},
-    "maskgit, entropy bound": {"sampler": "maskgit", "entropy_bound": 0.25},
+    "maskgit, bounded": {"sampler": "maskgit", "entropy_bound": 0.25},
     "info_gain": {"sampler": "info_gain"},
 }
 MORE_STEPS = 4

@@ -158,7 +158,7 @@ def test_demo_draws_the_grid(capsys, tmp_path):
     assert code == 0
     for name in ("confidence", "maskgit"):
         assert f"{name}: 2 steps: 2 model rows in 2 calls" in out
-    for name in ("maskgit, entropy bound", "info_gain"):
+    for name in ("maskgit, bounded", "info_gain"):
         assert f"{name}: at most 8 steps: " in out
     assert "of 4 held-out prompts right" in out
     picture = Image.open(tmp_path / "demo.png")
