@@ -18,7 +18,8 @@ def count_model_calls(model_rows: torch.Tensor, looks_ahead: bool) -> torch.Tens
     """How often the model ran in sequence for each sample, (B,), from its rows per step (T, B).
 
     What decoding costs where candidates and runs fit on the device beside each other: one call a step, and in the first step of a
-    lookahead two, for the empty canvas and then for the candidates, if they differ.
+    lookahead two, for the empty canvas and then for the candidates, if they differ. (After a step in which all candidates of a
+    batch coincided the next one has a call more, which the rows do not tell and which is not counted.)
     """
     calls = (model_rows > 0).sum(0)
     return calls + (model_rows[:1] > 1).sum(0) if looks_ahead else calls

@@ -107,7 +107,10 @@ def test_calls_in_sequence_are_the_calls_of_the_model_for_a_sample_alone(case):
     for b, seed in enumerate(seeds):
         model = HashModel(tokens.shape[1], CODES, conditions=[seed])
         output = run(scheduler, tokens[b : b + 1], [seed], model)
-        assert output.trace.model_calls.tolist() == [len(model.calls)]
+        (calls,), trace = output.trace.model_calls.tolist(), output.trace
+        # Steps that should look ahead but whose candidates coincide leave their logits to be computed in the next one.
+        coincided = int(trace.objective.isnan().any(-1).sum()) if scheduler.looks_ahead else 0
+        assert calls <= len(model.calls) <= calls + coincided
 
 
 @pytest.mark.parametrize("sampler", ["info_gain", "maskgit", "uniform"])
