@@ -116,11 +116,16 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
+def default_guidance_scale(model: str) -> float:
+    """What suits the model: its own for the demo model, else aMUSEd's."""
+    return DEMO_GUIDANCE_SCALE if model == "demo" else 10.0
+
+
 def guidance_scale(args: argparse.Namespace) -> float:
     """The flag, or what suits the model."""
     if args.guidance_scale is not None:
         return args.guidance_scale
-    return DEMO_GUIDANCE_SCALE if args.model == "demo" else 10.0
+    return default_guidance_scale(args.model)
 
 
 def require_positive(args: argparse.Namespace, *names: str) -> None:
@@ -130,11 +135,17 @@ def require_positive(args: argparse.Namespace, *names: str) -> None:
             raise ValueError(f"`{name}` must be an integer >= 1, got {getattr(args, name)}.")
 
 
-def add_machine_flags(command: argparse.ArgumentParser) -> None:
-    """Device, dtype, batch size and seed."""
+def add_device_flags(command: argparse.ArgumentParser, batch_size: int) -> None:
+    """Device, dtype and batch size."""
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    command.add_argument("--batch-size", type=int, default=8, help="images decoded together (default: 8)")
+    text = f"images decoded together (default: {batch_size})"
+    command.add_argument("--batch-size", type=int, default=batch_size, help=text)
+
+
+def add_machine_flags(command: argparse.ArgumentParser) -> None:
+    """Device, dtype, batch size and seed."""
+    add_device_flags(command, batch_size=8)
     command.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
 
 

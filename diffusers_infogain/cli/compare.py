@@ -29,7 +29,7 @@ def compare(args: argparse.Namespace) -> None:
     report.load_pyplot()
     every_prompt = common.run_prompts(args)
     samplers = [comparison.parse_sampler(text) for text in args.samplers]
-    guidance_scales = args.guidance_scales or [common.DEMO_GUIDANCE_SCALE if args.model == "demo" else 10.0]
+    guidance_scales = args.guidance_scales or [common.default_guidance_scale(args.model)]
     cells = comparison.grid(samplers, args.steps, args.num_candidates, guidance_scales, args.seeds)
     folder = writable_folder(args.output)
     settings = {
@@ -73,9 +73,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def _scheduler(cell: comparison.Cell) -> dict[str, Any]:
-    settings = dict(cell.sampler.scheduler)
-    if "position_temperature" in settings and isinstance(settings["position_temperature"], list):
-        settings["position_temperature"] = tuple(settings["position_temperature"])
+    settings = cell.sampler.scheduler
     return settings if cell.num_candidates is None else {**settings, "num_candidates": cell.num_candidates}
 
 
@@ -179,7 +177,5 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--report", type=Path, help="folder for table and plots (default: that of --output)")
     command.add_argument("--height", type=int, help="in pixels (default: the model's)")
     command.add_argument("--width", type=int)
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda")
-    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    command.add_argument("--batch-size", type=int, default=16, help="images decoded together (default: 16)")
+    common.add_device_flags(command, batch_size=16)
     command.add_argument("--lookahead-batch-size", type=int, default=16, help="most states at once (default: 16)")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..evaluation import comparison, prompts, report, runs
 from ..evaluation.measure import MeasureSettings, measure
-from ..evaluation.statistics import Figure, clustered_mean
+from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
 from ..files import save_json, save_text, writable_folder
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -87,13 +86,9 @@ def write_report(
     composition: dict[str, Figure],
 ) -> None:
     """report.json and report.md."""
-
-    def plain(values: dict[str, Figure]) -> dict[str, dict[str, Any]]:
-        dicts = {name: asdict(figure) for name, figure in values.items()}
-        return {name: {key: None if value != value else value for key, value in figure.items()} for name, figure in dicts.items()}
-
     how = {name: str(value) if isinstance(value, Path) else value for name, value in vars(measuring).items()}
-    content = {"settings": settings, "measured": how, "figures": plain(figures), "composition": plain(composition)}
+    content = {"settings": settings, "measured": how, "figures": figures_as_json(figures)}
+    content["composition"] = figures_as_json(composition)
     save_json(content, folder / "report.json")
     text = report.figures_table(figures) + "\n"
     if composition:

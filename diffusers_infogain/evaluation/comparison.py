@@ -8,7 +8,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from ..decoding import count_model_calls
 from ..scheduling_infogain import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS, InfoGainScheduler
 from .runs import FinishedImage
-from .statistics import Correlation, Figure, clustered_mean, mean_over_seeds, pearson
+from .statistics import Correlation, Figure, clustered_mean, figures_as_json, mean_over_seeds, pearson
 
 SEARCHES = ("num_beams", "num_runs")
 """Settings of a sampler that are arguments of the pipeline's call."""
@@ -274,11 +274,5 @@ def quality_entropy_correlation(groups: Sequence[Group], quality: Quality) -> Co
 
 def as_json(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The summary for results.json: every figure with its standard error (null where it is unknown) and n."""
-    summary = []
-    for group in groups:
-        figures = {name: asdict(figure) for name, figure in group.figures.items()}
-        for figure in figures.values():
-            figure["standard_error"] = None if figure["standard_error"] != figure["standard_error"] else figure["standard_error"]
-        keys = ("sampler", "steps", "num_candidates", "guidance_scale", "seeds")
-        summary.append({**{key: getattr(group, key) for key in keys}, "figures": figures})
-    return summary
+    keys = ("sampler", "steps", "num_candidates", "guidance_scale", "seeds")
+    return [{**{key: getattr(group, key) for key in keys}, "figures": figures_as_json(group.figures)} for group in groups]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..files import replacing
 from .features import InceptionFeatures
 
 if TYPE_CHECKING:
@@ -70,15 +71,9 @@ def read_reference(path: str | os.PathLike) -> ReferenceStatistics:
 
 def write_reference(path: str | os.PathLike, stats: ReferenceStatistics) -> None:
     """Writes the statistics; a reader sees the old file or the new one, never a part."""
-    target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     arrays = {name: value for name, value in vars(stats).items() if value is not None}
-    try:
-        with open(unfinished, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(Path(path)) as file:
+        np.savez(file, **arrays)
 
 
 def with_reference(metric: FrechetInceptionDistance, stats: ReferenceStatistics) -> FrechetInceptionDistance:

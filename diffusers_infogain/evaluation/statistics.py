@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +20,14 @@ class Figure:
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ± {self.standard_error:.2g} (n = {self.n})"
+
+
+def figures_as_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
+    """Figures as JSON takes them: null in place of NaN."""
+    return {
+        name: {key: None if value != value else value for key, value in asdict(figure).items()}
+        for name, figure in figures.items()
+    }
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[int]) -> Figure:
