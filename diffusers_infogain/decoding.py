@@ -9,6 +9,7 @@ import torch
 
 from . import scoring
 from .candidates import Generators, split_generator
+from .masked_logits import Logits, MaskedLogits
 from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -97,7 +98,7 @@ class DecodingStep:
     index: int
     timestep: torch.Tensor
     tokens: torch.Tensor
-    logits: torch.Tensor
+    logits: Logits
     scores: torch.Tensor
 
 
@@ -119,24 +120,25 @@ class _TraceRecorder:
         return DecodingTrace(**{name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]})
 
 
-def _forward(denoise: Denoise, tokens: torch.Tensor, rows: torch.Tensor, chunk: int | None) -> list[torch.Tensor]:
-    """Logits (·, L, V) of the states `tokens` (R, L) of the samples `rows` (R,), in chunks."""
-    size = chunk or len(tokens)
-    return [denoise(t, r) for t, r in zip(tokens.split(size), rows.split(size), strict=True)]
+def _forward(
+    denoise: Denoise, mask_token_id: int, tokens: torch.Tensor, where: torch.Tensor, rows: torch.Tensor, chunk: int | None
+) -> Logits:
+    """Logits (..., L, V) of the states `tokens` (..., L) of the samples `rows` (...), run in chunks where `where` (...) is true.
 
-
-def _scatter(chunks: list[torch.Tensor], where: torch.Tensor) -> torch.Tensor:
-    """Writes the chunks' rows to the places of the bool mask `where` (...), giving (..., L, V); zeros elsewhere.
-
-    Rows that were not evaluated are never read, but stay finite.
+    States that did not run are never read, but stay finite.
     """
+    states, samples = tokens[where], rows[where]
+    size = chunk or len(states)
+    chunks = [denoise(t, r) for t, r in zip(states.split(size), samples.split(size), strict=True)]
+    if chunks[0].ndim == 2:
+        return MaskedLogits.at((tokens == mask_token_id) & where[..., None], torch.cat(chunks))
     if where.all() and len(chunks) == 1:
         return chunks[0].view(*where.shape, *chunks[0].shape[1:])
     logits = chunks[0].new_zeros(*where.shape, *chunks[0].shape[1:])
     places, start = where.flatten().nonzero()[:, 0], 0
-    for chunk in chunks:
-        logits.view(-1, *chunk.shape[1:])[places[start : start + len(chunk)]] = chunk
-        start += len(chunk)
+    for part in chunks:
+        logits.view(-1, *part.shape[1:])[places[start : start + len(part)]] = part
+        start += len(part)
     return logits
 
 
@@ -149,17 +151,12 @@ def _check(tokens: torch.Tensor, scheduler: InfoGainScheduler, lookahead_batch_s
         raise ValueError(f"`lookahead_batch_size` must be an integer >= 1 or None, got {lookahead_batch_size!r}.")
 
 
-def _base_logits(
-    denoise: Denoise, tokens: torch.Tensor, active: torch.Tensor, samples: torch.Tensor, chunk: int | None
-) -> torch.Tensor:
-    return _scatter(_forward(denoise, tokens[active], samples[active], chunk), active)
-
-
-def _lookahead_logits(denoise: Denoise, proposal: InfoGainProposal, samples: torch.Tensor, chunk: int | None) -> torch.Tensor:
+def _lookahead_logits(
+    denoise: Denoise, mask_token_id: int, proposal: InfoGainProposal, samples: torch.Tensor, chunk: int | None
+) -> Logits:
     """(B, N, L, V): all distinct candidates of all samples in one batch."""
     distinct = proposal.distinct
-    rows = samples[:, None].expand(distinct.shape)[distinct]
-    return _scatter(_forward(denoise, proposal.candidates[distinct], rows, chunk), distinct)
+    return _forward(denoise, mask_token_id, proposal.candidates, distinct, samples[:, None].expand(distinct.shape), chunk)
 
 
 @torch.no_grad()
@@ -178,7 +175,8 @@ def decode(
 
     Args:
         denoise: `denoise(tokens, rows)` gives the logits (R, L, V), after guidance, of R states (R, L), where `rows` (R,) tells
-            which sample (its prompt, its masks) each belongs to. Rows of finished samples are left out.
+            which sample (its prompt, its masks) each belongs to. Rows of finished samples are left out. To save memory it may
+            give those at masked positions only, (M, V) for the M masks of `tokens`, in row-major order.
         scheduler: Its `set_timesteps` must have been called. Steps end early when nothing is masked any more.
         tokens: (B, L) long. Known tokens stay as they are.
         allowed: (B, L) bool, the positions that may be decoded; by default all.
@@ -195,15 +193,16 @@ def decode(
     _check(tokens, scheduler, lookahead_batch_size)
     generators = split_generator(generator, len(tokens))
     samples, recorder = torch.arange(len(tokens), device=tokens.device), _TraceRecorder()
-    initial_masks = scheduler.undecided(tokens, allowed).sum(-1)
-    logits = previous_logits = None
+    initial_masks, mask_token_id = scheduler.undecided(tokens, allowed).sum(-1), scheduler.config.mask_token_id
+    logits: Logits | None = None
+    previous_logits: Logits | None = None
     for index, timestep in enumerate(scheduler.timesteps):
         active = scheduler.undecided(tokens, allowed).any(-1)
         if not active.any():
             break
         model_rows = torch.zeros_like(samples)
         if logits is None:
-            logits = _base_logits(denoise, tokens, active, samples, lookahead_batch_size)
+            logits = _forward(denoise, mask_token_id, tokens, active, samples, lookahead_batch_size)
             model_rows += active
         proposal = scheduler.propose(
             logits,
@@ -217,7 +216,7 @@ def decode(
         )
         lookahead = None
         if proposal.needs_lookahead:
-            lookahead = _lookahead_logits(denoise, proposal, samples, lookahead_batch_size)
+            lookahead = _lookahead_logits(denoise, mask_token_id, proposal, samples, lookahead_batch_size)
             model_rows += proposal.distinct.sum(-1)
         output = scheduler.select(lookahead, timestep, proposal)
         tokens, previous_logits, logits = output.prev_sample, logits, output.pred_logits
@@ -240,7 +239,7 @@ def decode(
                     f"got {tokens.dtype} {tuple(tokens.shape)}."
                 )
             if not torch.equal(tokens, before):
-                logits = None
+                logits = previous_logits = None
         if scheduler.heuristic != "klass":
             previous_logits = None
     if scheduler.undecided(tokens, allowed).any():
@@ -289,8 +288,9 @@ def decode_beam(
     weight, reduction = scheduler.config.gain_weight, scheduler.config.gain_reduction
     beam_allowed = None if allowed is None else allowed[:, None].expand(states.shape)
     initial_masks = scheduler.undecided(states, beam_allowed).sum(-1)
-    logits: torch.Tensor | None = None
-    previous_logits: torch.Tensor | None = None
+    mask_token_id = scheduler.config.mask_token_id
+    logits: Logits | None = None
+    previous_logits: Logits | None = None
     for timestep in scheduler.timesteps:
         alive = cost.isfinite() & scheduler.undecided(states, beam_allowed).any(-1)
         if not alive.any():
@@ -299,7 +299,8 @@ def decode_beam(
         owners = samples[:, None].expand(batch, num_beams).flatten()[rows]
         model_rows = torch.zeros_like(samples)
         if logits is None:
-            logits = torch.cat(_forward(denoise, states[alive], owners, lookahead_batch_size))
+            every_row = torch.ones_like(owners, dtype=torch.bool)
+            logits = _forward(denoise, mask_token_id, states[alive], every_row, owners, lookahead_batch_size)
             model_rows.index_add_(0, owners, torch.ones_like(owners))
         proposal = scheduler.propose(
             logits,
@@ -313,7 +314,7 @@ def decode_beam(
         )
         lookahead = None
         if proposal.needs_lookahead:
-            lookahead = _lookahead_logits(denoise, proposal, owners, lookahead_batch_size)
+            lookahead = _lookahead_logits(denoise, mask_token_id, proposal, owners, lookahead_batch_size)
             model_rows.index_add_(0, owners, proposal.distinct.sum(-1))
         gain, objective = scheduler.score(lookahead, timestep, proposal)
         value = objective.double()

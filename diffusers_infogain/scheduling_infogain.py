@@ -15,6 +15,7 @@ from diffusers.utils import BaseOutput
 
 from . import candidates as draw
 from . import schedules, scoring
+from .masked_logits import Logits, MaskedLogits
 
 LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
 CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot")
@@ -72,7 +73,7 @@ class InfoGainProposal(BaseOutput):
     masked: torch.Tensor
     entropies: torch.Tensor
     duplicate_of: torch.Tensor
-    logits: torch.Tensor | None = None
+    logits: Logits | None = None
 
     @property
     def num_decoded(self) -> torch.Tensor:
@@ -105,7 +106,7 @@ class InfoGainSchedulerOutput(BaseOutput):
     """
 
     prev_sample: torch.Tensor
-    pred_logits: torch.Tensor | None
+    pred_logits: Logits | None
     cost: torch.Tensor
     gain: torch.Tensor
     objective: torch.Tensor
@@ -306,7 +307,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`timestep` must be one of the scheduler's {num_steps} timesteps, got {int(timestep)}.")
         return index
 
-    def _codebook_logits(self, logits: torch.Tensor, masked: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
+    def _codebook_logits(self, logits: Logits, masked: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
         """The logits (..., L, V) at the positions of `masked`, as (M, V) in float32, without the mask token."""
         rows = logits[masked].float()
         mask_token_id = self.config.mask_token_id
@@ -324,20 +325,21 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
     def propose(
         self,
-        logits: torch.Tensor,
+        logits: Logits,
         timestep: int | torch.Tensor,
         tokens: torch.Tensor,
         allowed: torch.Tensor | None = None,
         *,
         generator: draw.Generators = None,
-        previous_logits: torch.Tensor | None = None,
+        previous_logits: Logits | None = None,
         initial_masks: torch.Tensor | None = None,
         grid: tuple[int, int] | None = None,
     ) -> InfoGainProposal:
         """Draws the candidate actions of a step. Changes neither its arguments nor the scheduler.
 
         Args:
-            logits: (B, L, V) of `tokens`, after guidance, on the tokens that may be sampled.
+            logits: (B, L, V) of `tokens`, after guidance, on the tokens that may be sampled. Logits at masked positions suffice
+                (`MaskedLogits`).
             timestep: One of `timesteps`.
             tokens: (B, L) long, z_t.
             allowed: (B, L) bool, positions that may be decoded now, such as the active block; by default all.
@@ -495,7 +497,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         return scoring.halton_order(height, width)
 
     def score(
-        self, lookahead_logits: torch.Tensor | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
+        self, lookahead_logits: Logits | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Information gain and objective of every candidate, (B, N) each; NaN where they are unknown for want of logits."""
         reduction, next_masked = self.config.gain_reduction, proposal.next_masked
@@ -522,7 +524,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         return gain, scoring.objective(gain, proposal.cost, self.config.gain_weight)
 
     def select(
-        self, lookahead_logits: torch.Tensor | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
+        self, lookahead_logits: Logits | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
     ) -> InfoGainSchedulerOutput:
         """Commits the candidate with the largest objective. Changes neither its arguments nor the scheduler.
 
@@ -542,9 +544,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         gain, objective = self.score(lookahead_logits, timestep, proposal)
         batch = torch.arange(len(gain), device=gain.device)
         winner = objective.argmax(1) if lookahead_logits is not None else torch.zeros_like(batch)
+        pred_logits = None if lookahead_logits is None else lookahead_logits[batch, proposal.duplicate_of[batch, winner]]
         return InfoGainSchedulerOutput(
             prev_sample=proposal.candidates[batch, winner],
-            pred_logits=None if lookahead_logits is None else lookahead_logits[batch, proposal.duplicate_of[batch, winner]],
+            pred_logits=pred_logits.compact() if isinstance(pred_logits, MaskedLogits) else pred_logits,
             cost=proposal.cost,
             gain=gain,
             objective=objective,

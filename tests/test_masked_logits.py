@@ -1,0 +1,141 @@
+"""Logits at masked positions only: the same decisions, and no row for a known token."""
+
+import pytest
+import torch
+from helpers import HashModel, generators, make_scheduler, random_logits
+
+from diffusers_infogain import decode, decode_beam, decode_best_of
+from diffusers_infogain.decoding import DecodingStep
+from diffusers_infogain.masked_logits import MaskedLogits
+
+LENGTH, CODES = 9, 6
+MASK = CODES + 1
+
+
+class MaskedOnly:
+    """A model that gives the logits of masked positions only."""
+
+    def __init__(self, model: HashModel):
+        self.model = model
+        self.rows: list[int] = []
+
+    def __call__(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        logits = self.model(tokens, rows)[tokens == MASK]
+        self.rows.append(len(logits))
+        return logits
+
+
+def both(search=decode, allowed=None, chunk=None, callback=None, **config):
+    tokens = torch.full((3, LENGTH), MASK)
+    tokens[1, :4] = 2
+    outputs = []
+    for wrap in (lambda model: model, MaskedOnly):
+        model = HashModel(LENGTH, CODES, conditions=(3, 1, 4))
+        options = {} if callback is None else {"callback": callback}
+        options |= {decode_beam: {"num_beams": 2}, decode_best_of: {"num_runs": 3}}.get(search, {})
+        outputs.append(
+            search(
+                wrap(model),
+                make_scheduler(MASK, 5, **config),
+                tokens,
+                allowed=allowed,
+                generator=generators(1, 2, 3),
+                lookahead_batch_size=chunk,
+                grid=(3, 3),
+                **options,
+            )
+        )
+    return outputs
+
+
+def assert_equal(dense, masked) -> None:
+    assert torch.equal(dense.tokens, masked.tokens)
+    for name, value in vars(dense.trace).items():
+        assert torch.equal(value.nan_to_num(-1), getattr(masked.trace, name).nan_to_num(-1)), name
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"gain_reduction": "kl"},
+        {"gain_reduction": "mean"},
+        {"gain_reduction": "kl", "entropy_bound": 0.5},
+        {"gain_reduction": "kl", "confidence_threshold": 0.4, "certainty": "margin"},
+        {"certainty": "klass"},
+        {"sampler": "lookum"},
+        *({"sampler": name} for name in ("klass", "halton", "maskgit", "entropy_bound", "pivot")),
+    ],
+    ids=str,
+)
+def test_decisions_are_those_of_full_logits(config, chunk):
+    assert_equal(*both(chunk=chunk, **config))
+
+
+def test_decisions_within_an_active_block():
+    allowed = torch.ones(3, LENGTH, dtype=torch.bool)
+    allowed[:, 6:] = False
+    dense, masked = both(allowed=allowed)
+    assert_equal(dense, masked)
+    assert (masked.tokens[:, 6:] == MASK).all()
+
+
+@pytest.mark.parametrize("search", [decode_beam, decode_best_of])
+@pytest.mark.parametrize("certainty", ["maskgit", "klass"])
+def test_searches_too(search, certainty):
+    assert_equal(*both(search=search, certainty=certainty))
+
+
+def test_after_an_edit_by_a_callback():
+    def callback(step: DecodingStep) -> torch.Tensor:
+        edited = step.tokens.clone()
+        if step.index == 1:
+            edited[0, :3] = MASK
+        return edited
+
+    assert_equal(*both(callback=callback, sampler="klass"))
+
+
+def test_a_callback_sees_full_logits_at_masked_positions():
+    seen = []
+    both(callback=lambda step: seen.append(step.logits))
+    dense, masked = seen[0], seen[len(seen) // 2].dense()
+    undecided = torch.ones(3, LENGTH, dtype=torch.bool)
+    undecided[1, :4] = False
+    assert torch.equal(dense[undecided], masked[undecided])
+    assert (masked[~undecided] == 0).all()
+
+
+def test_no_row_is_made_for_a_known_token():
+    model = MaskedOnly(HashModel(LENGTH, CODES))
+    output = decode(model, make_scheduler(MASK, 4, sampler="confidence"), torch.full((1, LENGTH), MASK))
+    left = [LENGTH]
+    for decoded in output.trace.num_decoded[:, 0].tolist():
+        left.append(left[-1] - decoded)
+    assert model.rows == left[:-1]
+
+
+def test_indexing_is_a_tensors():
+    where = torch.rand(2, 3, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
+    dense = random_logits(2, 3, LENGTH, CODES).masked_fill(~where[..., None], 0)
+    logits = MaskedLogits.at(where, dense[where])
+    part = where & (torch.arange(LENGTH) < 5)
+    assert logits.shape == dense.shape
+    assert logits.ndim == 4
+    assert torch.equal(logits.dense(), dense)
+    assert torch.equal(logits[part], dense[part])
+    batch, place = torch.tensor([0, 1]), torch.tensor([2, 0])
+    assert torch.equal(logits[batch, place].dense(), dense[batch, place])
+    compact = logits[batch, place].compact()
+    assert torch.equal(compact.dense(), dense[batch, place])
+    assert len(compact.rows) == int(where[batch, place].sum())
+    expanded = logits[:, None].expand((2, 4, 3, LENGTH, CODES))
+    assert torch.equal(expanded.dense(), dense[:, None].expand(2, 4, 3, LENGTH, CODES))
+
+
+def test_errors():
+    where = torch.tensor([[True, False]])
+    with pytest.raises(ValueError, match="one row for each of the 1 masked positions, got 2"):
+        MaskedLogits.at(where, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="at a position that was known"):
+        MaskedLogits.at(where, torch.zeros(1, 3))[torch.tensor([[True, True]])]
