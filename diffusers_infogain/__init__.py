@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
-from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline, InfoGainPipelineOutput
+from .image_generation import InfoGainPipelineOutput
+from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
 from .scheduling_infogain import PRESETS, InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
 
 __version__ = "0.1.0"

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers import AmusedScheduler, DiffusionPipeline, UVit2DModel, VQModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import AmusedLoraLoaderMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from .candidates import Generators
-from .decoding import DecodingStep, DecodingTrace, decode, decode_beam, decode_best_of
+from .image_generation import (
+    CALLBACK_TENSOR_INPUTS,
+    InfoGainPipelineOutput,
+    StepCallback,
+    as_infogain_scheduler,
+    check_call,
+    check_one_each,
+    count_prompts,
+    decode_canvas,
+    guidance_scales,
+    image_size,
+    tensor_inputs_of,
+)
 from .scheduling_infogain import InfoGainScheduler
 
 logger = logging.get_logger("diffusers." + __name__)
@@ -29,25 +36,7 @@ logger = logging.get_logger("diffusers." + __name__)
 DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")
 """Folder of the embedded demo model, for loaders that do not know the name "demo"."""
 
-GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda u: 1.0,
-    "linear": lambda u: u,
-    "cosine": lambda u: (1 - math.cos(math.pi * u)) / 2,
-}
 DEFAULT_NUM_INFERENCE_STEPS = 12
-
-
-@dataclass
-class InfoGainPipelineOutput(BaseOutput):
-    """Images, and how they were decoded.
-
-    Attributes:
-        images: PIL images, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or tokens (B, h, w), by `output_type`.
-        trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and model rows per step and image.
-    """
-
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
-    trace: DecodingTrace
 
 
 class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
@@ -68,7 +57,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
-    _callback_tensor_inputs = ["latents", "logits", "scores"]
+    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
 
     vqvae: VQModel
     tokenizer: CLIPTokenizer
@@ -85,15 +74,12 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         scheduler: InfoGainScheduler | AmusedScheduler,
     ):
         super().__init__()
-        if isinstance(scheduler, AmusedScheduler):
-            scheduler = InfoGainScheduler.from_config(scheduler.config)
-        self._check_scheduler(scheduler)
         self.register_modules(
             vqvae=vqvae,
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             transformer=transformer,
-            scheduler=scheduler,
+            scheduler=as_infogain_scheduler(scheduler),
         )
         self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
@@ -116,14 +102,6 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         config = json.loads(self.to_json_string())
         config |= {"_class_name": "AmusedPipeline", "scheduler": ["diffusers", "AmusedScheduler"]}
         Path(json_file_path).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def _check_scheduler(scheduler: Any) -> None:
-        if not isinstance(scheduler, InfoGainScheduler):
-            raise ValueError(
-                f"`scheduler` must be an InfoGainScheduler or an AmusedScheduler, got {type(scheduler).__name__}: "
-                "InfoGainScheduler.from_config(...) converts an AmusedScheduler's config."
-            )
 
     def load_lora_weights(
         self,
@@ -199,38 +177,21 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
             negative = repeated(negative_prompt_embeds), repeated(negative_encoder_hidden_states)
         return repeated(prompt_embeds), repeated(encoder_hidden_states), *negative
 
-    def check_inputs(
-        self,
+    @staticmethod
+    def _check_prompts(
         prompt: str | list[str] | None,
         negative_prompt: str | list[str] | None,
-        height: int,
-        width: int,
-        guidance_scale: float,
-        guidance_schedule: str,
-        num_images_per_prompt: int,
         prompt_embeds: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None,
         negative_prompt_embeds: torch.Tensor | None,
         negative_encoder_hidden_states: torch.Tensor | None,
-        latents: torch.Tensor | None,
-        generator: Generators,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> int:
-        """Raises a ValueError for arguments that do not fit, naming the first; returns the number of prompts."""
-        self._check_scheduler(self.scheduler)
-        config, mask_token_id = self.transformer.config, self.scheduler.config.mask_token_id
-        if not config.codebook_size <= mask_token_id < config.vocab_size:
-            raise ValueError(
-                f"`mask_token_id` of the scheduler must be at least the codebook's size {config.codebook_size} and below the "
-                f"transformer's vocabulary size {config.vocab_size}, got {mask_token_id}."
-            )
+        """Raises a ValueError for prompts and embeddings that do not fit, naming the first; returns the number of prompts."""
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("Either `prompt` or `prompt_embeds` must be given, and not both.")
         for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            texts = [text] if isinstance(text, str) else text
-            if text is not None and not (isinstance(texts, list) and texts and all(isinstance(one, str) for one in texts)):
-                raise ValueError(f"`{name}` must be a string or a list of strings that is not empty, got {text!r}.")
+            if text is not None:
+                count_prompts(name, text)
         pairs = (
             ("prompt_embeds", prompt_embeds, "encoder_hidden_states", encoder_hidden_states),
             (
@@ -247,53 +208,10 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
                 raise ValueError(f"`{name}` and `{other}` must have the same length, got {len(embeds)} and {len(states)}.")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("`negative_prompt` and `negative_prompt_embeds` must not both be given.")
-        if prompt_embeds is not None:
-            num_prompts = len(prompt_embeds)
-        else:
-            num_prompts = len(prompt) if isinstance(prompt, list) else 1
-        for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if value is not None and not isinstance(value, str) and len(value) not in (1, num_prompts):
-                raise ValueError(f"`{name}` must have one entry, or one for each of the {num_prompts} prompts, got {len(value)}.")
-        if isinstance(num_images_per_prompt, bool) or not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` must be an integer >= 1, got {num_images_per_prompt!r}.")
-        unit = self.vae_scale_factor * (2 if config.downsample else 1)
-        if height % unit or width % unit or height <= 0 or width <= 0:
-            raise ValueError(f"`height` and `width` must be positive multiples of {unit}, got {height} and {width}.")
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
-        if guidance_schedule not in GUIDANCE_SCHEDULES:
-            allowed = ", ".join(GUIDANCE_SCHEDULES)
-            raise ValueError(f"`guidance_schedule` must be one of {allowed}, got {guidance_schedule!r}.")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be one of pil, np, pt, latent, got {output_type!r}.")
-        batch_size = num_prompts * num_images_per_prompt
-        if isinstance(generator, Sequence) and len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` must have one entry for each of the {batch_size} images ({num_prompts} prompts x "
-                f"{num_images_per_prompt} images per prompt), got a list of {len(generator)}."
-            )
-        if latents is not None:
-            self._check_latents(latents, (batch_size, height // self.vae_scale_factor, width // self.vae_scale_factor))
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {', '.join(self._callback_tensor_inputs)}, "
-                f"got {', '.join(unknown)}."
-            )
+        num_prompts = len(prompt_embeds) if prompt_embeds is not None else count_prompts("prompt", prompt)
+        check_one_each("negative_prompt", negative_prompt, num_prompts)
+        check_one_each("negative_prompt_embeds", negative_prompt_embeds, num_prompts)
         return num_prompts
-
-    def _check_latents(self, latents: torch.Tensor, shape: tuple[int, int, int]) -> None:
-        codebook_size, mask_token_id = self.transformer.config.codebook_size, self.scheduler.config.mask_token_id
-        if latents.shape != shape or latents.dtype != torch.long:
-            raise ValueError(
-                f"`latents` must be a long tensor of token ids of shape {shape}, got {latents.dtype} {tuple(latents.shape)}."
-            )
-        known = latents[latents != mask_token_id]
-        if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < codebook_size:
-            raise ValueError(
-                f"`latents` must hold ids from 0 to {codebook_size - 1} or the mask id {mask_token_id}, got ids from "
-                f"{int(known.min())} to {int(known.max())}."
-            )
 
     @torch.no_grad()
     def __call__(
@@ -314,7 +232,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         negative_encoder_hidden_states: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         cross_attention_kwargs: dict[str, Any] | None = None,
         micro_conditioning_aesthetic_score: float = 6,
@@ -360,41 +278,41 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
-        if latents is not None and latents.ndim == 3:
-            height = latents.shape[1] * self.vae_scale_factor if height is None else height
-            width = latents.shape[2] * self.vae_scale_factor if width is None else width
-        default_size = self.transformer.config.sample_size * self.vae_scale_factor
-        height = default_size if height is None else height
-        width = default_size if width is None else width
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        num_prompts = self.check_inputs(
+        config = self.transformer.config
+        default_size = config.sample_size * self.vae_scale_factor
+        height, width = image_size(height, width, latents, self.vae_scale_factor, default_size)
+        callback_on_step_end_tensor_inputs = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        num_prompts = self._check_prompts(
             prompt,
             negative_prompt,
-            height,
-            width,
-            guidance_scale,
-            guidance_schedule,
-            num_images_per_prompt,
             prompt_embeds,
             encoder_hidden_states,
             negative_prompt_embeds,
             negative_encoder_hidden_states,
-            latents,
-            generator,
-            output_type,
-            callback_on_step_end_tensor_inputs,
         )
-        for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-        if num_beams > 1 and num_runs > 1:
-            raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
-        if callback_on_step_end is not None and (num_beams > 1 or num_runs > 1):
-            raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+        check_call(
+            self.scheduler,
+            codebook_size=config.codebook_size,
+            vocab_size=config.vocab_size,
+            num_prompts=num_prompts,
+            num_images_per_prompt=num_images_per_prompt,
+            height=height,
+            width=width,
+            unit=self.vae_scale_factor * (2 if config.downsample else 1),
+            scale_factor=self.vae_scale_factor,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            num_beams=num_beams,
+            num_runs=num_runs,
+        )
         batch_size, device = num_prompts * num_images_per_prompt, self._execution_device
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        length, guided = grid[0] * grid[1], guidance_scale > 1
+        guided = guidance_scale > 1
 
         pooled, hidden, negative_pooled, negative_hidden = self.encode_prompt(
             prompt,
@@ -428,46 +346,26 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
                 return transformer(tokens, pooled[rows], hidden[rows])
             both = torch.cat([negative_pooled[rows], pooled[rows]]), torch.cat([negative_hidden[rows], hidden[rows]])
             uncond, cond = transformer(torch.cat([tokens, tokens]), *both).float().chunk(2)
-            decoded = 1 - (tokens == mask_token_id).sum(-1) / length
-            ramp = [GUIDANCE_SCHEDULES[guidance_schedule](u) for u in decoded.tolist()]
-            scale = 1 + (guidance_scale - 1) * torch.tensor(ramp, device=device)
-            return uncond + scale[:, None, None] * (cond - uncond)
+            scales = guidance_scales(tokens, mask_token_id, guidance_scale, guidance_schedule)
+            return uncond + scales[:, None, None] * (cond - uncond)
 
-        if latents is None:
-            tokens = torch.full((batch_size, length), mask_token_id, dtype=torch.long, device=device)
-        else:
-            tokens = latents.to(device).flatten(1)
-        if num_inference_steps is None:
-            per_step, masked = self.scheduler.config.tokens_per_step, int((tokens == mask_token_id).sum(-1).max())
-            num_inference_steps = max(1, math.ceil(masked / per_step)) if per_step else DEFAULT_NUM_INFERENCE_STEPS
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-
-            def after_step(step: DecodingStep) -> torch.Tensor | None:
-                progress_bar.update()
-                if callback_on_step_end is None:
-                    return None
-                available = {"latents": step.tokens.unflatten(1, grid), "logits": step.logits, "scores": step.scores}
-                callback_kwargs = {name: available[name] for name in callback_on_step_end_tensor_inputs}
-                returned = callback_on_step_end(self, step.index, step.timestep, callback_kwargs)
-                edited = (returned or {}).get("latents", available["latents"])
-                self._check_latents(edited, (batch_size, *grid))
-                return edited.flatten(1)
-
-            options: dict[str, Any] = {
-                "generator": generator,
-                "lookahead_batch_size": lookahead_batch_size,
-                "grid": grid,
-            }
-            if num_beams > 1:
-                output = decode_beam(denoise, self.scheduler, tokens, num_beams=num_beams, **options)
-            elif num_runs > 1:
-                output = decode_best_of(denoise, self.scheduler, tokens, num_runs=num_runs, **options)
-            else:
-                output = decode(denoise, self.scheduler, tokens, callback=after_step, **options)
-            if num_beams > 1 or num_runs > 1:
-                progress_bar.update(num_inference_steps)
+        output = decode_canvas(
+            self,
+            denoise,
+            batch_size=batch_size,
+            grid=grid,
+            codebook_size=config.codebook_size,
+            latents=latents,
+            num_inference_steps=num_inference_steps,
+            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
+            device=device,
+            generator=generator,
+            lookahead_batch_size=lookahead_batch_size,
+            num_beams=num_beams,
+            num_runs=num_runs,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
         latents = output.tokens.unflatten(1, grid)
         images = latents if output_type == "latent" else self._decode_images(latents, output_type)
         self.maybe_free_model_hooks()
