@@ -4,7 +4,9 @@ from pathlib import Path
 
 from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
 from .image_generation import InfoGainPipelineOutput
+from .loading import load
 from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
+from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .scheduling_infogain import PRESETS, InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
 
 __version__ = "0.1.0"
@@ -18,6 +20,7 @@ __all__ = [
     "PRESETS",
     "DecodingOutput",
     "DecodingTrace",
+    "InfoGainMMaDAPipeline",
     "InfoGainPipeline",
     "InfoGainPipelineOutput",
     "InfoGainProposal",
@@ -26,4 +29,5 @@ __all__ = [
     "decode",
     "decode_beam",
     "decode_best_of",
+    "load",
 ]

@@ -6,7 +6,8 @@ A pipeline adds what differs between models: how a prompt becomes a condition, `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -261,3 +262,17 @@ def decode_canvas(
         if num_beams > 1 or num_runs > 1:
             progress_bar.update(num_inference_steps)
     return output
+
+
+@contextmanager
+def in_float32(model: torch.nn.Module, needed: bool = True) -> Iterator[None]:
+    """The model in float32 within the block, for decoders that overflow or blur in half precision."""
+    dtype = next(model.parameters()).dtype
+    if not needed or dtype == torch.float32:
+        yield
+        return
+    model.float()
+    try:
+        yield
+    finally:
+        model.to(dtype)

@@ -27,6 +27,7 @@ from .image_generation import (
     decode_canvas,
     guidance_scales,
     image_size,
+    in_float32,
     tensor_inputs_of,
 )
 from .scheduling_infogain import InfoGainScheduler
@@ -85,7 +86,9 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainPipeline:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, variant: str | None = None, **kwargs: Any
+    ) -> InfoGainPipeline:
         """As `DiffusionPipeline.from_pretrained`; the name "demo" stands for the model that the package ships.
 
         Weights are read from safetensors only, unless `use_safetensors=False` is given.
@@ -93,7 +96,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         kwargs.setdefault("use_safetensors", True)
         if pretrained_model_name_or_path == "demo":
             pretrained_model_name_or_path = DEMO_MODEL
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, variant=variant, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes `model_index.json` as an aMUSEd repository's."""
@@ -375,14 +378,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
 
     def _decode_images(self, latents: torch.Tensor, output_type: str) -> Any:
         """Tokens (B, h, w) to images; in float32 where the VQ model asks for it, since half precision overflows in it."""
-        dtype = self.vqvae.dtype
-        upcast = dtype != torch.float32 and self.vqvae.config.force_upcast
-        if upcast:
-            self.vqvae.float()
-        try:
+        with in_float32(self.vqvae, self.vqvae.config.force_upcast):
             shape = (*latents.shape, self.vqvae.config.vq_embed_dim or self.vqvae.config.latent_channels)
             pixels = self.vqvae.decode(latents, force_not_quantize=True, shape=shape).sample.clamp(0, 1)
-        finally:
-            if upcast:
-                self.vqvae.to(dtype)
         return self.image_processor.postprocess(pixels, output_type)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import compare, demo, evaluate, exact, generate
+from . import compare, convert, demo, evaluate, exact, generate
 
 _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]], ...] = (
     ("generate", generate.generate, generate.add_arguments),
@@ -15,6 +15,7 @@ _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argp
     ("exact", exact.exact, exact.add_arguments),
     ("evaluate", evaluate.evaluate, evaluate.add_arguments),
     ("compare", compare.compare, compare.add_arguments),
+    ("convert", convert.convert, convert.add_arguments),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from typing import Any
 import PIL.Image
 import torch
 from accelerate import PartialState
+from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from ..decoding import DecodingTrace
 from ..evaluation.measure import FEATURES, METRICS, MeasureSettings
 from ..evaluation.prompts import ImageRequest, Prompt, read_prompts
 from ..evaluation.runs import Process, make_missing
-from ..pipeline_infogain import InfoGainPipeline
+from ..loading import image_pipeline_class
 from ..scheduling_infogain import PRESETS
 
 # Guidance that the demo model does well with; aMUSEd's default of 10 is for aMUSEd.
@@ -67,7 +69,7 @@ class Generated:
 
 
 def generate_images(
-    pipe: InfoGainPipeline,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     batch_size: int,
@@ -98,10 +100,40 @@ def generate_images(
     return result
 
 
-def load_pipeline(args: argparse.Namespace) -> InfoGainPipeline:
-    """The model of the flags, from safetensors only."""
-    pipe = InfoGainPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    return pipe.to(args.device)
+def add_loading_flags(command: argparse.ArgumentParser) -> None:
+    """What a published checkpoint needs beside its name."""
+    text = "variant of the weights, such as fp16, or a MaskGIT's size (256_tiny to 384_large)"
+    command.add_argument("--variant", help=text)
+    text = "folder, file or Hub id of the image tokenizer, for checkpoints that are published without one"
+    command.add_argument("--vqvae", help=text)
+
+
+def loading_arguments(args: argparse.Namespace, load: Callable[..., Any]) -> dict[str, Any]:
+    """The flags of `add_loading_flags` that are given.
+
+    Raises:
+        ValueError: If `load` does not take one of them.
+    """
+    given = {name: getattr(args, name) for name in ("variant", "vqvae") if getattr(args, name) is not None}
+    parameters = inspect.signature(load).parameters
+    for name in given:
+        if name not in parameters:
+            raise ValueError(f"--{name} is not for this kind of checkpoint.")
+    return given
+
+
+def add_model_flags(command: argparse.ArgumentParser) -> None:
+    """The model and how to load it."""
+    text = "'demo', a folder or a Hub id of any family that `load` knows (default: demo)"
+    command.add_argument("--model", default="demo", help=text)
+    add_loading_flags(command)
+
+
+def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
+    """The model of the flags, with no code of the repository run."""
+    kind = image_pipeline_class(args.model)
+    options = loading_arguments(args, getattr(kind, "open_published", kind.from_pretrained))
+    return kind.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).to(args.device)
 
 
 def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,8 +149,10 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def default_guidance_scale(model: str) -> float:
-    """What suits the model: its own for the demo model, else aMUSEd's."""
-    return DEMO_GUIDANCE_SCALE if model == "demo" else 10.0
+    """What suits the model: its own for the demo model, else the default of its pipeline."""
+    if model == "demo":
+        return DEMO_GUIDANCE_SCALE
+    return inspect.signature(image_pipeline_class(model).__call__).parameters["guidance_scale"].default
 
 
 def guidance_scale(args: argparse.Namespace) -> float:
@@ -151,8 +185,8 @@ def add_machine_flags(command: argparse.ArgumentParser) -> None:
 
 def add_call_flags(command: argparse.ArgumentParser) -> None:
     """Arguments of the pipeline's call."""
-    command.add_argument("--steps", type=int, help="decoding steps (default: 12)")
-    command.add_argument("--guidance-scale", type=float, help="1 switches guidance off (default: 1.2 for demo, else 10)")
+    command.add_argument("--steps", type=int, help="decoding steps (default: the pipeline's, 12 for demo)")
+    command.add_argument("--guidance-scale", type=float, help="strength of guidance (default: 1.2 for demo, else the pipeline's)")
     command.add_argument("--guidance-schedule", default="constant", help="constant, linear or cosine")
     command.add_argument("--negative-prompt")
     command.add_argument("--height", type=int, help="in pixels (default: the model's)")
@@ -163,8 +197,12 @@ def add_call_flags(command: argparse.ArgumentParser) -> None:
 
 
 def call_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the pipeline's call that the flags name."""
-    return {
+    """The arguments of the pipeline's call that the flags name.
+
+    Raises:
+        ValueError: If the model's pipeline does not take one of them.
+    """
+    call = {
         "num_inference_steps": args.steps,
         "guidance_scale": guidance_scale(args),
         "guidance_schedule": args.guidance_schedule,
@@ -175,6 +213,10 @@ def call_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "num_beams": args.num_beams,
         "num_runs": args.num_runs,
     }
+    kind = image_pipeline_class(args.model)
+    if "negative_prompt" not in inspect.signature(kind.__call__).parameters and call.pop("negative_prompt") is not None:
+        raise ValueError(f"`negative_prompt` is not an argument of {kind.__name__}.")
+    return call
 
 
 def add_sampler_flags(command: argparse.ArgumentParser) -> None:
@@ -186,7 +228,7 @@ def add_sampler_flags(command: argparse.ArgumentParser) -> None:
     settings.add_argument("--position-temperature", type=float, nargs="+", help="one number, or two: start end")
 
 
-def scheduler_config(pipe: InfoGainPipeline) -> dict[str, Any]:
+def scheduler_config(pipe: DiffusionPipeline) -> dict[str, Any]:
     """The settings of a pipeline's scheduler, for records."""
     return {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
 
@@ -227,7 +269,7 @@ def start_process(args: argparse.Namespace) -> PartialState:
 
 
 def make_run(
-    pipe: InfoGainPipeline,
+    pipe: DiffusionPipeline,
     every: Sequence[ImageRequest],
     folder: Path,
     state: PartialState,

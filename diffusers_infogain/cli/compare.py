@@ -158,7 +158,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
     common.add_prompt_flags(command)
     common.add_metric_flags(command)
-    command.add_argument("--model", default="demo", help="'demo', a folder or a Hub id in aMUSEd's format (default: demo)")
+    common.add_model_flags(command)
     command.add_argument("--output", type=Path, default=Path("outputs/comparison"), help="folder (default: outputs/comparison)")
     command.add_argument(
         "--samplers",
@@ -170,7 +170,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--steps", type=int, nargs="+", default=[8, 16], help="numbers of steps (default: 8 16)")
     command.add_argument("--num-candidates", type=int, nargs="+", default=[8], help="of those that look ahead (default: 8)")
-    command.add_argument("--guidance-scales", type=float, nargs="+", help="(default: 1.2 for demo, else 10)")
+    command.add_argument("--guidance-scales", type=float, nargs="+", help="(default: 1.2 for demo, else the pipeline's)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")
     command.add_argument("--everything", action="store_true", help="report all runs in the folder, not only those asked for")

@@ -39,7 +39,7 @@ def demo(args: argparse.Namespace) -> None:
 
     common.require_positive(args, "num_prompts", "batch_size", "steps")
     folder = writable_folder(args.output)
-    args.model = "demo"
+    args.model, args.variant, args.vqvae = "demo", None, None
     pipe = common.load_pipeline(args)
     base = pipe.scheduler.config
     captions = [shapes.parse_caption(prompt) for prompt in DEMO_PROMPTS]

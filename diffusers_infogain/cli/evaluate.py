@@ -101,7 +101,7 @@ def write_report(
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
     common.add_prompt_flags(command)
-    command.add_argument("--model", default="demo", help="'demo', a folder or a Hub id in aMUSEd's format (default: demo)")
+    common.add_model_flags(command)
     command.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder (default: outputs/evaluation)")
     command.add_argument("--images", type=Path, help="measure the images in this folder instead of making some")
     command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")

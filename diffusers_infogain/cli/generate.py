@@ -61,7 +61,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
     command.add_argument("prompts", nargs="*", help="what to draw")
     command.add_argument("--prompts-file", type=Path, help="text file with one prompt per line, or JSONL with the key 'prompt'")
-    command.add_argument("--model", default="demo", help="'demo', a folder or a Hub id in aMUSEd's format (default: demo)")
+    common.add_model_flags(command)
     command.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the images (default: outputs)")
     command.add_argument("--grid", action="store_true", help="also write all images into one picture, grid.png")
     command.add_argument("--num-images", type=int, default=1, help="images per prompt, with seeds one after the other")

@@ -1,0 +1,71 @@
+"""One way to load every kind of image model: `load`; and what kind a repository is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from .models.checkpoint import local_folder, read_config
+from .pipeline_infogain import InfoGainPipeline
+from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
+from .published import MODEL_INDEX, hub_arguments
+
+IMAGE_PIPELINES: tuple[type[DiffusionPipeline], ...] = (
+    InfoGainPipeline,
+    InfoGainMMaDAPipeline,
+)
+
+
+def image_pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[DiffusionPipeline]:
+    """The pipeline for a repository, by its files; nothing of the repository is run.
+
+    Args:
+        repository: "demo", a folder, a Hub id, or a MaskGIT's weight file.
+        hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
+
+    Raises:
+        ValueError: If it is of no family that is known here, saying what it is.
+        OSError: If there is no such repository.
+    """
+    if repository == "demo":
+        return InfoGainPipeline
+    if Path(repository).is_file():
+        raise ValueError(f"{os.fspath(repository)!r} is a file: give the folder of the checkpoint, or a MaskGIT's .pth file.")
+    folder = local_folder(repository, [MODEL_INDEX, "config.json"], **hub)
+    found = "neither model_index.json nor config.json"
+    if (folder / MODEL_INDEX).is_file():
+        index = read_config(folder / MODEL_INDEX)
+        name = index.get("_class_name")
+        if name == "AmusedPipeline":
+            return InfoGainPipeline
+        for kind in IMAGE_PIPELINES:
+            if name == kind.__name__:
+                return kind
+        found = f"a {MODEL_INDEX} for {name!r}"
+    elif (folder / "config.json").is_file():
+        name = read_config(folder / "config.json").get("model_type")
+        if name == "mmada":
+            return InfoGainMMaDAPipeline
+        found = f"a config.json with the model type {name!r}"
+    raise ValueError(
+        f"{os.fspath(repository)!r} is of no family that is known here: aMUSEd, MMaDA, MaskGIT (Halton), Meissonic or Monetico. "
+        f"It has {found}."
+    )
+
+
+def load(pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """The pipeline of any image model that is known here, from its publisher's format or from a diffusers folder.
+
+    Args:
+        pretrained_model_name_or_path: "demo", a folder, a Hub id, or a MaskGIT's weight file.
+        kwargs: As in the pipeline's `from_pretrained`, such as `dtype`.
+
+    Raises:
+        ValueError: For a repository of another kind, or weights with a missing, extra or misshapen tensor.
+        OSError: If there is no such repository.
+    """
+    kind = image_pipeline_class(pretrained_model_name_or_path, **hub_arguments(kwargs))
+    return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)

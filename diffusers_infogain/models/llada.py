@@ -1,0 +1,161 @@
+"""LLaDA's language models (LLaDA, MMaDA, Lumina-DiMOO) as transformers' Llama without a causal mask.
+
+Their block is Llama's under other names: RMS norms, rotary embeddings by halves, SwiGLU. Only attention sees both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+
+# `PreTrainedModel` must stand in this module: diffusers finds out how to load a component by looking for it here.
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: F401
+
+from .checkpoint import ModelSource, find_weights, read_config, require_fields
+
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+MODEL_TYPES = ("llada", "mmada")
+
+_FIXED = {
+    "wte.weight": "model.embed_tokens.weight",
+    "ln_f.weight": "model.norm.weight",
+    "ff_out.weight": "lm_head.weight",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_norm": "post_attention_layernorm",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+# Checkpoints that differ in any of these are other networks.
+_SUPPORTED = {
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "rope": True,
+    "alibi": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "bias_for_layer_norm": False,
+    "scale_logits": False,
+    "weight_tying": False,
+}
+
+
+def convert_key(key: str) -> str:
+    """The name in `LlamaForCausalLM` of a tensor of LLaDA's; unknown keys stay as they are."""
+    name = re.sub(r"^(model\.)?transformer\.", "", key)
+    if name in _FIXED:
+        return _FIXED[name]
+    match = re.fullmatch(r"blocks\.(\d+)\.(\w+)\.weight", name)
+    if match and match[2] in _LAYER:
+        return f"model.layers.{match[1]}.{_LAYER[match[2]]}.weight"
+    return key
+
+
+def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") -> LlamaConfig:
+    """transformers' configuration from LLaDA's; `mask_token_id` is kept.
+
+    Raises:
+        ValueError: For a model type or a field that stands for another network, naming it.
+    """
+    if config.get("model_type") not in MODEL_TYPES:
+        raise ValueError(f"{file}: `model_type` must be one of {', '.join(MODEL_TYPES)}, got {config.get('model_type')!r}.")
+    require_fields(config, _SUPPORTED, file)
+    needed = ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "mask_token_id")
+    for name in needed:
+        if not isinstance(config.get(name), int):
+            raise ValueError(f"{file}: `{name}` must be an integer, got {config.get(name)!r}.")
+    return LlamaConfig(
+        vocab_size=config.get("embedding_size") or config["vocab_size"],
+        hidden_size=config["d_model"],
+        intermediate_size=config["mlp_hidden_size"],
+        num_hidden_layers=config["n_layers"],
+        num_attention_heads=config["n_heads"],
+        num_key_value_heads=config.get("n_kv_heads") or config["n_heads"],
+        max_position_embeddings=config.get("max_sequence_length", 4096),
+        rms_norm_eps=config.get("rms_norm_eps", 1e-5),
+        rope_theta=config.get("rope_theta", 10000.0),
+        attention_bias=False,
+        mlp_bias=False,
+        tie_word_embeddings=False,
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_id=config.get("eos_token_id"),
+        pad_token_id=config.get("pad_token_id"),
+        is_causal=False,
+        use_cache=False,
+        mask_token_id=config["mask_token_id"],
+    )
+
+
+class BidirectionalLlama(LlamaForCausalLM):
+    """transformers' Llama in which every token sees every other: LLaDA's network.
+
+    `from_pretrained` reads what `convert` or `save_pretrained` wrote; `open_llada` reads LLaDA's own format.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        where: torch.Tensor | None = None,
+        token_range: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
+        """Logits; position i predicts token i.
+
+        Args:
+            input_ids: (R, L) long.
+            attention_mask: (R, L) bool, False at padding, which no token sees and which does not count as a position; by
+                default there is none.
+            where: (R, L) bool. With it only these M positions go through the head.
+            token_range: (first, last + 1) of the tokens that are wanted; by default all.
+
+        Returns:
+            (R, L, V), or (M, V) with `where`, in row-major order.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
+        # An explicit mask, since what `is_causal=False` does depends on the version of transformers. Keys alone are hidden: a
+        # row without any key would be NaN.
+        hidden = torch.zeros(attention_mask.shape, dtype=self.dtype, device=input_ids.device)
+        hidden = hidden.masked_fill(~attention_mask, torch.finfo(self.dtype).min)
+        states = self.model(
+            input_ids=input_ids,
+            attention_mask=hidden[:, None, None, :].expand(-1, 1, input_ids.shape[1], -1),
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        if where is not None:
+            states = states[where]
+        first, last = token_range or (0, self.config.vocab_size)
+        with align_module_device(self.lm_head):
+            return torch.nn.functional.linear(states, self.lm_head.weight[first:last])
+
+
+def open_llada(folder: Path) -> ModelSource:
+    """The language model of a repository in LLaDA's format.
+
+    Raises:
+        ValueError: As `llama_config` and `find_weights`.
+    """
+    file = folder / "config.json"
+    config = llama_config(read_config(file), file)
+    return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: BidirectionalLlama(config), _probe, convert_key)
+
+
+@torch.no_grad()
+def _probe(model: BidirectionalLlama) -> torch.Tensor:
+    tokens = torch.arange(8)[None] * 11 % model.config.vocab_size
+    return model(tokens, where=tokens % 3 == 0)

@@ -1,0 +1,343 @@
+"""Text to image with MMaDA, decoded by `InfoGainScheduler`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .candidates import Generators
+from .image_generation import (
+    CALLBACK_TENSOR_INPUTS,
+    InfoGainPipelineOutput,
+    StepCallback,
+    as_infogain_scheduler,
+    check_call,
+    check_one_each,
+    count_prompts,
+    decode_canvas,
+    guidance_scales,
+    guide_masked,
+    image_size,
+    in_float32,
+    repeat_prompts,
+    tensor_inputs_of,
+)
+from .models.checkpoint import local_folder, read_config
+from .models.llada import BidirectionalLlama, open_llada
+from .models.magvit_v2 import MagvitV2Model, open_magvit_v2
+from .published import PublishedPipeline, hub_arguments, load_published, saved_class
+from .scheduling_infogain import InfoGainScheduler
+
+logger = logging.get_logger("diffusers." + __name__)
+
+VQ_REPOSITORY = "showlab/magvitv2"
+"""Where MMaDA's image tokenizer is published."""
+
+DEFAULT_NUM_INFERENCE_STEPS = 15
+
+
+class InfoGainMMaDAPipeline(DiffusionPipeline):
+    r"""Text-to-image generation with MMaDA (arXiv 2505.15809), decoded by information gain or any rule it is compared with.
+
+    `from_pretrained` loads the published repositories as they are (`Gen-Verse/MMaDA-8B-MixCoT`), or a folder that
+    `save_pretrained` or `diffusers-infogain convert` wrote.
+
+    A sequence is `[task] [bos] prompt [eos] [image start] image tokens [image end]`; image code c is the token
+    `image_token_offset + c`. `scheduler` sees the image tokens alone, as codes, with the codebook's size as mask id.
+
+    Args:
+        vqvae: Turns tokens into pixels.
+        tokenizer: Of the prompts.
+        transformer: Predicts the tokens.
+        scheduler: Decides which tokens to decode next, and with what.
+        image_token_offset: Id of image code 0; by default the tokenizer's length.
+        task_token_id, image_start_token_id, image_end_token_id, pad_token_id: Of the layout; MMaDA's by default.
+        max_prompt_length: Ids of task, prompt, bos and eos together, at most; longer prompts are cut, as MMaDA does.
+        sample_size: Image tokens along a side, by default.
+
+    Raises:
+        ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if the image tokens do not fit
+            into the transformer's vocabulary.
+    """
+
+    model_cpu_offload_seq = "transformer->vqvae"
+    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+
+    vqvae: MagvitV2Model
+    tokenizer: PreTrainedTokenizerBase
+    transformer: BidirectionalLlama
+    scheduler: InfoGainScheduler
+
+    def __init__(
+        self,
+        vqvae: MagvitV2Model,
+        tokenizer: PreTrainedTokenizerBase,
+        transformer: BidirectionalLlama,
+        scheduler: InfoGainScheduler,
+        image_token_offset: int | None = None,
+        task_token_id: int = 126088,
+        image_start_token_id: int = 126084,
+        image_end_token_id: int = 126085,
+        pad_token_id: int = 126093,
+        max_prompt_length: int = 513,
+        sample_size: int = 32,
+    ):
+        super().__init__()
+        self.register_modules(
+            vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
+        )
+        offset = len(tokenizer) if image_token_offset is None else image_token_offset
+        vocab_size = transformer.config.vocab_size
+        if offset + vqvae.codebook_size > vocab_size:
+            raise ValueError(
+                f"`image_token_offset` {offset} and the {vqvae.codebook_size} codes of `vqvae` do not fit into the vocabulary of "
+                f"{vocab_size} tokens of `transformer`: the parts are not of the same model."
+            )
+        self.register_to_config(
+            image_token_offset=offset,
+            task_token_id=task_token_id,
+            image_start_token_id=image_start_token_id,
+            image_end_token_id=image_end_token_id,
+            pad_token_id=pad_token_id,
+            max_prompt_length=max_prompt_length,
+            sample_size=sample_size,
+        )
+        self.vae_scale_factor = vqvae.scale_factor
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainMMaDAPipeline:
+        """Loads MMaDA's published repository, or what `save_pretrained` or `diffusers-infogain convert` wrote.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            kwargs: For a published repository `dtype`, `scheduler` and those of `open_published`, else as in
+                `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
+        """
+        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
+            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def open_published(
+        cls,
+        repository: str | os.PathLike[str],
+        *,
+        vqvae: str | os.PathLike[str] = VQ_REPOSITORY,
+        vqvae_revision: str | None = None,
+        **hub: Any,
+    ) -> PublishedPipeline:
+        """The published repository, opened to be loaded or converted.
+
+        Args:
+            repository: Folder or Hub id of the language model.
+            vqvae: Folder or Hub id of the image tokenizer, which MMaDA publishes apart.
+            vqvae_revision: Of its Hub repository.
+            hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
+
+        Raises:
+            ValueError: For a repository of another family.
+        """
+        folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **hub)
+        config = read_config(folder / "config.json")
+        if config.get("model_type") != "mmada":
+            raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'mmada', got {config.get('model_type')!r}.")
+        transformer = open_llada(folder)
+        image_tokenizer = open_magvit_v2(local_folder(vqvae, ["*.json", "*.safetensors"], **{**hub, "revision": vqvae_revision}))
+        codebook_size = image_tokenizer.skeleton().codebook_size
+        if config.get("codebook_size", codebook_size) != codebook_size:
+            raise ValueError(
+                f"{folder / 'config.json'}: `codebook_size` {config['codebook_size']} is not that of the image tokenizer "
+                f"{os.fspath(vqvae)!r}, {codebook_size}."
+            )
+        components = {
+            "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder),
+            "scheduler": InfoGainScheduler(mask_token_id=codebook_size),
+        }
+        return PublishedPipeline(cls, {"transformer": transformer, "vqvae": image_tokenizer}, components)
+
+    def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of `[task] [bos] prompt [eos]`, padded on the left.
+
+        Prompts that are too long are cut as MMaDA does, with a warning.
+
+        Returns:
+            Ids (B, P) and a mask (B, P), False at padding.
+        """
+        config, tokenizer = self.config, self.tokenizer
+        rows = []
+        for text in prompts:
+            ids = tokenizer(text).input_ids
+            if ids[:1] != [tokenizer.bos_token_id]:
+                ids = [tokenizer.bos_token_id, *ids]
+            ids = [config.task_token_id, *ids, tokenizer.eos_token_id]
+            if len(ids) > config.max_prompt_length:
+                logger.warning(
+                    f"A prompt of {len(ids)} tokens was cut to the {config.max_prompt_length} that MMaDA takes: {text!r}."
+                )
+                ids = [*ids[: config.max_prompt_length - 1], tokenizer.eos_token_id]
+            rows.append(ids)
+        longest = max(map(len, rows))
+        padded = [[config.pad_token_id] * (longest - len(ids)) + ids for ids in rows]
+        kept = [[False] * (longest - len(ids)) + [True] * len(ids) for ids in rows]
+        device = self._execution_device
+        return torch.tensor(padded, device=device), torch.tensor(kept, device=device)
+
+    def predict(
+        self, tokens: torch.Tensor, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, where: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits of the image codes, without guidance.
+
+        No tensor with a column for every word of the vocabulary is made.
+
+        Args:
+            tokens: (R, L) long, codes, or the scheduler's mask id.
+            prompt_ids, prompt_mask: (R, P) each, from `encode_prompt`.
+            where: (R, L) bool, the positions whose logits are wanted; by default the masked ones.
+
+        Returns:
+            (M, V) for the M positions of `where`, in row-major order.
+        """
+        config = self.config
+        masked = tokens == self.scheduler.config.mask_token_id
+        where = masked if where is None else where
+        # Columns that are padding in every row are left out: a prompt alone is never padded.
+        first = int((~prompt_mask).all(0).sum())
+        prompt_ids, prompt_mask = prompt_ids[:, first:], prompt_mask[:, first:]
+        image = torch.where(masked, self.transformer.config.mask_token_id, tokens + config.image_token_offset)
+        one = torch.ones_like(tokens[:, :1])
+        input_ids = torch.cat([prompt_ids, config.image_start_token_id * one, image, config.image_end_token_id * one], dim=1)
+        every = torch.ones((len(tokens), tokens.shape[1] + 2), dtype=torch.bool, device=tokens.device)
+        return self.transformer(
+            input_ids,
+            None if prompt_mask.all() else torch.cat([prompt_mask, every], dim=1),
+            where=torch.nn.functional.pad(where, (prompt_ids.shape[1] + 1, 1)),
+            token_range=(config.image_token_offset, config.image_token_offset + self.vqvae.codebook_size),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 3.5,
+        guidance_schedule: str = "constant",
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        lookahead_batch_size: int | None = None,
+        num_beams: int = 1,
+        num_runs: int = 1,
+    ) -> InfoGainPipelineOutput | tuple[Any, ...]:
+        r"""Generates images.
+
+        Args:
+            prompt: The prompt or prompts.
+            height, width: In pixels, multiples of 16; by default 512, which MMaDA was trained on, or what `latents` have.
+            num_inference_steps: By default 15, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
+            guidance_scale: g of classifier-free guidance in MMaDA's form, logits = (1 + g) · cond - g · uncond; 0 or less
+                switches it off.
+            guidance_schedule: How guidance grows with the share of the image that is decoded: "constant" (full from the start),
+                "linear" or "cosine".
+            negative_prompt: What to steer away from, in place of the empty prompt; one for all prompts or one each. Ignored
+                without guidance.
+            num_images_per_prompt, generator, latents, output_type, return_dict: As in `InfoGainPipeline`.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: As in `InfoGainPipeline`; "logits" are 0 at known tokens.
+            lookahead_batch_size, num_beams, num_runs: As in `InfoGainPipeline`.
+
+        Returns:
+            `InfoGainPipelineOutput`, or (images, trace).
+
+        Raises:
+            ValueError: For arguments that do not fit, naming the first.
+        """
+        scale_factor, codebook_size = self.vae_scale_factor, self.vqvae.codebook_size
+        height, width = image_size(height, width, latents, scale_factor, self.config.sample_size * scale_factor)
+        callback_on_step_end_tensor_inputs = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        num_prompts = count_prompts("prompt", prompt)
+        if negative_prompt is not None:
+            count_prompts("negative_prompt", negative_prompt)
+        check_one_each("negative_prompt", negative_prompt, num_prompts)
+        check_call(
+            self.scheduler,
+            codebook_size=codebook_size,
+            vocab_size=self.transformer.config.vocab_size,
+            num_prompts=num_prompts,
+            num_images_per_prompt=num_images_per_prompt,
+            height=height,
+            width=width,
+            unit=scale_factor,
+            scale_factor=scale_factor,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            num_beams=num_beams,
+            num_runs=num_runs,
+        )
+        grid, device = (height // scale_factor, width // scale_factor), self._execution_device
+        prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
+        length, limit = prompt_ids.shape[1] + grid[0] * grid[1] + 2, self.transformer.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(
+                f"`height` {height} and `width` {width} need {grid[0] * grid[1]} image tokens, which make a sequence of {length} "
+                f"with the prompt; the model takes {limit}."
+            )
+        negative = None
+        if guidance_scale > 0:
+            negative = self.encode_prompt(repeat_prompts(negative_prompt or "", num_prompts, num_images_per_prompt))
+        mask_token_id = self.scheduler.config.mask_token_id
+
+        def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            cond = self.predict(tokens, prompt_ids[rows], prompt_mask[rows])
+            if negative is None:
+                return cond
+            # One after the other: the prompts' lengths differ, and neither branch then needs the other's padding.
+            uncond = self.predict(tokens, negative[0][rows], negative[1][rows])
+            scales = guidance_scales(tokens, mask_token_id, 1 + guidance_scale, guidance_schedule)
+            return guide_masked(cond, uncond, tokens == mask_token_id, scales)
+
+        output = decode_canvas(
+            self,
+            denoise,
+            batch_size=num_prompts * num_images_per_prompt,
+            grid=grid,
+            codebook_size=codebook_size,
+            latents=latents,
+            num_inference_steps=num_inference_steps,
+            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
+            device=device,
+            generator=generator,
+            lookahead_batch_size=lookahead_batch_size,
+            num_beams=num_beams,
+            num_runs=num_runs,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        tokens = output.tokens.unflatten(1, grid)
+        images = tokens
+        if output_type != "latent":
+            with in_float32(self.vqvae):
+                images = self.image_processor.postprocess(self.vqvae.decode(tokens), output_type)
+        self.maybe_free_model_hooks()
+        return InfoGainPipelineOutput(images=images, trace=output.trace) if return_dict else (images, output.trace)

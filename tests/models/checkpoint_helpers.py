@@ -1,0 +1,187 @@
+"""Tiny random checkpoints in the formats of their publishers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from diffusers_infogain import InfoGainMMaDAPipeline, InfoGainScheduler
+from diffusers_infogain.models.llada import BidirectionalLlama
+from diffusers_infogain.models.magvit_v2 import MagvitV2Model
+
+MMADA_WORDS = ("a", "red", "cat", "on", "the", "mat", "two", "dogs", "fog", "mud")
+# Like MMaDA's own configuration, with a width and depth that a test can afford.
+MMADA_CONFIG = {
+    "architectures": ["MMadaModelLM"],
+    "model_type": "mmada",
+    "auto_map": {"AutoModel": "modeling_mmada.MMadaModelLM"},
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "block_type": "llama",
+    "bias_for_layer_norm": False,
+    "codebook_size": 8192,
+    "d_model": 16,
+    "embedding_size": 134656,
+    "eos_token_id": 126081,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "llm_vocab_size": 126464,
+    "mask_token_id": 126336,
+    "max_sequence_length": 4096,
+    "mlp_hidden_size": 32,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "n_layers": 2,
+    "new_vocab_size": 134656,
+    "num_new_special_tokens": 0,
+    "num_vq_tokens": 256,
+    "pad_token_id": 126081,
+    "rms_norm_eps": 1e-5,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "scale_logits": False,
+    "vocab_size": 134656,
+    "weight_tying": False,
+}
+LAYER_SHAPES = {
+    "attn_norm": ("d",),
+    "attn_out": ("d", "d"),
+    "ff_norm": ("d",),
+    "ff_out": ("d", "f"),
+    "ff_proj": ("f", "d"),
+    "k_proj": ("d", "d"),
+    "q_proj": ("d", "d"),
+    "up_proj": ("f", "d"),
+    "v_proj": ("d", "d"),
+}
+
+
+def make_word_tokenizer(size: int, bos: int, eos: int) -> PreTrainedTokenizerFast:
+    """`size` words, the first of them MMADA_WORDS, with the two special tokens at these ids."""
+    names = [*MMADA_WORDS, *(f"<|{i}|>" for i in range(len(MMADA_WORDS), size))]
+    names[bos], names[eos] = "<|startoftext|>", "<|endoftext|>"
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[size - 1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token=names[size - 1]
+    )
+
+
+def llada_tensors(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"d": config["d_model"], "f": config["mlp_hidden_size"]}
+
+    def random(*shape: int, scale: float) -> torch.Tensor:
+        return scale * torch.randn(shape, generator=generator)
+
+    prefix = "model.transformer."
+    tensors = {
+        f"{prefix}wte.weight": random(config["vocab_size"], sizes["d"], scale=1.0),
+        f"{prefix}ln_f.weight": 1 + random(sizes["d"], scale=0.1),
+        f"{prefix}ff_out.weight": random(config["vocab_size"], sizes["d"], scale=1.0),
+    }
+    for layer in range(config["n_layers"]):
+        for name, letters in LAYER_SHAPES.items():
+            shape = [sizes[letter] for letter in letters]
+            value = random(*shape, scale=0.3) if len(shape) == 2 else 1 + random(*shape, scale=0.1)
+            tensors[f"{prefix}blocks.{layer}.{name}.weight"] = value
+    return tensors
+
+
+def write_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) -> None:
+    """model-0000i-of-0000n.safetensors and their index."""
+    names, weight_map = sorted(tensors), {}
+    for shard in range(count):
+        file = f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
+        part = {name: tensors[name].contiguous() for name in names[shard::count]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(value.numel() * value.element_size() for value in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_mmada_repository(folder: Path, dtype: torch.dtype = torch.float32, **config: object) -> Path:
+    """As `Gen-Verse/MMaDA-8B-MixCoT`, code that must not run included."""
+    folder.mkdir(parents=True)
+    settings = {**MMADA_CONFIG, **config}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "modeling_mmada.py").write_text("raise RuntimeError('code of the checkpoint was run')\n")
+    write_shards(folder, {name: value.to(dtype) for name, value in llada_tensors(settings).items()}, count=2)
+    make_word_tokenizer(126349, bos=126080, eos=126081).save_pretrained(folder)
+    return folder
+
+
+MAGVIT_SIZES = {
+    "channels": 4,
+    "encoder_multipliers": [1, 1, 1, 2, 2],
+    "encoder_blocks": [1, 1, 1, 1, 1],
+    "decoder_multipliers": [1, 1, 1, 1, 2],
+    "decoder_blocks": [1, 1, 1, 1, 1],
+    "norm_groups": 2,
+}
+
+
+def make_magvit(bits: int = 13, seed: int = 0, **sizes: object) -> MagvitV2Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MagvitV2Model(bits=bits, **{**MAGVIT_SIZES, **sizes}).eval()
+
+
+def write_magvit_repository(folder: Path) -> Path:
+    """As `showlab/magvitv2`, whose config.json is empty but for its sizes."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(MAGVIT_SIZES))
+    save_file(make_magvit().state_dict(), folder / "pytorch_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+MMADA_TINY = {"task_token_id": 43, "image_start_token_id": 44, "image_end_token_id": 45, "pad_token_id": 40}
+
+
+def make_mmada_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler: object) -> InfoGainMMaDAPipeline:
+    """50 words, 32 codes, 4 x 4 tokens of 2 x 2 pixels; mask id 47 in the model, 32 in the canvas."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = BidirectionalLlama(
+            LlamaConfig(
+                vocab_size=84,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=100,
+                tie_word_embeddings=False,
+                is_causal=False,
+                mask_token_id=47,
+                bos_token_id=41,
+                eos_token_id=42,
+            )
+        ).eval()
+        for parameter in transformer.parameters():
+            if parameter.ndim == 2:
+                parameter.data.normal_(std=0.5)
+        transformer.lm_head.weight.data.normal_()
+    two_levels = {name: [1, 2] for name in ("encoder_multipliers", "decoder_multipliers")}
+    vqvae = make_magvit(bits=5, encoder_blocks=[1, 1], decoder_blocks=[1, 1], **two_levels)
+    tokenizer = make_word_tokenizer(50, bos=41, eos=42)
+    pipe = InfoGainMMaDAPipeline(
+        vqvae,
+        tokenizer,
+        transformer,
+        InfoGainScheduler(mask_token_id=32, **scheduler),
+        **MMADA_TINY,
+        max_prompt_length=max_prompt_length,
+        sample_size=4,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

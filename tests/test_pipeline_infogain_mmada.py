@@ -1,0 +1,339 @@
+"""MMaDA: its logits, its layout, its guidance, and the memory that decoding takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from checkpoint_helpers import MMADA_TINY, make_magvit, make_mmada_pipeline, make_word_tokenizer
+from helpers import generators, make_scheduler
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from diffusers_infogain import InfoGainMMaDAPipeline, InfoGainScheduler, decode
+from diffusers_infogain.models.llada import BidirectionalLlama, convert_key, llama_config
+
+GOLDEN = Path(__file__).parent / "golden"
+CODES, MASK, OFFSET = 32, 32, 50
+PROMPTS = ["a red cat on the mat", "two dogs", "fog"]
+
+
+@pytest.fixture
+def pipe() -> InfoGainMMaDAPipeline:
+    return make_mmada_pipeline()
+
+
+def golden_model() -> BidirectionalLlama:
+    tensors = load_file(GOLDEN / "mmada_tiny.safetensors")
+    model = BidirectionalLlama(llama_config(json.loads((GOLDEN / "mmada_tiny.json").read_text()))).eval()
+    weights = {convert_key(key): value for key, value in tensors.items() if key.startswith("model.")}
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def golden_pipe() -> InfoGainMMaDAPipeline:
+    tiny = make_mmada_pipeline()
+    scheduler = InfoGainScheduler(mask_token_id=CODES)
+    return InfoGainMMaDAPipeline(
+        tiny.vqvae, make_word_tokenizer(50, 41, 42), golden_model(), scheduler, **MMADA_TINY, sample_size=4
+    )
+
+
+# Against the figures of MMaDA's own implementation
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_public_implementation():
+    model, stored = golden_model(), load_file(GOLDEN / "mmada_tiny.safetensors")
+    ids, mask = stored["plain.input_ids"], stored["plain.attention_mask"].bool()
+    torch.testing.assert_close(model(ids, mask)[mask], stored["plain.logits_key_mask"][mask], atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(ids), stored["plain.logits_no_mask"], atol=1e-4, rtol=0)
+    where = mask & (ids % 2 == 0)
+    torch.testing.assert_close(
+        model(ids, mask, where=where, token_range=(50, 82)), stored["plain.logits_key_mask"][where][:, 50:82], atol=1e-4, rtol=0
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["image_ig_p2_s4_b1_g0", "image_ig_p2_s4_b2_g3.5"])
+def test_guided_decisions_are_those_of_the_public_implementation(name):
+    pipe = golden_pipe()
+    stored, info = load_file(GOLDEN / f"{name}.safetensors"), json.loads((GOLDEN / f"{name}.json").read_text())
+    steps, batch, g = (info["settings"][key] for key in ("timesteps", "batch", "guidance_scale"))
+    scheduler = make_scheduler(MASK, steps, gain_reduction="mean")
+    nothing = torch.tensor([[43, 41, 42]])
+
+    def guided(rows: torch.Tensor) -> torch.Tensor:
+        """(R, 16, 32) at masked positions, 0 elsewhere."""
+        ids = rows[:, 10:26]
+        tokens = torch.where(ids == 47, MASK, ids - OFFSET)
+        masked = tokens == MASK
+        kept = rows[:, :9] != 40
+        logits = pipe.predict(tokens, rows[:, :9], kept)
+        if g > 0:
+            uncond = pipe.predict(tokens, nothing.expand(len(rows), -1), torch.ones(len(rows), 3, dtype=torch.bool))
+            logits = (1 + g) * logits - g * uncond
+        full = torch.zeros(*tokens.shape, CODES)
+        full[masked] = logits
+        return full
+
+    decisions = 0
+    for b in range(batch):
+        for index in range(steps):
+            prefix = f"step{index:02}.b{b}."
+            best = info["best"][index * batch + b]
+            if best is None:
+                continue
+            x, candidates = stored[prefix + "x"], stored[prefix + "x_batch"]
+            codes = torch.where(x[:, 10:26] == 47, MASK, x[:, 10:26] - OFFSET)
+            logits, masked = guided(x), codes == MASK
+            torch.testing.assert_close(
+                logits[masked], stored[prefix + "logits_image"].view(1, 16, -1)[masked], atol=1e-4, rtol=1e-4
+            )
+            after = torch.where(candidates[:, 10:26] == 47, MASK, candidates[:, 10:26] - OFFSET)
+            proposal = scheduler.propose(logits, steps - 1 - index, codes, generator=generators(0))
+            proposal.candidates, proposal.selected = after[None], (after != codes)[None]
+            proposal.cost = torch.where(proposal.selected, proposal.entropies[:, None], 0.0).sum(-1)
+            proposal.duplicate_of, proposal.needs_lookahead = torch.arange(len(after))[None], True
+            output = scheduler.select(guided(candidates)[None], steps - 1 - index, proposal)
+            uncertainty = proposal.entropies.sum(-1, keepdim=True) / masked.sum()
+            torch.testing.assert_close(output.cost[0], stored[prefix + "C"], atol=1e-4, rtol=0)
+            torch.testing.assert_close((uncertainty - output.gain)[0], stored[prefix + "H_next"], atol=1e-4, rtol=0)
+            torch.testing.assert_close((output.objective - uncertainty)[0], stored[prefix + "J"], atol=1e-4, rtol=0)
+            assert output.winner.item() == best
+            decisions += 1
+    assert decisions == (steps - 1) * batch
+
+
+# The network and the layout
+
+
+def test_attention_is_bidirectional_in_every_attention_implementation(pipe):
+    tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
+    later = tokens.clone()
+    later[:, -1] = (later[:, -1] + 1) % 50
+    expected = pipe.transformer(tokens)
+    assert not torch.allclose(expected[:, 0], pipe.transformer(later)[:, 0])
+    pipe.transformer.set_attn_implementation("eager")
+    torch.testing.assert_close(pipe.transformer(tokens), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prompt_is_laid_out_as_published(pipe):
+    ids, mask = pipe.encode_prompt(["two dogs", "a red cat", ""])
+    assert ids.tolist() == [[40, 43, 41, 6, 7, 42], [43, 41, 0, 1, 2, 42], [40, 40, 40, 43, 41, 42]]
+    assert mask.tolist() == [[id != 40 for id in row] for row in ids.tolist()]
+
+
+def test_a_long_prompt_is_cut_with_its_end_kept_and_a_warning(pipe, caplog):
+    logging.getLogger("diffusers").propagate = True
+    ids, _ = pipe.encode_prompt(["cat " * 20])
+    assert ids.tolist() == [[43, 41, *[2] * 9, 42]]
+    assert "A prompt of 23 tokens was cut to the 12 that MMaDA takes" in caplog.text
+
+
+@torch.no_grad()
+def full_logits(pipe: InfoGainMMaDAPipeline, tokens: torch.Tensor, prompt: str) -> torch.Tensor:
+    """Code logits (L, 32) of one state (L,), from transformers' own Llama over the whole vocabulary, unpadded."""
+    stock = LlamaForCausalLM(pipe.transformer.config).eval()
+    stock.load_state_dict(pipe.transformer.state_dict())
+    words = pipe.tokenizer(prompt).input_ids
+    image = [47 if token == MASK else token + OFFSET for token in tokens.tolist()]
+    ids = torch.tensor([[43, 41, *words, 42, 44, *image, 45]])
+    every = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+    return stock(ids, attention_mask=every).logits[0, -(len(tokens) + 1) : -1, OFFSET : OFFSET + CODES]
+
+
+@torch.no_grad()
+def test_padded_prompts_and_single_ones_give_the_same_logits(pipe):
+    tokens = torch.full((3, 16), MASK)
+    tokens[:, ::3] = torch.arange(6) * 5
+    ids, mask = pipe.encode_prompt(PROMPTS)
+    together = pipe.predict(tokens, ids, mask).view(3, -1, CODES)
+    for row, prompt in enumerate(PROMPTS):
+        alone = pipe.predict(tokens[:1], *pipe.encode_prompt([prompt]))
+        expected = full_logits(pipe, tokens[0], prompt)[tokens[0] == MASK]
+        torch.testing.assert_close(alone, expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(together[row], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_the_prompts_padding_is_dropped_where_no_row_needs_more(pipe):
+    lengths = []
+    pipe.transformer.model.register_forward_pre_hook(lambda m, a, k: lengths.append(k["input_ids"].shape[1]), with_kwargs=True)
+    pipe(PROMPTS[1:], generator=generators(0, 1), num_inference_steps=1, output_type="latent")
+    assert lengths == [5 + 18, 3 + 18]
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0])
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_guidance_batches_prompts_and_chunks_give_what_each_image_gives_alone(sampler, guidance_scale, chunk):
+    pipe = make_mmada_pipeline(sampler=sampler, token_temperature=0.7)
+    call = {"guidance_scale": guidance_scale, "num_inference_steps": 4, "output_type": "latent", "return_dict": False}
+    tokens, trace = pipe(
+        PROMPTS,
+        num_images_per_prompt=2,
+        generator=generators(*range(6)),
+        lookahead_batch_size=chunk,
+        negative_prompt="mud",
+        **call,
+    )
+    assert (tokens < CODES).all()
+    for row, prompt in enumerate(prompt for prompt in PROMPTS for _ in range(2)):
+
+        def denoise(states: torch.Tensor, rows: torch.Tensor, prompt: str = prompt) -> torch.Tensor:
+            cond = torch.stack([full_logits(pipe, state, prompt) for state in states])
+            if guidance_scale == 0:
+                return cond
+            uncond = torch.stack([full_logits(pipe, state, "mud") for state in states])
+            return (1 + guidance_scale) * cond - guidance_scale * uncond
+
+        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config)
+        scheduler.set_timesteps(4)
+        plain = decode(denoise, scheduler, torch.full((1, 16), MASK), generator=generators(row), grid=(4, 4))
+        assert tokens[row].flatten().tolist() == plain.tokens[0].tolist()
+        torch.testing.assert_close(trace.cost[: len(plain.trace.cost), row], plain.trace.cost[:, 0], atol=1e-3, rtol=1e-3)
+
+
+def test_images_of_every_kind_and_shape(pipe):
+    call = {"num_inference_steps": 2, "height": 8, "width": 12}
+    output = pipe("fog", output_type="pt", generator=generators(0), **call)
+    assert output.images.shape == (1, 3, 8, 12)
+    assert 0 <= output.images.min() <= output.images.max() <= 1
+    assert pipe("fog", generator=generators(0), **call).images[0].size == (12, 8)
+    tokens = pipe("fog", output_type="latent", generator=generators(0), **call).images
+    assert tokens.shape == (1, 4, 6)
+    pixels = (pipe.vqvae.decode(tokens) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(output.images, pixels.detach())
+
+
+def test_known_tokens_stay_and_callbacks_see_logits(pipe):
+    latents = torch.full((1, 4, 4), MASK)
+    latents[0, 1] = 7
+    seen = []
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler="margin", entropy_bound=0)
+    tokens = pipe(
+        "a cat",
+        latents=latents,
+        num_inference_steps=3,
+        output_type="latent",
+        callback_on_step_end=lambda pipe, i, t, kwargs: seen.append(kwargs["logits"]) or {},
+        callback_on_step_end_tensor_inputs=["logits"],
+    ).images
+    assert (tokens[0, 1] == 7).all()
+    assert len(seen) == 3
+    assert seen[0].shape == (1, 16, CODES)
+    assert (seen[0][0, 4:8] == 0).all()
+
+
+def test_offloading_and_half_precision_give_images(pipe):
+    expected = pipe("a cat", generator=generators(0), num_inference_steps=2, output_type="latent").images
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(pipe("a cat", generator=generators(0), num_inference_steps=2, output_type="latent").images, expected)
+    half = make_mmada_pipeline().to(torch.bfloat16)
+    image = half("a cat", generator=generators(0), num_inference_steps=2, output_type="pt").images
+    assert image.isfinite().all()
+    assert half.vqvae.dtype == torch.bfloat16
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes, by the size of its last dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, torch.Tensor) and value.ndim:
+                self.elements[value.shape[-1]] = max(self.elements.get(value.shape[-1], 0), value.numel())
+        return result
+
+
+@pytest.mark.parametrize("reduction", ["kl", "sum"])
+def test_no_tensor_is_larger_than_rows_times_masks_times_codes(pipe, reduction):
+    pipe.scheduler = InfoGainScheduler(mask_token_id=MASK, num_candidates=8, gain_reduction=reduction, entropy_bound=0)
+    # Few masks among many known tokens: nothing has a row for a known one.
+    latents = torch.arange(64).view(1, 8, 8) % CODES
+    latents[0, 7] = MASK
+    with Largest() as largest:
+        pipe("a cat", latents=latents, num_inference_steps=4, guidance_scale=3.5, output_type="latent")
+    candidates, masks = 8, 8
+    assert masks * CODES <= largest.elements[CODES] <= 2 * candidates * masks * CODES
+    assert pipe.transformer.config.vocab_size not in largest.elements
+
+
+@pytest.mark.slow
+def test_memory_of_a_decision_at_the_width_of_8b():
+    """One layer as wide as MMaDA-8B's, 1024 image tokens, 8 candidates, guidance: a few minutes and 12 GB."""
+    tiny, size = make_mmada_pipeline(), {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32}
+    config = LlamaConfig(
+        vocab_size=134656,
+        num_hidden_layers=1,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        mask_token_id=126336,
+        **size,
+    )
+    with init_empty_weights(include_buffers=False):
+        transformer = BidirectionalLlama(config)
+    for name, parameter in list(transformer.named_parameters()):
+        value = torch.ones if parameter.ndim == 1 else (lambda *shape, **kind: torch.empty(*shape, **kind).uniform_(-0.02, 0.02))
+        transformer.load_state_dict({name: value(*parameter.shape, dtype=torch.bfloat16)}, strict=False, assign=True)
+    pipe = InfoGainMMaDAPipeline(
+        make_magvit(),
+        tiny.tokenizer,
+        transformer.eval(),
+        InfoGainScheduler(mask_token_id=8192, num_candidates=8, entropy_bound=0),
+        image_token_offset=126349,
+        **MMADA_TINY,
+    )
+    latents = torch.full((1, 32, 32), 8192)
+    latents[0, 4:] = 5  # 128 masks left: a decision in the middle of an image
+    with Largest() as largest:
+        pipe("a cat", latents=latents, num_inference_steps=2, guidance_scale=3.5, output_type="latent")
+    candidates, masks, sequence = 8, 128, 5 + 1024 + 2
+    print(f"{4 * largest.elements[8192]} bytes; over the full vocabulary: {4 * 2 * candidates * sequence * 134656} bytes")
+    assert largest.elements[8192] <= 2 * candidates * masks * 8192
+    assert 134656 not in largest.elements
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"prompt": []}, "`prompt` must be a string or a list of strings that is not empty, got []"),
+        ({"negative_prompt": ["a", "b"]}, "`negative_prompt` must have one entry, or one for each of the 1 prompts, got 2"),
+        ({"height": 7}, "`height` and `width` must be positive multiples of 2, got 7 and 8"),
+        ({"height": 32, "width": 16}, "need 128 image tokens, which make a sequence of 135 with the prompt; the model takes 100"),
+        ({"latents": torch.full((1, 4, 4), 33)}, "`latents` must hold ids from 0 to 31 or the mask id 32, got ids from 33 to 33"),
+        ({"guidance_scale": float("inf")}, "`guidance_scale` must be a finite number, got inf"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(pipe, arguments, text):
+    with pytest.raises(ValueError) as error:
+        pipe(**{"prompt": "a cat", **arguments})
+    assert text in str(error.value)
+
+
+def test_parts_of_different_models_are_refused(pipe):
+    with pytest.raises(
+        ValueError, match="`image_token_offset` 60 and the 32 codes of `vqvae` do not fit into the vocabulary of 84"
+    ):
+        InfoGainMMaDAPipeline(pipe.vqvae, pipe.tokenizer, pipe.transformer, pipe.scheduler, image_token_offset=60)
+
+
+def test_a_foreign_mask_id_is_refused(pipe):
+    pipe.scheduler = InfoGainScheduler(mask_token_id=5)
+    with pytest.raises(ValueError, match="`mask_token_id` of the scheduler must be at least the codebook's size 32"):
+        pipe("a cat")
