@@ -1,0 +1,1 @@
+"""Public checkpoints' models that neither diffusers nor transformers has."""
