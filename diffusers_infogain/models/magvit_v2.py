@@ -68,7 +68,10 @@ class AttentionBlock(nn.Module):
 
 
 class BinaryCodes(nn.Module):
-    """Codes and their sign vectors: bit i of a code, the highest first, is 1 where entry i of the vector is +1, 0 where it is -1."""
+    """Codes and their sign vectors: entry i of the vector is +1 where bit i of the code, the highest first, is 1, else -1."""
+
+    power_vals: torch.Tensor
+    embedding: torch.Tensor
 
     def __init__(self, bits: int):
         super().__init__()
@@ -102,7 +105,7 @@ def middle(channels: int, groups: int) -> nn.Sequential:
 
 
 def make_encoder(widths: Sequence[int], blocks: Sequence[int], bits: int, groups: int) -> nn.Sequential:
-    """Image to `bits` numbers per position; `widths` are the channels after the first layer and at every resolution, high to low."""
+    """Image to `bits` numbers per position; `widths` are the channels of the first layer and of every resolution, high to low."""
     levels = []
     for index, count in enumerate(blocks):
         width = widths[index + 1]
@@ -125,7 +128,7 @@ def make_encoder(widths: Sequence[int], blocks: Sequence[int], bits: int, groups
 
 
 def make_decoder(widths: Sequence[int], blocks: Sequence[int], bits: int, groups: int) -> nn.Sequential:
-    """`bits` signs per position to an image; `widths` are the channels at every resolution, high to low.
+    """`bits` signs per position to an image; `widths` are the channels of every resolution, high to low.
 
     Levels run from the lowest resolution to the highest, under the names that count from the highest.
     """
@@ -177,8 +180,8 @@ def check_config(integers: dict[str, int], lists: dict[str, Sequence[int]]) -> N
 class MagvitV2Model(ModelMixin, ConfigMixin):
     """The tokenizer, with the defaults and the tensor names of `showlab/magvitv2`.
 
-    `from_pretrained` leaves the model in float32 whatever `torch_dtype` says, also within a pipeline: codes are signs, and rounding
-    flips those of numbers near 0. `to(torch.bfloat16)` converts it nevertheless.
+    `from_pretrained` leaves the model in float32 whatever `torch_dtype` says, also within a pipeline: it was published in float32,
+    and in bfloat16 colors are off and numbers near 0 change their sign. `to(torch.bfloat16)` converts it nevertheless.
 
     Args:
         channels: Channels at the highest resolution, before the multiplier.
