@@ -180,8 +180,8 @@ def check_config(integers: dict[str, int], lists: dict[str, Sequence[int]]) -> N
 class MagvitV2Model(ModelMixin, ConfigMixin):
     """The tokenizer, with the defaults and the tensor names of `showlab/magvitv2`.
 
-    `from_pretrained` leaves the model in float32 whatever `torch_dtype` says, also within a pipeline: it was published in float32,
-    and in bfloat16 colors are off and numbers near 0 change their sign. `to(torch.bfloat16)` converts it nevertheless.
+    `from_pretrained` leaves the model in float32, as it was published, whatever `torch_dtype` says, also within a pipeline:
+    rounding to bfloat16 changes pixels, and the sign of numbers near 0. `to(torch.bfloat16)` converts it nevertheless.
 
     Args:
         channels: Channels at the highest resolution, before the multiplier.
