@@ -244,16 +244,17 @@ def test_offloading_and_half_precision_give_images(pipe):
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation makes, by the size of its last dimension."""
+    """The most elements of any tensor that an operation makes, views of weights apart, by the size of its last dimension."""
 
-    def __init__(self):
+    def __init__(self, model: torch.nn.Module):
         super().__init__()
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         self.elements: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for value in torch.utils._pytree.tree_leaves(result):
-            if isinstance(value, torch.Tensor) and value.ndim:
+            if isinstance(value, torch.Tensor) and value.ndim and value.untyped_storage().data_ptr() not in self.weights:
                 self.elements[value.shape[-1]] = max(self.elements.get(value.shape[-1], 0), value.numel())
         return result
 
@@ -264,7 +265,7 @@ def test_no_tensor_is_larger_than_rows_times_masks_times_codes(pipe, reduction):
     # Few masks among many known tokens: nothing has a row for a known one.
     latents = torch.arange(64).view(1, 8, 8) % CODES
     latents[0, 7] = MASK
-    with Largest() as largest:
+    with Largest(pipe.transformer) as largest:
         pipe("a cat", latents=latents, num_inference_steps=4, guidance_scale=3.5, output_type="latent")
     candidates, masks = 8, 8
     assert masks * CODES <= largest.elements[CODES] <= 2 * candidates * masks * CODES
@@ -298,7 +299,7 @@ def test_memory_of_a_decision_at_the_width_of_8b():
     )
     latents = torch.full((1, 32, 32), 8192)
     latents[0, 4:] = 5  # 128 masks left: a decision in the middle of an image
-    with Largest() as largest:
+    with Largest(pipe.transformer) as largest:
         pipe("a cat", latents=latents, num_inference_steps=2, guidance_scale=3.5, output_type="latent")
     candidates, masks, sequence = 8, 128, 5 + 1024 + 2
     print(f"{4 * largest.elements[8192]} bytes; over the full vocabulary: {4 * 2 * candidates * sequence * 134656} bytes")
