@@ -91,87 +91,6 @@ def repeat_prompts(texts: str | list[str], num_prompts: int, num_images_per_prom
     return [text for text in every for _ in range(num_images_per_prompt)]
 
 
-def image_size(
-    height: int | None, width: int | None, latents: torch.Tensor | None, scale_factor: int, default: int
-) -> tuple[int, int]:
-    """Height and width in pixels: as given, else what `latents` have, else the model's."""
-    if latents is not None and latents.ndim == 3:
-        height = latents.shape[1] * scale_factor if height is None else height
-        width = latents.shape[2] * scale_factor if width is None else width
-    return default if height is None else height, default if width is None else width
-
-
-def tensor_inputs_of(callback: StepCallback, tensor_inputs: Sequence[str]) -> Sequence[str]:
-    """Which tensors the callback gets: its own choice if it is a `PipelineCallback`, else `tensor_inputs`."""
-    return callback.tensor_inputs if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)) else tensor_inputs
-
-
-def check_call(
-    scheduler: Any,
-    *,
-    codebook_size: int,
-    vocab_size: int,
-    num_prompts: int,
-    num_images_per_prompt: int,
-    height: int,
-    width: int,
-    unit: int,
-    scale_factor: int,
-    guidance_scale: float,
-    guidance_schedule: str,
-    generator: Generators,
-    latents: torch.Tensor | None,
-    output_type: str,
-    callback_on_step_end: StepCallback,
-    callback_on_step_end_tensor_inputs: Sequence[str],
-    num_beams: int,
-    num_runs: int,
-) -> None:
-    """Raises a ValueError for the first argument of an image pipeline's call that does not fit.
-
-    Args:
-        codebook_size: Ids below it are image tokens.
-        vocab_size: The mask id is below it.
-        unit: What height and width must be multiples of, in pixels.
-        scale_factor: Pixels a token, along one side.
-    """
-    mask_token_id = _check_scheduler(scheduler).config.mask_token_id
-    if not codebook_size <= mask_token_id < vocab_size:
-        raise ValueError(
-            f"`mask_token_id` of the scheduler must be at least the codebook's size {codebook_size} and below the "
-            f"transformer's vocabulary size {vocab_size}, got {mask_token_id}."
-        )
-    for name, value in (("num_images_per_prompt", num_images_per_prompt), ("num_beams", num_beams), ("num_runs", num_runs)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-    if num_beams > 1 and num_runs > 1:
-        raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
-    if callback_on_step_end is not None and (num_beams > 1 or num_runs > 1):
-        raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
-    if height % unit or width % unit or height <= 0 or width <= 0:
-        raise ValueError(f"`height` and `width` must be positive multiples of {unit}, got {height} and {width}.")
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
-    if guidance_schedule not in GUIDANCE_SCHEDULES:
-        allowed = ", ".join(GUIDANCE_SCHEDULES)
-        raise ValueError(f"`guidance_schedule` must be one of {allowed}, got {guidance_schedule!r}.")
-    if output_type not in ("pil", "np", "pt", "latent"):
-        raise ValueError(f"`output_type` must be one of pil, np, pt, latent, got {output_type!r}.")
-    batch_size = num_prompts * num_images_per_prompt
-    if isinstance(generator, Sequence) and len(generator) != batch_size:
-        raise ValueError(
-            f"`generator` must have one entry for each of the {batch_size} images ({num_prompts} prompts x "
-            f"{num_images_per_prompt} images per prompt), got a list of {len(generator)}."
-        )
-    if latents is not None:
-        check_latents(latents, (batch_size, height // scale_factor, width // scale_factor), codebook_size, mask_token_id)
-    unknown = [name for name in callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSOR_INPUTS]
-    if unknown:
-        raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` must be among {', '.join(CALLBACK_TENSOR_INPUTS)}, got {', '.join(unknown)}."
-        )
-
-
 def check_latents(latents: torch.Tensor, shape: tuple[int, int, int], codebook_size: int, mask_token_id: int) -> None:
     """Raises a ValueError if `latents` are not (B, h, w) ids of the codebook or the mask id."""
     if latents.shape != shape or latents.dtype != torch.long:
@@ -186,82 +105,199 @@ def check_latents(latents: torch.Tensor, shape: tuple[int, int, int], codebook_s
         )
 
 
-def guidance_scales(tokens: torch.Tensor, mask_token_id: int, guidance_scale: float, schedule: str) -> torch.Tensor:
-    """g per state (R,) of `tokens` (R, L): from 1 to `guidance_scale` with the share of the canvas that is decoded."""
-    decoded = 1 - (tokens == mask_token_id).sum(-1) / tokens.shape[1]
-    ramp = [GUIDANCE_SCHEDULES[schedule](u) for u in decoded.tolist()]
-    return 1 + (guidance_scale - 1) * torch.tensor(ramp, device=tokens.device)
-
-
-def guide_masked(cond: torch.Tensor, uncond: torch.Tensor, masked: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """uncond + g · (cond - uncond) in float32, for rows (M, V) at the M true positions of `masked` (R, L), g by state (R,)."""
-    uncond = uncond.float()
-    return uncond.lerp(cond.float(), scales.repeat_interleave(masked.sum(-1))[:, None])
-
-
-def decode_canvas(
-    pipe: DiffusionPipeline,
-    denoise: Denoise,
-    *,
-    batch_size: int,
-    grid: tuple[int, int],
-    codebook_size: int,
-    latents: torch.Tensor | None,
-    num_inference_steps: int | None,
-    default_num_inference_steps: int,
-    device: torch.device,
-    generator: Generators,
-    lookahead_batch_size: int | None,
-    num_beams: int,
-    num_runs: int,
-    callback_on_step_end: StepCallback,
-    callback_on_step_end_tensor_inputs: Sequence[str],
-) -> DecodingOutput:
-    """Decodes the masks of `latents` (B, h, w), or a canvas of nothing but masks, under the pipeline's progress bar.
+def guide(
+    cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor, mask_token_id: int, guidance_scale: float, schedule: str
+) -> torch.Tensor:
+    """uncond + g · (cond - uncond) in float32, g from 1 to `guidance_scale` with the share of the canvas that is decoded.
 
     Args:
-        denoise: As in `decode`, for the tokens in raster order.
-        num_inference_steps: None stands for the default, or for what the scheduler's `tokens_per_step` takes.
-
-    Returns:
-        Tokens (B, h · w) and the trace.
+        cond, uncond: Logits (R, L, V), or (M, V) at the M masks of `tokens`.
+        tokens: (R, L) long.
+        schedule: One of `GUIDANCE_SCHEDULES`.
     """
-    scheduler: InfoGainScheduler = pipe.scheduler
-    mask_token_id = scheduler.config.mask_token_id
-    if latents is None:
-        tokens = torch.full((batch_size, grid[0] * grid[1]), mask_token_id, dtype=torch.long, device=device)
-    else:
-        tokens = latents.to(device).flatten(1)
-    if num_inference_steps is None:
-        per_step, masked = scheduler.config.tokens_per_step, int((tokens == mask_token_id).sum(-1).max())
-        num_inference_steps = max(1, math.ceil(masked / per_step)) if per_step else default_num_inference_steps
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    masks = (tokens == mask_token_id).sum(-1)
+    ramp = [GUIDANCE_SCHEDULES[schedule](u) for u in (1 - masks / tokens.shape[1]).tolist()]
+    scales = 1 + (guidance_scale - 1) * torch.tensor(ramp, device=tokens.device)
+    scales = scales.repeat_interleave(masks)[:, None] if cond.ndim == 2 else scales[:, None, None]
+    cond, uncond = cond.float(), uncond.float()
+    return uncond + scales * (cond - uncond)
 
-    with pipe.progress_bar(total=num_inference_steps) as progress_bar:
 
-        def after_step(step: DecodingStep) -> torch.Tensor | None:
-            progress_bar.update()
-            if callback_on_step_end is None:
-                return None
-            available: dict[str, Any] = {"latents": step.tokens.unflatten(1, grid), "logits": step.logits, "scores": step.scores}
-            callback_kwargs = {name: available[name] for name in callback_on_step_end_tensor_inputs}
-            if isinstance(callback_kwargs.get("logits"), MaskedLogits):
-                callback_kwargs["logits"] = callback_kwargs["logits"].dense()
-            returned = callback_on_step_end(pipe, step.index, step.timestep, callback_kwargs)
-            edited = (returned or {}).get("latents", available["latents"])
-            check_latents(edited, (batch_size, *grid), codebook_size, mask_token_id)
-            return edited.flatten(1)
+@dataclass(kw_only=True)
+class ImageGeneration:
+    """One call of an image pipeline: checked when it is made, then run.
 
-        options: dict[str, Any] = {"generator": generator, "lookahead_batch_size": lookahead_batch_size, "grid": grid}
-        if num_beams > 1:
-            output = decode_beam(denoise, scheduler, tokens, num_beams=num_beams, **options)
-        elif num_runs > 1:
-            output = decode_best_of(denoise, scheduler, tokens, num_runs=num_runs, **options)
+    Attributes:
+        pipe: The pipeline.
+        codebook_size: Ids below it are image tokens.
+        vocab_size: The scheduler's mask id is below it.
+        scale_factor: Pixels a token, along one side.
+        unit: What height and width must be multiples of, in pixels.
+        default_size: Tokens along one side.
+        default_num_inference_steps: Steps where neither the call nor the scheduler's `tokens_per_step` says how many.
+        num_prompts: Each gives `num_images_per_prompt` images.
+
+    The others are the arguments of the call. Height and width are numbers after the check.
+
+    Raises:
+        ValueError: For the first argument that does not fit.
+    """
+
+    pipe: DiffusionPipeline
+    codebook_size: int
+    vocab_size: int
+    scale_factor: int
+    unit: int
+    default_size: int
+    default_num_inference_steps: int
+    num_prompts: int
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    guidance_scale: float
+    guidance_schedule: str
+    num_images_per_prompt: int
+    generator: Generators
+    latents: torch.Tensor | None
+    output_type: str
+    return_dict: bool
+    callback_on_step_end: StepCallback
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    lookahead_batch_size: int | None
+    num_beams: int
+    num_runs: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            self.callback_on_step_end_tensor_inputs = self.callback_on_step_end.tensor_inputs
+        default = (self.default_size, self.default_size)
+        if self.latents is not None and self.latents.ndim == 3:
+            default = (self.latents.shape[1], self.latents.shape[2])
+        self.height = default[0] * self.scale_factor if self.height is None else self.height
+        self.width = default[1] * self.scale_factor if self.width is None else self.width
+        self._check(self.height, self.width)
+        self.grid = (self.height // self.scale_factor, self.width // self.scale_factor)
+        if self.latents is not None:
+            self._check_latents(self.latents)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images."""
+        return self.num_prompts * self.num_images_per_prompt
+
+    @property
+    def mask_token_id(self) -> int:
+        """The scheduler's."""
+        return self.pipe.scheduler.config.mask_token_id
+
+    def _check(self, height: int, width: int) -> None:
+        mask_token_id = _check_scheduler(self.pipe.scheduler).config.mask_token_id
+        if not self.codebook_size <= mask_token_id < self.vocab_size:
+            raise ValueError(
+                f"`mask_token_id` of the scheduler must be at least the codebook's size {self.codebook_size} and below the "
+                f"transformer's vocabulary size {self.vocab_size}, got {mask_token_id}."
+            )
+        for name in ("num_images_per_prompt", "num_beams", "num_runs"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+        searches = self.num_beams > 1, self.num_runs > 1
+        if all(searches):
+            raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {self.num_beams} and {self.num_runs}.")
+        if self.callback_on_step_end is not None and any(searches):
+            raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+        if height % self.unit or width % self.unit or height <= 0 or width <= 0:
+            raise ValueError(f"`height` and `width` must be positive multiples of {self.unit}, got {height} and {width}.")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale!r}.")
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            allowed = ", ".join(GUIDANCE_SCHEDULES)
+            raise ValueError(f"`guidance_schedule` must be one of {allowed}, got {self.guidance_schedule!r}.")
+        if self.output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be one of pil, np, pt, latent, got {self.output_type!r}.")
+        if isinstance(self.generator, Sequence) and len(self.generator) != self.batch_size:
+            raise ValueError(
+                f"`generator` must have one entry for each of the {self.batch_size} images ({self.num_prompts} prompts x "
+                f"{self.num_images_per_prompt} images per prompt), got a list of {len(self.generator)}."
+            )
+        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSOR_INPUTS]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {', '.join(CALLBACK_TENSOR_INPUTS)}, "
+                f"got {', '.join(unknown)}."
+            )
+
+    def _check_latents(self, latents: torch.Tensor) -> None:
+        check_latents(latents, (self.batch_size, *self.grid), self.codebook_size, self.mask_token_id)
+
+    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+        """Guided logits, with the call's schedule; `guidance_scale` 1 means none, whatever the pipeline's own convention."""
+        return guide(cond, uncond, tokens, self.mask_token_id, guidance_scale, self.guidance_schedule)
+
+    def run(
+        self, denoise: Denoise, to_pixels: Callable[[torch.Tensor], torch.Tensor]
+    ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
+        """Decodes the masks of `latents`, or a canvas of nothing but masks, and turns tokens into images.
+
+        Args:
+            denoise: As in `decode`, for the tokens in raster order.
+            to_pixels: Tokens (B, h, w) to pixels (B, 3, H, W), in the range that the pipeline's image processor takes.
+        """
+        output = self._decode(denoise)
+        tokens = output.tokens.unflatten(1, self.grid)
+        images: Any = tokens
+        if self.output_type != "latent":
+            images = self.pipe.image_processor.postprocess(to_pixels(tokens), self.output_type)
+        self.pipe.maybe_free_model_hooks()
+        return InfoGainPipelineOutput(images=images, trace=output.trace) if self.return_dict else (images, output.trace)
+
+    def _decode(self, denoise: Denoise) -> DecodingOutput:
+        pipe, scheduler, device = self.pipe, self.pipe.scheduler, self.pipe._execution_device
+        if self.latents is None:
+            tokens = torch.full(
+                (self.batch_size, self.grid[0] * self.grid[1]), self.mask_token_id, dtype=torch.long, device=device
+            )
         else:
-            output = decode(denoise, scheduler, tokens, callback=after_step, **options)
-        if num_beams > 1 or num_runs > 1:
-            progress_bar.update(num_inference_steps)
-    return output
+            tokens = self.latents.to(device).flatten(1)
+        steps = self.num_inference_steps
+        if steps is None:
+            per_step, masked = scheduler.config.tokens_per_step, int((tokens == self.mask_token_id).sum(-1).max())
+            steps = max(1, math.ceil(masked / per_step)) if per_step else self.default_num_inference_steps
+        scheduler.set_timesteps(steps, device=device)
+
+        with pipe.progress_bar(total=steps) as progress_bar:
+
+            def after_step(step: DecodingStep) -> torch.Tensor | None:
+                progress_bar.update()
+                if self.callback_on_step_end is None:
+                    return None
+                available: dict[str, Any] = {
+                    "latents": step.tokens.unflatten(1, self.grid),
+                    "logits": step.logits,
+                    "scores": step.scores,
+                }
+                callback_kwargs = {name: available[name] for name in self.callback_on_step_end_tensor_inputs}
+                if isinstance(callback_kwargs.get("logits"), MaskedLogits):
+                    callback_kwargs["logits"] = callback_kwargs["logits"].dense()
+                returned = self.callback_on_step_end(pipe, step.index, step.timestep, callback_kwargs)
+                edited = (returned or {}).get("latents", available["latents"])
+                self._check_latents(edited)
+                return edited.flatten(1)
+
+            options: dict[str, Any] = {
+                "generator": self.generator,
+                "lookahead_batch_size": self.lookahead_batch_size,
+                "grid": self.grid,
+            }
+            if self.num_beams > 1:
+                output = decode_beam(denoise, scheduler, tokens, num_beams=self.num_beams, **options)
+            elif self.num_runs > 1:
+                output = decode_best_of(denoise, scheduler, tokens, num_runs=self.num_runs, **options)
+            else:
+                output = decode(denoise, scheduler, tokens, callback=after_step, **options)
+            if self.num_beams > 1 or self.num_runs > 1:
+                progress_bar.update(steps)
+        return output
 
 
 @contextmanager

@@ -12,27 +12,18 @@ import torch
 from diffusers import AmusedScheduler, DiffusionPipeline, UVit2DModel, VQModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import AmusedLoraLoaderMixin
-from diffusers.utils import logging
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from . import clip_generation
 from .candidates import Generators
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
+    ImageGeneration,
     InfoGainPipelineOutput,
     StepCallback,
     as_infogain_scheduler,
-    check_call,
-    check_one_each,
-    count_prompts,
-    decode_canvas,
-    guidance_scales,
-    image_size,
-    in_float32,
-    tensor_inputs_of,
 )
 from .scheduling_infogain import InfoGainScheduler
-
-logger = logging.get_logger("diffusers." + __name__)
 
 DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")
 """Folder of the embedded demo model, for loaders that do not know the name "demo"."""
@@ -143,78 +134,18 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_encoder_hidden_states: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Text embeddings of the prompts, each repeated `num_images_per_prompt` times in a row.
-
-        Embeddings that are given are only repeated. The negative prompt defaults to the empty text.
-
-        Returns:
-            `prompt_embeds` (B, P), `encoder_hidden_states` (B, S, D), and the same two of the negative prompts (None without
-            guidance).
-        """
-
-        def encode(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-            limit = self.tokenizer.model_max_length
-            ids = self.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=limit).input_ids
-            for text in texts:
-                length = len(self.tokenizer(text, verbose=False).input_ids)
-                if length > limit:
-                    logger.warning(f"A prompt of {length} tokens was cut to the {limit} that the text encoder takes: {text!r}.")
-            outputs = self.text_encoder(ids.to(self._execution_device), return_dict=True, output_hidden_states=True)
-            return outputs.text_embeds, outputs.hidden_states[-2]
-
-        def repeated(embeds: torch.Tensor) -> torch.Tensor:
-            return embeds.to(self._execution_device, self.transformer.dtype).repeat_interleave(num_images_per_prompt, 0)
-
-        if prompt is not None:
-            prompt_embeds, encoder_hidden_states = encode([prompt] if isinstance(prompt, str) else prompt)
-        if prompt_embeds is None or encoder_hidden_states is None:
-            raise ValueError("Either `prompt`, or `prompt_embeds` and `encoder_hidden_states`, must be given.")
-        negative: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
-        if do_classifier_free_guidance:
-            if negative_prompt_embeds is None or negative_encoder_hidden_states is None:
-                texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-                negative_prompt_embeds, negative_encoder_hidden_states = encode(texts)
-            if len(negative_prompt_embeds) == 1:
-                negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1)
-                negative_encoder_hidden_states = negative_encoder_hidden_states.expand(len(prompt_embeds), -1, -1)
-            negative = repeated(negative_prompt_embeds), repeated(negative_encoder_hidden_states)
-        return repeated(prompt_embeds), repeated(encoder_hidden_states), *negative
-
-    @staticmethod
-    def _check_prompts(
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        negative_encoder_hidden_states: torch.Tensor | None,
-    ) -> int:
-        """Raises a ValueError for prompts and embeddings that do not fit, naming the first; returns the number of prompts."""
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("Either `prompt` or `prompt_embeds` must be given, and not both.")
-        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            if text is not None:
-                count_prompts(name, text)
-        pairs = (
-            ("prompt_embeds", prompt_embeds, "encoder_hidden_states", encoder_hidden_states),
-            (
-                "negative_prompt_embeds",
-                negative_prompt_embeds,
-                "negative_encoder_hidden_states",
-                negative_encoder_hidden_states,
-            ),
+        """As `clip_generation.encode_prompt`."""
+        return clip_generation.encode_prompt(
+            self,
+            prompt,
+            num_images_per_prompt,
+            do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds,
+            encoder_hidden_states,
+            negative_prompt_embeds,
+            negative_encoder_hidden_states,
         )
-        for name, embeds, other, states in pairs:
-            if (embeds is None) != (states is None):
-                raise ValueError(f"`{name}` and `{other}` must be given together.")
-            if embeds is not None and states is not None and len(embeds) != len(states):
-                raise ValueError(f"`{name}` and `{other}` must have the same length, got {len(embeds)} and {len(states)}.")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("`negative_prompt` and `negative_prompt_embeds` must not both be given.")
-        num_prompts = len(prompt_embeds) if prompt_embeds is not None else count_prompts("prompt", prompt)
-        check_one_each("negative_prompt", negative_prompt, num_prompts)
-        check_one_each("negative_prompt_embeds", negative_prompt_embeds, num_prompts)
-        return num_prompts
 
     @torch.no_grad()
     def __call__(
@@ -282,103 +213,54 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
             ValueError: For arguments that do not fit, naming the first.
         """
         config = self.transformer.config
-        default_size = config.sample_size * self.vae_scale_factor
-        height, width = image_size(height, width, latents, self.vae_scale_factor, default_size)
-        callback_on_step_end_tensor_inputs = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        num_prompts = self._check_prompts(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            encoder_hidden_states,
-            negative_prompt_embeds,
-            negative_encoder_hidden_states,
-        )
-        check_call(
-            self.scheduler,
+        prompts: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "prompt_embeds": prompt_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "negative_encoder_hidden_states": negative_encoder_hidden_states,
+        }
+        generation = ImageGeneration(
+            pipe=self,
             codebook_size=config.codebook_size,
             vocab_size=config.vocab_size,
-            num_prompts=num_prompts,
-            num_images_per_prompt=num_images_per_prompt,
+            scale_factor=self.vae_scale_factor,
+            unit=self.vae_scale_factor * (2 if config.downsample else 1),
+            default_size=config.sample_size,
+            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
+            num_prompts=clip_generation.check_prompts(**prompts),
             height=height,
             width=width,
-            unit=self.vae_scale_factor * (2 if config.downsample else 1),
-            scale_factor=self.vae_scale_factor,
+            num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_schedule=guidance_schedule,
+            num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             latents=latents,
             output_type=output_type,
+            return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
         )
-        batch_size, device = num_prompts * num_images_per_prompt, self._execution_device
-        grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        guided = guidance_scale > 1
 
-        pooled, hidden, negative_pooled, negative_hidden = self.encode_prompt(
-            prompt,
-            num_images_per_prompt,
-            guided,
-            negative_prompt,
-            prompt_embeds,
-            encoder_hidden_states,
-            negative_prompt_embeds,
-            negative_encoder_hidden_states,
-        )
-        micro_conds = torch.tensor(
-            [[width, height, *micro_conditioning_crop_coord, micro_conditioning_aesthetic_score]],
-            device=device,
-            dtype=torch.float32,
-        )
-        mask_token_id = self.scheduler.config.mask_token_id
-
-        def transformer(tokens: torch.Tensor, pooled: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        def predict(tokens: torch.Tensor, pooled: torch.Tensor, hidden: torch.Tensor, micro_conds: torch.Tensor) -> torch.Tensor:
             logits = self.transformer(
-                tokens.unflatten(1, grid),
+                tokens.unflatten(1, generation.grid),
                 encoder_hidden_states=hidden,
                 pooled_text_emb=pooled,
-                micro_conds=micro_conds.expand(len(tokens), -1),
+                micro_conds=micro_conds,
                 cross_attention_kwargs=cross_attention_kwargs,
             )
             return logits.flatten(2).transpose(1, 2)
 
-        def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            if negative_pooled is None or negative_hidden is None:
-                return transformer(tokens, pooled[rows], hidden[rows])
-            both = torch.cat([negative_pooled[rows], pooled[rows]]), torch.cat([negative_hidden[rows], hidden[rows]])
-            uncond, cond = transformer(torch.cat([tokens, tokens]), *both).float().chunk(2)
-            scales = guidance_scales(tokens, mask_token_id, guidance_scale, guidance_schedule)
-            return uncond + scales[:, None, None] * (cond - uncond)
-
-        output = decode_canvas(
-            self,
-            denoise,
-            batch_size=batch_size,
-            grid=grid,
-            codebook_size=config.codebook_size,
-            latents=latents,
-            num_inference_steps=num_inference_steps,
-            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
-            device=device,
-            generator=generator,
-            lookahead_batch_size=lookahead_batch_size,
-            num_beams=num_beams,
-            num_runs=num_runs,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        return clip_generation.generate(
+            generation,
+            predict,
+            **prompts,
+            micro_conditioning_aesthetic_score=micro_conditioning_aesthetic_score,
+            micro_conditioning_crop_coord=micro_conditioning_crop_coord,
         )
-        latents = output.tokens.unflatten(1, grid)
-        images = latents if output_type == "latent" else self._decode_images(latents, output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return images, output.trace
-        return InfoGainPipelineOutput(images=images, trace=output.trace)
-
-    def _decode_images(self, latents: torch.Tensor, output_type: str) -> Any:
-        """Tokens (B, h, w) to images; in float32 where the VQ model asks for it, since half precision overflows in it."""
-        with in_float32(self.vqvae, self.vqvae.config.force_upcast):
-            shape = (*latents.shape, self.vqvae.config.vq_embed_dim or self.vqvae.config.latent_channels)
-            pixels = self.vqvae.decode(latents, force_not_quantize=True, shape=shape).sample.clamp(0, 1)
-        return self.image_processor.postprocess(pixels, output_type)

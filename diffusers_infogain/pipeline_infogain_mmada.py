@@ -15,19 +15,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from .candidates import Generators
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
+    ImageGeneration,
     InfoGainPipelineOutput,
     StepCallback,
     as_infogain_scheduler,
-    check_call,
     check_one_each,
     count_prompts,
-    decode_canvas,
-    guidance_scales,
-    guide_masked,
-    image_size,
     in_float32,
     repeat_prompts,
-    tensor_inputs_of,
 )
 from .models.checkpoint import local_folder, read_config
 from .models.llada import BidirectionalLlama, open_llada
@@ -268,45 +263,46 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
-        scale_factor, codebook_size = self.vae_scale_factor, self.vqvae.codebook_size
-        height, width = image_size(height, width, latents, scale_factor, self.config.sample_size * scale_factor)
-        callback_on_step_end_tensor_inputs = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         num_prompts = count_prompts("prompt", prompt)
         if negative_prompt is not None:
             count_prompts("negative_prompt", negative_prompt)
-        check_one_each("negative_prompt", negative_prompt, num_prompts)
-        check_call(
-            self.scheduler,
-            codebook_size=codebook_size,
+            check_one_each("negative_prompt", negative_prompt, num_prompts)
+        generation = ImageGeneration(
+            pipe=self,
+            codebook_size=self.vqvae.codebook_size,
             vocab_size=self.transformer.config.vocab_size,
+            scale_factor=self.vae_scale_factor,
+            unit=self.vae_scale_factor,
+            default_size=self.config.sample_size,
+            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
             num_prompts=num_prompts,
-            num_images_per_prompt=num_images_per_prompt,
             height=height,
             width=width,
-            unit=scale_factor,
-            scale_factor=scale_factor,
+            num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_schedule=guidance_schedule,
+            num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             latents=latents,
             output_type=output_type,
+            return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
         )
-        grid, device = (height // scale_factor, width // scale_factor), self._execution_device
         prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
-        length, limit = prompt_ids.shape[1] + grid[0] * grid[1] + 2, self.transformer.config.max_position_embeddings
+        image_tokens = generation.grid[0] * generation.grid[1]
+        length, limit = prompt_ids.shape[1] + image_tokens + 2, self.transformer.config.max_position_embeddings
         if length > limit:
             raise ValueError(
-                f"`height` {height} and `width` {width} need {grid[0] * grid[1]} image tokens, which make a sequence of {length} "
-                f"with the prompt; the model takes {limit}."
+                f"`height` {generation.height} and `width` {generation.width} need {image_tokens} image tokens, which make a "
+                f"sequence of {length} with the prompt; the model takes {limit}."
             )
         negative = None
         if guidance_scale > 0:
             negative = self.encode_prompt(repeat_prompts(negative_prompt or "", num_prompts, num_images_per_prompt))
-        mask_token_id = self.scheduler.config.mask_token_id
 
         def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             cond = self.predict(tokens, prompt_ids[rows], prompt_mask[rows])
@@ -314,30 +310,10 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
                 return cond
             # One after the other: the prompts' lengths differ, and neither branch then needs the other's padding.
             uncond = self.predict(tokens, negative[0][rows], negative[1][rows])
-            scales = guidance_scales(tokens, mask_token_id, 1 + guidance_scale, guidance_schedule)
-            return guide_masked(cond, uncond, tokens == mask_token_id, scales)
+            return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
 
-        output = decode_canvas(
-            self,
-            denoise,
-            batch_size=num_prompts * num_images_per_prompt,
-            grid=grid,
-            codebook_size=codebook_size,
-            latents=latents,
-            num_inference_steps=num_inference_steps,
-            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
-            device=device,
-            generator=generator,
-            lookahead_batch_size=lookahead_batch_size,
-            num_beams=num_beams,
-            num_runs=num_runs,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        tokens = output.tokens.unflatten(1, grid)
-        images = tokens
-        if output_type != "latent":
+        def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
             with in_float32(self.vqvae):
-                images = self.image_processor.postprocess(self.vqvae.decode(tokens), output_type)
-        self.maybe_free_model_hooks()
-        return InfoGainPipelineOutput(images=images, trace=output.trace) if return_dict else (images, output.trace)
+                return self.vqvae.decode(tokens)
+
+        return generation.run(denoise, to_pixels)

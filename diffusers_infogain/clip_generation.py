@@ -1,0 +1,152 @@
+"""What pipelines share whose prompts go through CLIP and whose tokens come from a VQGAN: aMUSEd and Meissonic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging
+
+from .decoding import DecodingTrace
+from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each, count_prompts, in_float32
+
+logger = logging.get_logger("diffusers." + __name__)
+
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits of tokens (R, L) under pooled embeddings (R, P), hidden states (R, S, D) and micro-conditions (R, 5)."""
+
+
+def check_prompts(
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    prompt_embeds: torch.Tensor | None,
+    encoder_hidden_states: torch.Tensor | None,
+    negative_prompt_embeds: torch.Tensor | None,
+    negative_encoder_hidden_states: torch.Tensor | None,
+) -> int:
+    """Raises a ValueError for prompts and embeddings that do not fit, naming the first; returns the number of prompts."""
+    if (prompt is None) == (prompt_embeds is None):
+        raise ValueError("Either `prompt` or `prompt_embeds` must be given, and not both.")
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        if text is not None:
+            count_prompts(name, text)
+    pairs = (
+        ("prompt_embeds", prompt_embeds, "encoder_hidden_states", encoder_hidden_states),
+        (
+            "negative_prompt_embeds",
+            negative_prompt_embeds,
+            "negative_encoder_hidden_states",
+            negative_encoder_hidden_states,
+        ),
+    )
+    for name, embeds, other, states in pairs:
+        if (embeds is None) != (states is None):
+            raise ValueError(f"`{name}` and `{other}` must be given together.")
+        if embeds is not None and states is not None and len(embeds) != len(states):
+            raise ValueError(f"`{name}` and `{other}` must have the same length, got {len(embeds)} and {len(states)}.")
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise ValueError("`negative_prompt` and `negative_prompt_embeds` must not both be given.")
+    num_prompts = len(prompt_embeds) if prompt_embeds is not None else count_prompts("prompt", prompt)
+    check_one_each("negative_prompt", negative_prompt, num_prompts)
+    check_one_each("negative_prompt_embeds", negative_prompt_embeds, num_prompts)
+    return num_prompts
+
+
+def encode_prompt(
+    pipe: DiffusionPipeline,
+    prompt: str | list[str] | None,
+    num_images_per_prompt: int = 1,
+    do_classifier_free_guidance: bool = True,
+    negative_prompt: str | list[str] | None = None,
+    prompt_embeds: torch.Tensor | None = None,
+    encoder_hidden_states: torch.Tensor | None = None,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    negative_encoder_hidden_states: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Text embeddings of the prompts, each repeated `num_images_per_prompt` times in a row.
+
+    Embeddings that are given are only repeated. The negative prompt defaults to the empty text.
+
+    Returns:
+        `prompt_embeds` (B, P), `encoder_hidden_states` (B, S, D), and the same two of the negative prompts (None without
+        guidance).
+    """
+
+    def encode(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        limit = pipe.tokenizer.model_max_length
+        ids = pipe.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=limit).input_ids
+        for text in texts:
+            length = len(pipe.tokenizer(text, verbose=False).input_ids)
+            if length > limit:
+                logger.warning(f"A prompt of {length} tokens was cut to the {limit} that the text encoder takes: {text!r}.")
+        outputs = pipe.text_encoder(ids.to(pipe._execution_device), return_dict=True, output_hidden_states=True)
+        return outputs.text_embeds, outputs.hidden_states[-2]
+
+    def repeated(embeds: torch.Tensor) -> torch.Tensor:
+        return embeds.to(pipe._execution_device, pipe.transformer.dtype).repeat_interleave(num_images_per_prompt, 0)
+
+    if prompt is not None:
+        prompt_embeds, encoder_hidden_states = encode([prompt] if isinstance(prompt, str) else prompt)
+    if prompt_embeds is None or encoder_hidden_states is None:
+        raise ValueError("Either `prompt`, or `prompt_embeds` and `encoder_hidden_states`, must be given.")
+    negative: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    if do_classifier_free_guidance:
+        if negative_prompt_embeds is None or negative_encoder_hidden_states is None:
+            texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+            negative_prompt_embeds, negative_encoder_hidden_states = encode(texts)
+        if len(negative_prompt_embeds) == 1:
+            negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1)
+            negative_encoder_hidden_states = negative_encoder_hidden_states.expand(len(prompt_embeds), -1, -1)
+        negative = repeated(negative_prompt_embeds), repeated(negative_encoder_hidden_states)
+    return repeated(prompt_embeds), repeated(encoder_hidden_states), *negative
+
+
+def generate(
+    generation: ImageGeneration,
+    predict: Predict,
+    *,
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    prompt_embeds: torch.Tensor | None,
+    encoder_hidden_states: torch.Tensor | None,
+    negative_prompt_embeds: torch.Tensor | None,
+    negative_encoder_hidden_states: torch.Tensor | None,
+    micro_conditioning_aesthetic_score: float,
+    micro_conditioning_crop_coord: tuple[int, int],
+) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
+    """Encodes the prompts and runs the generation, with guidance where `guidance_scale` is above 1."""
+    pipe, guidance_scale = generation.pipe, generation.guidance_scale
+    pooled, hidden, negative_pooled, negative_hidden = pipe.encode_prompt(
+        prompt,
+        generation.num_images_per_prompt,
+        guidance_scale > 1,
+        negative_prompt,
+        prompt_embeds,
+        encoder_hidden_states,
+        negative_prompt_embeds,
+        negative_encoder_hidden_states,
+    )
+    micro_conds = torch.tensor(
+        [[generation.width, generation.height, *micro_conditioning_crop_coord, micro_conditioning_aesthetic_score]],
+        device=pipe._execution_device,
+        dtype=torch.float32,
+    )
+
+    def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if negative_pooled is None or negative_hidden is None:
+            return predict(tokens, pooled[rows], hidden[rows], micro_conds.expand(len(tokens), -1))
+        both = torch.cat([negative_pooled[rows], pooled[rows]]), torch.cat([negative_hidden[rows], hidden[rows]])
+        logits = predict(torch.cat([tokens, tokens]), *both, micro_conds.expand(2 * len(tokens), -1))
+        uncond, cond = logits.chunk(2)
+        return generation.guide(cond, uncond, tokens, guidance_scale)
+
+    def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
+        """In float32 where the VQ model asks for it, since half precision overflows in it."""
+        config = pipe.vqvae.config
+        with in_float32(pipe.vqvae, config.force_upcast):
+            shape = (*tokens.shape, config.vq_embed_dim or config.latent_channels)
+            return pipe.vqvae.decode(tokens, force_not_quantize=True, shape=shape).sample.clamp(0, 1)
+
+    return generation.run(denoise, to_pixels)
