@@ -1,6 +1,6 @@
-"""The class-to-image transformer of Halton-MaskGIT ("Halton Scheduler for Masked Generative Image Transformer", arXiv 2503.17076).
+"""The class-to-image transformer of Halton-MaskGIT.
 
-A bidirectional transformer over the tokens of an image, whose blocks are modulated by the embedding of the class.
+"Halton Scheduler for Masked Generative Image Transformer", arXiv 2503.17076. A bidirectional transformer over the tokens of an image, whose blocks are modulated by the embedding of the class.
 """
 
 from __future__ import annotations
@@ -220,18 +220,31 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
             )
 
 
+def _unwrapped(key: str) -> str:
+    return key.replace("module.", "").replace("_orig_mod.", "")
+
+
 def convert_key(key: str) -> str | None:
     """The model's name of a tensor in a published checkpoint; None for the head's weight, which is the one of the tokens."""
-    for wrapper in ("module.", "_orig_mod."):
-        key = key.replace(wrapper, "")
+    key = _unwrapped(key)
     if key == "head.weight":
         return None
     return {"head.bias": "tok_emb.bias"}.get(key, key.removeprefix("transformer."))
 
 
-def config_from_state_dict(
-    shapes: Mapping[str, tuple[int, ...]], num_attention_heads: int | None = None
-) -> dict[str, int]:
+def check_tied_head(state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Makes sure that the head's weight, which `convert_key` drops, is the one of the tokens.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    tensors = {_unwrapped(key): tensor for key, tensor in state_dict.items()}
+    head, tokens = tensors.get("head.weight"), tensors["tok_emb.weight"]
+    if head is not None and not torch.equal(head, tokens):
+        raise ValueError("`head.weight` must equal `tok_emb.weight`, as in the published checkpoints, but it differs.")
+
+
+def config_from_state_dict(shapes: Mapping[str, tuple[int, ...]], num_attention_heads: int | None = None) -> dict[str, int]:
     """The arguments of `MaskGITTransformer2DModel` for a checkpoint whose tensors have these names and shapes.
 
     Args:
