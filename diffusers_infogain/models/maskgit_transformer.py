@@ -1,6 +1,7 @@
 """The class-to-image transformer of Halton-MaskGIT.
 
-"Halton Scheduler for Masked Generative Image Transformer", arXiv 2503.17076. A bidirectional transformer over the tokens of an image, whose blocks are modulated by the embedding of the class.
+"Halton Scheduler for Masked Generative Image Transformer", arXiv 2503.17076. A bidirectional transformer over the
+tokens of an image, whose blocks are modulated by the embedding of the class.
 """
 
 from __future__ import annotations
