@@ -1,0 +1,74 @@
+"""The 1000 classes of ImageNet (ILSVRC 2012) by name.
+
+`imagenet_classes.txt` has a line per class, in the order of the class ids: the names (lemmas) of its WordNet synset, as listed in
+timm 1.0.31 (Apache-2.0). WordNet 3.0 is copyright 2006 by Princeton University; its licence allows any use.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+NUM_CLASSES = 1000
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def _ids_by_lemma() -> dict[str, list[int]]:
+    """The classes that carry a name, all names in lower case."""
+    ids: dict[str, list[int]] = {}
+    for class_id, name in enumerate(_names()):
+        for lemma in name.lower().split(", "):
+            ids.setdefault(lemma, []).append(class_id)
+    return ids
+
+
+def imagenet_class_name(class_id: int) -> str:
+    """All names of a class, such as "tench, Tinca tinca" for 0.
+
+    Raises:
+        ValueError: For an id that is none of the 1000.
+    """
+    return _names()[_checked_id(class_id)]
+
+
+def imagenet_class_ids(labels: str | int | Sequence[str | int]) -> list[int]:
+    """The ids of classes given by id (207 or "207"), by any of their names, or by all of them as `imagenet_class_name` gives.
+
+    Upper and lower case are the same.
+
+    Raises:
+        ValueError: For an unknown name, a name of several classes, or an id that is none of the 1000.
+    """
+    if isinstance(labels, (str, int)):
+        labels = [labels]
+    return [_class_id(label) for label in labels]
+
+
+def _checked_id(class_id: int) -> int:
+    if isinstance(class_id, bool) or not isinstance(class_id, int) or not 0 <= class_id < NUM_CLASSES:
+        raise ValueError(f"An ImageNet class id must be an integer in [0, {NUM_CLASSES - 1}], got {class_id!r}.")
+    return class_id
+
+
+def _class_id(label: str | int) -> int:
+    if not isinstance(label, str):
+        return _checked_id(label)
+    wanted = " ".join(label.lower().split())
+    if wanted.isdecimal():
+        return _checked_id(int(wanted))
+    ids = _ids_by_lemma().get(wanted) or [i for i, name in enumerate(_names()) if name.lower() == wanted]
+    if len(ids) == 1:
+        return ids[0]
+    if ids:
+        meanings = "; ".join(f"{i} ({imagenet_class_name(i)})" for i in ids)
+        raise ValueError(f"{label!r} is the name of several ImageNet classes: give an id instead, one of {meanings}.")
+    nearest = difflib.get_close_matches(wanted, _ids_by_lemma(), cutoff=0.5)
+    hint = f": did you mean {', '.join(map(repr, nearest))}?" if nearest else "."
+    raise ValueError(f"{label!r} is not the name of an ImageNet class{hint}")
