@@ -6,6 +6,7 @@ from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode
 from .image_generation import InfoGainPipelineOutput
 from .loading import load
 from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
+from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .scheduling_infogain import PRESETS, InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
 
@@ -21,6 +22,7 @@ __all__ = [
     "DecodingOutput",
     "DecodingTrace",
     "InfoGainMMaDAPipeline",
+    "InfoGainMaskGITPipeline",
     "InfoGainPipeline",
     "InfoGainPipelineOutput",
     "InfoGainProposal",

@@ -194,6 +194,7 @@ def decode(
     generators = split_generator(generator, len(tokens))
     samples, recorder = torch.arange(len(tokens), device=tokens.device), _TraceRecorder()
     initial_masks, mask_token_id = scheduler.undecided(tokens, allowed).sum(-1), scheduler.config.mask_token_id
+    halton_offsets = scheduler.draw_halton_offsets(generators, tokens.shape[1])
     logits: Logits | None = None
     previous_logits: Logits | None = None
     for index, timestep in enumerate(scheduler.timesteps):
@@ -213,6 +214,7 @@ def decode(
             previous_logits=previous_logits,
             initial_masks=initial_masks,
             grid=grid,
+            halton_offsets=halton_offsets,
         )
         lookahead = None
         if proposal.needs_lookahead:
@@ -289,6 +291,7 @@ def decode_beam(
     beam_allowed = None if allowed is None else allowed[:, None].expand(states.shape)
     initial_masks = scheduler.undecided(states, beam_allowed).sum(-1)
     mask_token_id = scheduler.config.mask_token_id
+    halton_offsets = scheduler.draw_halton_offsets(generators, length)
     logits: Logits | None = None
     previous_logits: Logits | None = None
     for timestep in scheduler.timesteps:
@@ -311,6 +314,7 @@ def decode_beam(
             previous_logits=previous_logits,
             initial_masks=initial_masks[alive],
             grid=grid,
+            halton_offsets=None if halton_offsets is None else halton_offsets[owners.cpu()],
         )
         lookahead = None
         if proposal.needs_lookahead:

@@ -10,12 +10,14 @@ from diffusers import DiffusionPipeline
 
 from .models.checkpoint import local_folder, read_config
 from .pipeline_infogain import InfoGainPipeline
+from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .published import MODEL_INDEX, hub_arguments
 
 IMAGE_PIPELINES: tuple[type[DiffusionPipeline], ...] = (
     InfoGainPipeline,
     InfoGainMMaDAPipeline,
+    InfoGainMaskGITPipeline,
 )
 
 
@@ -32,6 +34,8 @@ def image_pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type
     """
     if repository == "demo":
         return InfoGainPipeline
+    if InfoGainMaskGITPipeline.is_published(repository):
+        return InfoGainMaskGITPipeline
     if Path(repository).is_file():
         raise ValueError(f"{os.fspath(repository)!r} is a file: give the folder of the checkpoint, or a MaskGIT's .pth file.")
     folder = local_folder(repository, [MODEL_INDEX, "config.json"], **hub)

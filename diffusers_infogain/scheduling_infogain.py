@@ -46,8 +46,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "entropy_bound": 0,
         "masking_schedule": "cosine",
     },
+    "maskgit_halton": {
+        "sampler": "halton",
+        "certainty": "maskgit",
+        "num_candidates": 1,
+        "token_temperature": (1.0, 1 / 1.2),
+        "position_temperature": None,
+        "gain_reduction": "kl",
+        "gain_weight": 1.0,
+        "entropy_bound": 0,
+        "masking_schedule": "arccos",
+        "halton_randomize": True,
+    },
 }
-"""Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images."""
+"""Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
+"maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last)."""
 
 
 @dataclass
@@ -162,7 +175,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             the most certain ones); "entropy_bound" decodes, in order of entropy, as many as its bound allows.
         certainty: The φ by which "info_gain" and "lookum" propose positions; any greedy rule but "entropy_bound".
         num_candidates: N, the actions proposed per step by "info_gain" and "lookum". 1 makes them greedy by `certainty`.
-        token_temperature: τ_token, tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one.
+        token_temperature: τ_token, tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one. A pair
+            (start, end) of temperatures above 0 is annealed so that the factor on the logits, 1 / τ_token, is linear.
         position_temperature: τ_pos. Candidates after the first draw positions in proportion to exp(φ / τ_pos), without
             replacement; for "maskgit" it multiplies the Gumbel noise of every candidate. A pair (start, end) is annealed
             linearly over the steps (or, where `entropy_bound` runs ahead of them, over the share of tokens decoded). 0 switches
@@ -183,6 +197,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             slowest pace. 0 switches it off. The sampler "entropy_bound" follows its bound alone. None: 0.5 for "info_gain" and
             "lookum", 0.1 for "entropy_bound", off for the other rules.
         klass_threshold: For "klass", in nats: a position has settled when KL(now ‖ previous step) is below this.
+        halton_randomize: For "halton": every sample starts at its own random place of the order and goes round, as published. In
+            `step`, which knows of no sample's beginning, all start at the first.
 
     Raises:
         ValueError: For a value outside these ranges, naming it and what is allowed.
@@ -202,7 +218,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         sampler: str = "info_gain",
         certainty: str = "maskgit",
         num_candidates: int = 4,
-        token_temperature: float = 1.0,
+        token_temperature: float | tuple[float, float] = 1.0,
         position_temperature: float | tuple[float, float] | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -211,6 +227,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         gain_reduction: str = "kl",
         entropy_bound: float | None = None,
         klass_threshold: float = 5e-4,
+        halton_randomize: bool = False,
     ):
         _at_least("mask_token_id", mask_token_id, 0, int)
         _one_of("masking_schedule", masking_schedule, schedules.MASKING_SCHEDULES)
@@ -221,7 +238,16 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         for name, value in (("tokens_per_step", tokens_per_step), ("top_k", top_k)):
             if value is not None:
                 _at_least(name, value, 1, int)
-        numbers = {"token_temperature": token_temperature, "gain_weight": gain_weight}
+        if isinstance(token_temperature, (tuple, list)):
+            if len(token_temperature) != 2 or not all(_is_number(value) and value > 0 for value in token_temperature):
+                raise ValueError(
+                    f"`token_temperature` must be a number or a pair (start, end) of numbers > 0, got {token_temperature!r}."
+                )
+        else:
+            _at_least("token_temperature", token_temperature, 0)
+        if not isinstance(halton_randomize, bool):
+            raise ValueError(f"`halton_randomize` must be True or False, got {halton_randomize!r}.")
+        numbers = {"gain_weight": gain_weight}
         numbers |= {"klass_threshold": klass_threshold}
         if entropy_bound is not None:
             numbers["entropy_bound"] = entropy_bound
@@ -274,6 +300,19 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         start, end = self._temperature_pair(temperature)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = torch.linspace(start, end, num_inference_steps)
+
+    def _token_temperature(self, index: int) -> float:
+        temperature = self.config.token_temperature
+        if not isinstance(temperature, (tuple, list)):
+            return temperature
+        start, end = 1 / temperature[0], 1 / temperature[1]
+        return 1 / (start + (end - start) * index / max(len(self.timesteps) - 1, 1))
+
+    def draw_halton_offsets(self, generators: Sequence[torch.Generator], length: int) -> torch.Tensor | None:
+        """Where in the Halton order each sample starts, (B,) long, for `propose`; None where the settings draw no such place."""
+        if self.heuristic != "halton" or not self.config.halton_randomize:
+            return None
+        return torch.cat([torch.randint(length, (1,), generator=one, device=one.device).cpu() for one in generators])
 
     @staticmethod
     def _temperature_pair(temperature: float | Sequence[float]) -> tuple[float, float]:
@@ -334,6 +373,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         previous_logits: Logits | None = None,
         initial_masks: torch.Tensor | None = None,
         grid: tuple[int, int] | None = None,
+        halton_offsets: torch.Tensor | None = None,
     ) -> InfoGainProposal:
         """Draws the candidate actions of a step. Changes neither its arguments nor the scheduler.
 
@@ -348,6 +388,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             initial_masks: (B,) masked positions before the first step. Without it the schedule goes by what is left, which is
                 exact for canvases that were masked completely, and nearly so otherwise.
             grid: (height, width) of the tokens, for "halton"; by default a square.
+            halton_offsets: (B,) from `draw_halton_offsets`, the same in all steps; by default 0.
 
         Raises:
             ValueError: For shapes that do not fit, an unknown timestep, or logits that are NaN, +inf or -inf for all tokens.
@@ -367,7 +408,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         num = config.num_candidates if self.looks_ahead else 1
         uniform = draw.draw_uniforms(generator, batch, num, length).to(device)
         row_uniform = uniform.permute(0, 3, 1, 2)[masked]  # (M, N, 2)
-        row_tokens = draw.sample_tokens(rows, row_uniform[..., 0], config.token_temperature, config.top_k, config.top_p)
+        row_tokens = draw.sample_tokens(rows, row_uniform[..., 0], self._token_temperature(index), config.top_k, config.top_p)
         values = torch.zeros(batch, length, num, dtype=torch.long, device=device)
         values[masked] = row_tokens
         values = values.transpose(1, 2)
@@ -382,7 +423,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         else:
             row_temperature = temperature[:, None].expand(batch, length)[masked][:, None]
             if self.heuristic == "halton":
-                row_phi = -self._halton_rank(length, grid).to(device).float().expand(batch, length)[masked]
+                rank = self._halton_rank(length, grid).to(device).expand(batch, length)
+                if halton_offsets is not None:
+                    rank = (rank + halton_offsets.to(device)[:, None]) % length
+                row_phi = -rank[masked].float()
             else:
                 previous = None
                 if previous_logits is not None and self.heuristic == "klass":

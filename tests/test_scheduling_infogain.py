@@ -32,6 +32,11 @@ INVALID = [
     *(("top_p", value, "(0, 1]") for value in (0, -0.1, 1.5, math.nan, "0.9")),
     *(("confidence_threshold", value, "[0, 1]") for value in (-0.1, 1.5, math.nan, "0.9")),
     ("gain_reduction", "median", "mean, sum, kl"),
+    *(
+        ("token_temperature", value, "a number or a pair (start, end) of numbers > 0")
+        for value in ((1, 0), (1,), (1, -1), [1, "1"])
+    ),
+    *(("halton_randomize", value, "True or False") for value in (1, None)),
 ]
 
 
@@ -290,7 +295,7 @@ def test_presets_are_settings_of_the_scheduler():
     assert (paper.config.gain_reduction, paper.config.gain_weight, paper.entropy_bound) == ("mean", 1.0, 0)
     # Whatever a model's own configuration says, a preset is complete.
     settings = set(inspect.signature(InfoGainScheduler.__init__).parameters) - {"self", "mask_token_id", "tokens_per_step"}
-    other = settings - {"top_k", "top_p", "confidence_threshold", "klass_threshold"}
+    other = settings - {"top_k", "top_p", "confidence_threshold", "klass_threshold", "halton_randomize"}
     assert other <= set(PRESETS["paper"])
     assert set(PRESETS["default"]) == set(PRESETS["paper"])
     plain, default = InfoGainScheduler(mask_token_id=4).config, InfoGainScheduler(mask_token_id=4, **PRESETS["default"]).config

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers import (
+    HashModel,
     generators,
     make_scheduler,
     plain_entropy,
@@ -19,6 +20,7 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusers_infogain import decode, scoring
 from diffusers_infogain.candidates import draw_uniforms
 from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
 from diffusers_infogain.scoring import entropy, halton_order
@@ -392,3 +394,38 @@ def test_tokens_come_from_top_k_and_top_p_but_scores_from_the_whole_distribution
         rank = (logits > logits.gather(-1, proposal.candidates[:, 0, :, None])).sum(-1)
         assert 0 < rank.max() < (2 if "top_k" in config else 4)
         torch.testing.assert_close(proposal.cost[:, 0], entropy(logits).sum(-1))
+
+
+def test_a_pair_of_token_temperatures_makes_the_factor_on_the_logits_linear():
+    scheduler, logits = make_scheduler(MASK, 5, sampler="halton", token_temperature=(1.0, 0.5)), random_logits(1, 9, 6)
+    for index, factor in enumerate((1.0, 1.25, 1.5, 1.75, 2.0)):
+        single = make_scheduler(MASK, 5, sampler="halton", token_temperature=1 / factor)
+        tokens = torch.full((1, 9), MASK)
+        proposals = [one.propose(logits, 4 - index, tokens, generator=generators(index)) for one in (scheduler, single)]
+        assert torch.equal(proposals[0].candidates, proposals[1].candidates)
+    last = make_scheduler(MASK, 1, sampler="halton", token_temperature=(1.0, 0.5))
+    assert last._token_temperature(0) == 1.0
+
+
+def test_a_randomized_halton_order_goes_round_from_a_place_of_each_samples_own():
+    order = scoring.halton_order(3, 3).argsort().tolist()
+    options = {"sampler": "halton", "tokens_per_step": 1, "halton_randomize": True}
+    starts = set()
+    for seed in range(12):
+        scheduler = make_scheduler(MASK, 9, **options)
+        model = HashModel(9, 6, conditions=(0, 0))
+        trace = decode(model, scheduler, torch.full((2, 9), MASK), generator=generators(seed, 100)).trace
+        alone = decode(
+            HashModel(9, 6), make_scheduler(MASK, 9, **options), torch.full((1, 9), MASK), generator=generators(seed)
+        ).trace
+        assert torch.equal(trace.decoded_at[0], alone.decoded_at[0])
+        decoded = trace.decoded_at[0].argsort().tolist()
+        start = order.index(decoded[0])
+        assert decoded == order[start:] + order[:start]
+        starts.add(start)
+    assert len(starts) > 3
+
+
+def test_the_order_starts_at_its_beginning_where_it_is_not_randomized():
+    trace = decode(HashModel(9, 6), make_scheduler(MASK, 9, sampler="halton", tokens_per_step=1), torch.full((1, 9), MASK)).trace
+    assert trace.decoded_at[0].argsort().tolist() == scoring.halton_order(3, 3).argsort().tolist()

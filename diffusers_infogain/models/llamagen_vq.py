@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import VQModel
+
+from .checkpoint import Checkpoint, ModelSource
+
+WEIGHT_NAME = "vq_ds16_c2i.pt"
 
 CODEBOOK = "quantize.embedding.weight"
 _LEVEL = r"{}\.conv_blocks\.(\d+)\."
@@ -114,3 +120,23 @@ def config_from_state_dict(shapes: Mapping[str, tuple[int, ...]], norm_num_group
         codebook_size=codebook_size,
         norm_num_groups=norm_num_groups,
     )
+
+
+def open_llamagen_vq(file: Path) -> ModelSource:
+    """The tokenizer in a published file.
+
+    Raises:
+        ValueError: If the file is of another family.
+    """
+    checkpoint = Checkpoint([file], ("model",))
+    try:
+        config = config_from_state_dict(checkpoint.shapes)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return ModelSource(checkpoint, lambda: VQModel(**config), _probe, convert_key, convert_tensor)
+
+
+@torch.no_grad()
+def _probe(model: VQModel) -> torch.Tensor:
+    tokens = torch.arange(4).view(1, 2, 2) * 5 % model.config.num_vq_embeddings
+    return model.decode(tokens, force_not_quantize=True, shape=(1, 2, 2, model.config.vq_embed_dim)).sample

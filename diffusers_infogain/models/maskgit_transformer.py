@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+from .checkpoint import Checkpoint, ModelSource
 
 NORM_EPS = 1e-5
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
@@ -284,3 +287,24 @@ def config_from_state_dict(shapes: Mapping[str, tuple[int, ...]], num_attention_
         "num_classes": classes - 1,
         "num_registers": registers,
     }
+
+
+def open_maskgit(file: Path) -> ModelSource:
+    """The transformer in a published file.
+
+    Raises:
+        ValueError: If the file is of another family, or of a size that was not published.
+    """
+    checkpoint = Checkpoint([file], ("model_state_dict",))
+    try:
+        config = config_from_state_dict(checkpoint.shapes)
+        check_tied_head({key: checkpoint.tensor(key) for key in checkpoint.shapes if "head.weight" in key or "tok_emb" in key})
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return ModelSource(checkpoint, lambda: MaskGITTransformer2DModel(**config), _probe, convert_key)
+
+
+@torch.no_grad()
+def _probe(model: MaskGITTransformer2DModel) -> torch.Tensor:
+    tokens = torch.arange(model.config.sample_size**2)[None] * 7 % model.config.vocab_size
+    return model(tokens, torch.tensor([model.config.num_classes // 2]), torch.arange(tokens.shape[1])[None] < 4)
