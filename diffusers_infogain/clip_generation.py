@@ -75,7 +75,7 @@ def encode_prompt(
     """
 
     def encode(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        limit = pipe.tokenizer.model_max_length
+        limit = min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
         ids = pipe.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=limit).input_ids
         for text in texts:
             length = len(pipe.tokenizer(text, verbose=False).input_ids)

@@ -39,6 +39,19 @@ def _infer_initial_masks(num_masked: torch.Tensor, ratios: torch.Tensor, max_mas
     return largest.minimum(max_masks).maximum(num_masked)
 
 
+def planned_masks(
+    length: int, num_steps: int, masking_schedule: str = "cosine", *, tokens_per_step: int | None = None
+) -> torch.Tensor:
+    """(T,) how many of the `length` masks of an empty canvas are left when each step begins."""
+    masks = [torch.tensor([length])]
+    for index in range(num_steps - 1):
+        count = decode_counts(
+            masks[-1], index, num_steps, masking_schedule, tokens_per_step=tokens_per_step, initial_masks=masks[0]
+        )
+        masks.append(masks[-1] - count)
+    return torch.cat(masks)
+
+
 def decode_counts(
     num_masked: torch.Tensor,
     step_index: int,

@@ -301,6 +301,17 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = torch.linspace(start, end, num_inference_steps)
 
+    def timesteps_at(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The timestep (R,) of states (R, L) by their masks: when the schedule leaves so many of an empty canvas of L.
+
+        A model that is told the time is told this one, also about a state that is only looked at, or that an entropy bound
+        brought ahead of the schedule.
+        """
+        config, steps = self.config, len(self.timesteps)
+        planned = schedules.planned_masks(tokens.shape[1], steps, config.masking_schedule, tokens_per_step=config.tokens_per_step)
+        masks = (tokens == config.mask_token_id).sum(-1)
+        return steps - (planned.to(tokens.device) >= masks[:, None]).sum(-1)
+
     def _token_temperature(self, index: int) -> float:
         temperature = self.config.token_temperature
         if not isinstance(temperature, (tuple, list)):

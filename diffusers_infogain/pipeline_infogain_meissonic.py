@@ -1,0 +1,269 @@
+"""Text to image with Meissonic and Monetico, decoded by `InfoGainScheduler`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import AmusedScheduler, DiffusionPipeline, VQModel
+from diffusers.image_processor import VaeImageProcessor
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from . import clip_generation
+from .candidates import Generators
+from .image_generation import (
+    CALLBACK_TENSOR_INPUTS,
+    ImageGeneration,
+    InfoGainPipelineOutput,
+    StepCallback,
+    as_infogain_scheduler,
+)
+from .models.checkpoint import local_folder, read_config
+from .models.meissonic_transformer import MeissonicTransformer2DModel, open_meissonic_transformer
+from .models.stock import open_clip_text_encoder, open_vqvae
+from .published import MODEL_INDEX, PublishedPipeline, hub_arguments, load_published, saved_class
+from .scheduling_infogain import InfoGainScheduler
+
+DEFAULT_NUM_INFERENCE_STEPS = 48
+
+
+class InfoGainMeissonicPipeline(DiffusionPipeline):
+    r"""Text-to-image generation with Meissonic (arXiv 2410.08261) or Monetico, by information gain or any rule it is compared with.
+
+    `from_pretrained` loads the published repositories as they are (`MeissonFlow/Meissonic`, `Collov-Labs/Monetico`), running none of
+    the code in them, or a folder that `save_pretrained` or `diffusers-infogain convert` wrote.
+
+    The transformer is told the time as the number of the step, counted down. Here it is the number at which the schedule leaves
+    as many masks as the state has, the step's own where a schedule is followed; so it also fits states that are only looked at.
+
+    Args:
+        vqvae: Turns tokens into pixels.
+        tokenizer: Of the text encoder.
+        text_encoder: CLIP-H; its pooled embeddings and last hidden states but one condition the transformer.
+        transformer: Predicts the tokens.
+        scheduler: Decides which tokens to decode next, and with what.
+
+    Raises:
+        ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vqvae"
+    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+
+    vqvae: VQModel
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModelWithProjection
+    transformer: MeissonicTransformer2DModel
+    scheduler: InfoGainScheduler
+
+    def __init__(
+        self,
+        vqvae: VQModel,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModelWithProjection,
+        transformer: MeissonicTransformer2DModel,
+        scheduler: InfoGainScheduler | AmusedScheduler,
+    ):
+        super().__init__()
+        self.register_modules(
+            vqvae=vqvae,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            transformer=transformer,
+            scheduler=as_infogain_scheduler(scheduler),
+        )
+        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainMeissonicPipeline:
+        """Loads a published repository, or what `save_pretrained` or `diffusers-infogain convert` wrote.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            kwargs: For a published repository `dtype`, `scheduler` and those of `open_published`, else as in
+                `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
+        """
+        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
+            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+
+    @staticmethod
+    def is_published(index: Mapping[str, Any]) -> bool:
+        """Whether this model_index.json is that of a published repository."""
+        return index.get("_class_name") == "Pipeline" and "Transformer2DModel" in (index.get("transformer") or [])
+
+    @classmethod
+    def open_published(
+        cls,
+        repository: str | os.PathLike[str],
+        *,
+        variant: str | None = None,
+        text_encoder: CLIPTextModelWithProjection | str | os.PathLike[str] | None = None,
+        **hub: Any,
+    ) -> PublishedPipeline:
+        """The published repository, opened to be loaded or converted.
+
+        Args:
+            repository: Folder or Hub id.
+            variant: Of the transformer's weights, such as "fp16".
+            text_encoder: Another text encoder than the repository's: a model, folder or Hub id. Meissonic's authors sample with
+                "laion/CLIP-ViT-H-14-laion2B-s32B-b79K" in its place.
+            hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
+
+        Raises:
+            ValueError: For a repository of another family.
+        """
+        patterns = ["*.json", "*/*.json", "tokenizer/*", "transformer/*.safetensors", "vqvae/*.safetensors"]
+        if text_encoder is None:
+            patterns.append("text_encoder/*.safetensors")
+        folder = local_folder(repository, patterns, **hub)
+        if not cls.is_published(read_config(folder / MODEL_INDEX)):
+            raise ValueError(f"{folder / MODEL_INDEX} is not that of Meissonic or Monetico.")
+        mask_token_id = read_config(folder / "scheduler" / "scheduler_config.json").get("mask_token_id")
+        models = {
+            "transformer": open_meissonic_transformer(folder / "transformer", variant),
+            "vqvae": open_vqvae(folder / "vqvae"),
+        }
+        components: dict[str, Any] = {
+            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            "scheduler": InfoGainScheduler(mask_token_id=mask_token_id),
+        }
+        if text_encoder is None:
+            models["text_encoder"] = open_clip_text_encoder(folder / "text_encoder")
+        elif isinstance(text_encoder, (str, os.PathLike)):
+            models["text_encoder"] = open_clip_text_encoder(local_folder(text_encoder, ["config.json", "model.safetensors"]))
+        else:
+            components["text_encoder"] = text_encoder
+        return PublishedPipeline(cls, models, components)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_encoder_hidden_states: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As `clip_generation.encode_prompt`."""
+        return clip_generation.encode_prompt(
+            self,
+            prompt,
+            num_images_per_prompt,
+            do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds,
+            encoder_hidden_states,
+            negative_prompt_embeds,
+            negative_encoder_hidden_states,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 9.0,
+        guidance_schedule: str = "constant",
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_encoder_hidden_states: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        micro_conditioning_aesthetic_score: float = 6,
+        micro_conditioning_crop_coord: tuple[int, int] = (0, 0),
+        lookahead_batch_size: int | None = None,
+        num_beams: int = 1,
+        num_runs: int = 1,
+    ) -> InfoGainPipelineOutput | tuple[Any, ...]:
+        r"""Generates images.
+
+        Args:
+            prompt: The prompt or prompts.
+            height, width: In pixels, multiples of 32 for Meissonic and of 16 for Monetico; by default what the model was trained on
+                (1024 and 512), or what `latents` have.
+            num_inference_steps: By default 48, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
+            guidance_scale: g of classifier-free guidance, logits = uncond + g · (cond - uncond); 1 or less switches it off.
+            guidance_schedule, negative_prompt, num_images_per_prompt, generator, latents: As in `InfoGainPipeline`.
+            prompt_embeds, encoder_hidden_states, negative_prompt_embeds, negative_encoder_hidden_states: As in `InfoGainPipeline`.
+            output_type, return_dict: As in `InfoGainPipeline`.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: As in `InfoGainPipeline`; "logits" are 0 at known tokens.
+            micro_conditioning_aesthetic_score, micro_conditioning_crop_coord: As in aMUSEd.
+            lookahead_batch_size, num_beams, num_runs: As in `InfoGainPipeline`.
+
+        Returns:
+            `InfoGainPipelineOutput`, or (images, trace).
+
+        Raises:
+            ValueError: For arguments that do not fit, naming the first.
+        """
+        config = self.transformer.config
+        prompts: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "prompt_embeds": prompt_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "negative_encoder_hidden_states": negative_encoder_hidden_states,
+        }
+        generation = ImageGeneration(
+            pipe=self,
+            codebook_size=config.codebook_size,
+            vocab_size=config.vocab_size,
+            scale_factor=self.vae_scale_factor,
+            unit=self.vae_scale_factor * (2 if config.downsample else 1),
+            # Neither repository's configuration says it; the larger model is the one that works on a halved grid.
+            default_size=64 if config.downsample else 32,
+            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
+            num_prompts=clip_generation.check_prompts(**prompts),
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            lookahead_batch_size=lookahead_batch_size,
+            num_beams=num_beams,
+            num_runs=num_runs,
+        )
+
+        def predict(tokens: torch.Tensor, pooled: torch.Tensor, hidden: torch.Tensor, micro_conds: torch.Tensor) -> torch.Tensor:
+            return self.transformer(
+                tokens.unflatten(1, generation.grid),
+                encoder_hidden_states=hidden,
+                pooled_text_emb=pooled,
+                micro_conds=micro_conds,
+                timestep=self.scheduler.timesteps_at(tokens),
+                where=tokens == generation.mask_token_id,
+            )
+
+        return clip_generation.generate(
+            generation,
+            predict,
+            **prompts,
+            micro_conditioning_aesthetic_score=micro_conditioning_aesthetic_score,
+            micro_conditioning_crop_coord=micro_conditioning_crop_coord,
+        )
