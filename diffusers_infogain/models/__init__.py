@@ -1,0 +1,1 @@
+"""Models of public checkpoints that diffusers has no class for."""
