@@ -7,6 +7,7 @@ from .image_generation import InfoGainPipelineOutput
 from .loading import load
 from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
+from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .scheduling_infogain import PRESETS, InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
 
@@ -23,6 +24,7 @@ __all__ = [
     "DecodingTrace",
     "InfoGainMMaDAPipeline",
     "InfoGainMaskGITPipeline",
+    "InfoGainMeissonicPipeline",
     "InfoGainPipeline",
     "InfoGainPipelineOutput",
     "InfoGainProposal",

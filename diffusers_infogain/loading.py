@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from .models.checkpoint import local_folder, read_config
 from .pipeline_infogain import InfoGainPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
+from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .published import MODEL_INDEX, hub_arguments
 
@@ -18,6 +19,7 @@ IMAGE_PIPELINES: tuple[type[DiffusionPipeline], ...] = (
     InfoGainPipeline,
     InfoGainMMaDAPipeline,
     InfoGainMaskGITPipeline,
+    InfoGainMeissonicPipeline,
 )
 
 
@@ -48,6 +50,8 @@ def image_pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type
         for kind in IMAGE_PIPELINES:
             if name == kind.__name__:
                 return kind
+        if InfoGainMeissonicPipeline.is_published(index):
+            return InfoGainMeissonicPipeline
         found = f"a {MODEL_INDEX} for {name!r}"
     elif (folder / "config.json").is_file():
         name = read_config(folder / "config.json").get("model_type")

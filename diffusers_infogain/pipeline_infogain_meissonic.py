@@ -30,10 +30,10 @@ DEFAULT_NUM_INFERENCE_STEPS = 48
 
 
 class InfoGainMeissonicPipeline(DiffusionPipeline):
-    r"""Text-to-image generation with Meissonic (arXiv 2410.08261) or Monetico, by information gain or any rule it is compared with.
+    r"""Text-to-image generation with Meissonic (arXiv 2410.08261) or Monetico, decoded by information gain or any other rule.
 
-    `from_pretrained` loads the published repositories as they are (`MeissonFlow/Meissonic`, `Collov-Labs/Monetico`), running none of
-    the code in them, or a folder that `save_pretrained` or `diffusers-infogain convert` wrote.
+    `from_pretrained` loads the published repositories as they are (`MeissonFlow/Meissonic`, `Collov-Labs/Monetico`), running
+    none of the code in them, or a folder that `save_pretrained` or `diffusers-infogain convert` wrote.
 
     The transformer is told the time as the number of the step, counted down. Here it is the number at which the schedule leaves
     as many masks as the state has, the step's own where a schedule is followed; so it also fits states that are only looked at.
@@ -197,12 +197,13 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
 
         Args:
             prompt: The prompt or prompts.
-            height, width: In pixels, multiples of 32 for Meissonic and of 16 for Monetico; by default what the model was trained on
-                (1024 and 512), or what `latents` have.
+            height, width: In pixels, multiples of 32 for Meissonic and of 16 for Monetico; by default what the model was trained
+                on (1024 and 512), or what `latents` have.
             num_inference_steps: By default 48, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
             guidance_scale: g of classifier-free guidance, logits = uncond + g · (cond - uncond); 1 or less switches it off.
             guidance_schedule, negative_prompt, num_images_per_prompt, generator, latents: As in `InfoGainPipeline`.
-            prompt_embeds, encoder_hidden_states, negative_prompt_embeds, negative_encoder_hidden_states: As in `InfoGainPipeline`.
+            prompt_embeds, encoder_hidden_states: As in `InfoGainPipeline`.
+            negative_prompt_embeds, negative_encoder_hidden_states: As in `InfoGainPipeline`.
             output_type, return_dict: As in `InfoGainPipeline`.
             callback_on_step_end, callback_on_step_end_tensor_inputs: As in `InfoGainPipeline`; "logits" are 0 at known tokens.
             micro_conditioning_aesthetic_score, micro_conditioning_crop_coord: As in aMUSEd.

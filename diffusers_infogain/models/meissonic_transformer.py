@@ -1,0 +1,252 @@
+"""The transformer of Meissonic and Monetico: predicts masked image tokens with the blocks of Flux."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, TimestepEmbedding, get_timestep_embedding
+from diffusers.models.normalization import RMSNorm
+from diffusers.models.resnet import Downsample2D, Upsample2D
+from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxSingleTransformerBlock, FluxTransformerBlock
+from diffusers.models.unets.uvit_2d import ConvMlmLayer, UVit2DConvEmbed
+from torch import nn
+
+from .checkpoint import ModelSource, find_weights, read_config
+from .stock import weight_names
+
+NUM_MICRO_CONDS = 5
+MICRO_COND_DIM = 256
+NORM_EPS = 1e-6
+
+
+def convert_key(key: str) -> str | None:
+    """Name of a public checkpoint's tensor in `MeissonicTransformer2DModel`: the same, every tensor is used."""
+    return key
+
+
+class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
+    r"""Masked image tokens and a prompt's CLIP embeddings to logits over the codebook.
+
+    The arguments are the fields of a public `transformer/config.json`, and the parameters have the names of its tensors:
+    `from_pretrained("MeissonFlow/Meissonic", subfolder="transformer")` reads the public file as it is.
+
+    Args:
+        patch_size: Unused.
+        in_channels: Unused.
+        num_layers: Blocks in which image and text have weights of their own.
+        num_single_layers: Blocks that follow, with the same weights for both.
+        attention_head_dim: Channels of a head, the sum of `axes_dims_rope`.
+        num_attention_heads: Heads.
+        joint_attention_dim: Channels of `encoder_hidden_states`.
+        pooled_projection_dim: Channels of `pooled_text_emb`, as many as the model has (heads times channels of a head).
+        guidance_embeds: Always False.
+        axes_dims_rope: Channels of a head that encode the axis of the text (always 0), the row and the column.
+        vocab_size: Token ids; the last one is the mask.
+        codebook_size: Ids that are predicted, from 0 on.
+        downsample: Halve the grid before the blocks (1024 x 1024 models).
+        upsample: Double it behind them; the same as `downsample`.
+
+    Raises:
+        ValueError: If sizes do not fit each other.
+    """
+
+    _no_split_modules = ["FluxTransformerBlock", "FluxSingleTransformerBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 1,
+        in_channels: int = 64,
+        num_layers: int = 19,
+        num_single_layers: int = 38,
+        attention_head_dim: int = 128,
+        num_attention_heads: int = 24,
+        joint_attention_dim: int = 4096,
+        pooled_projection_dim: int = 768,
+        guidance_embeds: bool = False,
+        axes_dims_rope: Sequence[int] = (16, 56, 56),
+        vocab_size: int = 8256,
+        codebook_size: int = 8192,
+        downsample: bool = False,
+        upsample: bool = False,
+    ):
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+        if pooled_projection_dim != dim:
+            raise ValueError(
+                "`pooled_projection_dim` must be `num_attention_heads` x `attention_head_dim` "
+                f"= {num_attention_heads} x {attention_head_dim} = {dim}, got {pooled_projection_dim}."
+            )
+        if sum(axes_dims_rope) != attention_head_dim:
+            raise ValueError(
+                f"`axes_dims_rope` must sum up to `attention_head_dim` = {attention_head_dim}, got {axes_dims_rope}."
+            )
+        if guidance_embeds:
+            raise ValueError(f"`guidance_embeds` must be False, got {guidance_embeds!r}.")
+        if upsample != downsample:
+            raise ValueError(f"`upsample` must equal `downsample` = {downsample!r}, got {upsample!r}.")
+
+        self.embed = UVit2DConvEmbed(dim, dim, vocab_size, True, NORM_EPS, False)
+        self.down_block = nn.ModuleDict()
+        self.up_block = nn.ModuleDict()
+        if downsample:
+            norm = {"norm_type": "rms_norm", "eps": NORM_EPS, "elementwise_affine": True}
+            shared = {"kernel_size": 2, "padding": 0, "bias": False, **norm}
+            self.down_block["downsample"] = Downsample2D(dim, use_conv=True, name="Conv2d_0", **shared)
+            self.up_block["upsample"] = Upsample2D(dim, use_conv_transpose=True, name="conv", interpolate=False, **shared)
+        self.project_to_hidden_norm = RMSNorm(dim, NORM_EPS)
+        self.project_to_hidden = nn.Linear(dim, dim, bias=False)
+
+        self.context_embedder = nn.Linear(joint_attention_dim, dim)
+        self.encoder_proj_layer_norm = RMSNorm(dim, NORM_EPS)
+        self.cond_embed = TimestepEmbedding(pooled_projection_dim + NUM_MICRO_CONDS * MICRO_COND_DIM, dim, sample_proj_bias=False)
+        self.time_text_embed = CombinedTimestepTextProjEmbeddings(dim, pooled_projection_dim)
+        self.pos_embed = FluxPosEmbed(theta=10000, axes_dim=list(axes_dims_rope))
+
+        heads = (dim, num_attention_heads, attention_head_dim)
+        self.transformer_blocks = nn.ModuleList(FluxTransformerBlock(*heads) for _ in range(num_layers))
+        self.single_transformer_blocks = nn.ModuleList(FluxSingleTransformerBlock(*heads) for _ in range(num_single_layers))
+
+        self.project_from_hidden_norm = RMSNorm(dim, NORM_EPS)
+        self.project_from_hidden = nn.Linear(dim, dim, bias=False)
+        self.mlm_layer = ConvMlmLayer(dim, dim, False, True, NORM_EPS, codebook_size)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As `ModelMixin.from_pretrained`, but weights that are missing or left over are an error.
+
+        Raises:
+            ValueError: If the file's tensors are not exactly the model's parameters.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        for kind in ("missing", "unexpected"):
+            keys = sorted(info[f"{kind}_keys"])
+            if keys:
+                raise ValueError(f"`pretrained_model_name_or_path` has {len(keys)} {kind} tensors for this config: {keys[:5]}.")
+        return (model, info) if with_info else model
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_text_emb: torch.Tensor,
+        micro_conds: torch.Tensor,
+        timestep: torch.Tensor | float,
+        where: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predicts the tokens of every position, or of those asked for.
+
+        Args:
+            tokens: Token ids (B, H, W), of any size (even, if the model downsamples).
+            encoder_hidden_states: The text encoder's last hidden states but one (B, S, joint_attention_dim).
+            pooled_text_emb: Its projected embeddings (B, pooled_projection_dim).
+            micro_conds: Width and height in pixels, two crop coordinates, aesthetic score (B, 5).
+            timestep: The sampler's counter, steps - 1 at first and 0 at last, for all rows or one for each.
+            where: Positions (B, H * W) whose logits are wanted; the others' are not computed.
+
+        Returns:
+            Logits (B, H * W, codebook_size), or with `where` one row per marked position (M, codebook_size), in row-major order.
+
+        Raises:
+            ValueError: If a shape does not fit.
+        """
+        timestep = torch.as_tensor(timestep, device=tokens.device)
+        self._check_inputs(tokens, encoder_hidden_states, pooled_text_emb, micro_conds, timestep, where)
+        batch, height, width = tokens.shape
+
+        sinusoids = get_timestep_embedding(micro_conds.flatten(), MICRO_COND_DIM, flip_sin_to_cos=True, downscale_freq_shift=0)
+        pooled = torch.cat([pooled_text_emb, sinusoids.reshape(batch, -1)], dim=1)
+        pooled = self.cond_embed(pooled.to(self.dtype))
+        # In float32: a thousand times the counter has no exact bfloat16, and no float16 from 66 steps on.
+        temb = self.time_text_embed(timestep.float().reshape(-1) * 1000, pooled)
+        text = self.encoder_proj_layer_norm(self.context_embedder(encoder_hidden_states.to(self.dtype)))
+
+        hidden = self.embed(tokens)
+        for layer in self.down_block.values():
+            hidden = layer(hidden)
+        rows, columns = hidden.shape[-2:]
+        hidden = hidden.flatten(2).transpose(1, 2)
+        hidden = self.project_to_hidden(self.project_to_hidden_norm(hidden))
+
+        rotary = self.pos_embed(_positions(text.shape[1], rows, columns, tokens.device))
+        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+            text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotary)
+
+        hidden = self.project_from_hidden(self.project_from_hidden_norm(hidden))
+        hidden = hidden.transpose(1, 2).unflatten(2, (rows, columns))
+        for layer in self.up_block.values():
+            hidden = layer(hidden)
+
+        # What follows treats every position on its own.
+        hidden = hidden.flatten(2).transpose(1, 2)
+        wanted = hidden.flatten(0, 1) if where is None else hidden[where]
+        logits = self.mlm_layer(wanted[:, :, None, None]).flatten(1)
+        return logits.unflatten(0, (batch, height * width)) if where is None else logits
+
+    def _check_inputs(
+        self,
+        tokens: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_text_emb: torch.Tensor,
+        micro_conds: torch.Tensor,
+        timestep: torch.Tensor,
+        where: torch.Tensor | None,
+    ) -> None:
+        if tokens.ndim != 3:
+            raise ValueError(f"`tokens` must have the shape (batch, height, width), got {tuple(tokens.shape)}.")
+        batch, height, width = tokens.shape
+        if self.config.downsample and (height % 2 or width % 2):
+            raise ValueError(f"`tokens` must have an even height and width, as the model downsamples, got {height} x {width}.")
+        if encoder_hidden_states.ndim != 3:
+            raise ValueError(f"`encoder_hidden_states` must have 3 axes, got the shape {tuple(encoder_hidden_states.shape)}.")
+        length = encoder_hidden_states.shape[1]
+        for name, value, shape in (
+            ("encoder_hidden_states", encoder_hidden_states, (batch, length, self.config.joint_attention_dim)),
+            ("pooled_text_emb", pooled_text_emb, (batch, self.config.pooled_projection_dim)),
+            ("micro_conds", micro_conds, (batch, NUM_MICRO_CONDS)),
+            ("where", where, (batch, height * width)),
+        ):
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"`{name}` must have the shape {shape}, got {tuple(value.shape)}.")
+        if where is not None and where.dtype != torch.bool:
+            raise ValueError(f"`where` must be of dtype torch.bool, got {where.dtype}.")
+        if tuple(timestep.shape) not in ((), (1,), (batch,)):
+            raise ValueError(f"`timestep` must be one number or one per row ({batch}), got the shape {tuple(timestep.shape)}.")
+
+
+def _positions(length: int, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """Coordinates (length + rows * columns, 3): all 0 for text, then (0, row, column)."""
+    grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
+    return torch.cat([torch.zeros(length, 3, device=device), nn.functional.pad(grid.float(), (1, 0))])
+
+
+def open_meissonic_transformer(folder: Path, variant: str | None = None) -> ModelSource:
+    """The transformer in a published folder.
+
+    Raises:
+        ValueError: If the configuration or the weights are missing, or a size makes no model.
+    """
+    names = inspect.signature(MeissonicTransformer2DModel.__init__).parameters
+    config = {name: value for name, value in read_config(folder / "config.json").items() if name in names}
+    checkpoint = find_weights(folder, weight_names("diffusion_pytorch_model", variant))
+    return ModelSource(checkpoint, lambda: MeissonicTransformer2DModel(**config), _probe)
+
+
+@torch.no_grad()
+def _probe(model: MeissonicTransformer2DModel) -> torch.Tensor:
+    config = model.config
+    return model(
+        torch.arange(4).view(1, 2, 2) % config.vocab_size,
+        encoder_hidden_states=torch.linspace(-1, 1, config.joint_attention_dim).expand(1, 2, -1),
+        pooled_text_emb=torch.linspace(-1, 1, config.pooled_projection_dim)[None],
+        micro_conds=torch.tensor([[512.0, 512.0, 0.0, 0.0, 6.0]]),
+        timestep=3.0,
+    )
