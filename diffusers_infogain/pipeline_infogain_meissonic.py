@@ -125,14 +125,15 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
         folder = local_folder(repository, patterns, **hub)
         if not cls.is_published(read_config(folder / MODEL_INDEX)):
             raise ValueError(f"{folder / MODEL_INDEX} is not that of Meissonic or Monetico.")
-        mask_token_id = read_config(folder / "scheduler" / "scheduler_config.json").get("mask_token_id")
+        schedule = read_config(folder / "scheduler" / "scheduler_config.json")
+        known = {name: schedule[name] for name in ("mask_token_id", "masking_schedule") if name in schedule}
         models = {
             "transformer": open_meissonic_transformer(folder / "transformer", variant),
             "vqvae": open_vqvae(folder / "vqvae"),
         }
         components: dict[str, Any] = {
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            "scheduler": InfoGainScheduler(mask_token_id=mask_token_id),
+            "scheduler": InfoGainScheduler(**known),
         }
         if text_encoder is None:
             models["text_encoder"] = open_clip_text_encoder(folder / "text_encoder")

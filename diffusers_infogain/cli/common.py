@@ -139,7 +139,8 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
 def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that the flags name; all others stay the model's."""
     settings = dict(PRESETS[args.preset]) if args.preset else {}
-    settings |= {name: getattr(args, name) for name in SCHEDULER_FLAGS if getattr(args, name) is not None}
+    flags = (*SCHEDULER_FLAGS, "halton_randomize")
+    settings |= {name: getattr(args, name) for name in flags if getattr(args, name) is not None}
     if args.position_temperature is not None:
         pair = args.position_temperature
         if len(pair) > 2:
@@ -225,6 +226,8 @@ def add_sampler_flags(command: argparse.ArgumentParser) -> None:
     settings.add_argument("--preset", choices=tuple(PRESETS), help="settings by name, which single flags override")
     for name, (kind, text) in SCHEDULER_FLAGS.items():
         settings.add_argument("--" + name.replace("_", "-"), type=kind, help=text)
+    text = "halton starts at a random place of its order, every image at its own"
+    settings.add_argument("--halton-randomize", action=argparse.BooleanOptionalAction, default=None, help=text)
     settings.add_argument("--position-temperature", type=float, nargs="+", help="one number, or two: start end")
 
 

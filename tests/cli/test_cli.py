@@ -94,13 +94,14 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
         "klass_threshold": 0.01,
     }
     flags = [text for name, value in settings.items() for text in ("--" + name.replace("_", "-"), value)]
-    code, _, _ = generate(capsys, stock_repository, tmp_path, "a", *flags, "--position-temperature", 1.5, 0)
+    code, _, _ = generate(capsys, stock_repository, tmp_path, "a", *flags, "--halton-randomize", "--position-temperature", 1.5, 0)
     assert code == 0
     (path,) = tmp_path.iterdir()
     config = json.loads(Image.open(path).text["infogain"])["scheduler"]
     assert {name: config[name] for name in settings} == settings
     assert config["position_temperature"] == [1.5, 0]
-    assert set(settings) | {"position_temperature", "mask_token_id"} == set(config)
+    assert config["halton_randomize"] is True
+    assert set(settings) | {"position_temperature", "mask_token_id", "halton_randomize"} == set(config)
 
 
 @pytest.mark.parametrize(
