@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
-from checkpoint_helpers import MMADA_TINY, make_magvit, make_mmada_pipeline, make_word_tokenizer
+from checkpoint_helpers import MMADA_CONFIG, MMADA_TINY, make_magvit, make_mmada_pipeline, make_word_tokenizer
 from helpers import generators, make_scheduler
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -111,6 +111,18 @@ def test_guided_decisions_are_those_of_the_public_implementation(name):
 
 
 # The network and the layout
+
+
+def test_the_published_size_has_the_published_tensors():
+    names = {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288}
+    with torch.device("meta"):
+        model = BidirectionalLlama(llama_config({**MMADA_CONFIG, **names}))
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert len(shapes) == 2 + 32 * 9 + 1
+    assert shapes["lm_head.weight"] == shapes["model.embed_tokens.weight"] == (134656, 4096)
+    assert shapes["model.layers.31.mlp.gate_proj.weight"] == (12288, 4096)
+    layer = 4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096
+    assert sum(value.numel() for value in model.parameters()) == 2 * 134656 * 4096 + 32 * layer + 4096
 
 
 def test_attention_is_bidirectional_in_every_attention_implementation(pipe):

@@ -129,6 +129,12 @@ def add_model_flags(command: argparse.ArgumentParser) -> None:
     add_loading_flags(command)
 
 
+def model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say about the model, for records: two runs with the same settings have the same weights."""
+    given = {name: getattr(args, name) for name in ("variant", "vqvae") if getattr(args, name) is not None}
+    return {"model": args.model, **given, "dtype": args.dtype}
+
+
 def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     """The model of the flags, with no code of the repository run."""
     kind = image_pipeline_class(args.model)

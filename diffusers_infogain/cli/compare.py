@@ -33,8 +33,7 @@ def compare(args: argparse.Namespace) -> None:
     cells = comparison.grid(samplers, args.steps, args.num_candidates, guidance_scales, args.seeds)
     folder = writable_folder(args.output)
     settings = {
-        "model": args.model,
-        "dtype": args.dtype,
+        **common.model_settings(args),
         "prompts": [prompt.text for prompt in every_prompt],
         "num_images_per_prompt": args.num_images,
         "batch_size": args.batch_size,

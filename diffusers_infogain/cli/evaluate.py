@@ -31,8 +31,7 @@ def evaluate(args: argparse.Namespace) -> None:
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     call = common.call_arguments(args)
     settings = {
-        "model": args.model,
-        "dtype": args.dtype,
+        **common.model_settings(args),
         **call,
         "scheduler": common.scheduler_config(pipe),
         "prompts": [prompt.text for prompt in every_prompt],

@@ -33,7 +33,7 @@ def generate(args: argparse.Namespace) -> None:
     call = common.call_arguments(args)
     every = [prompt for prompt in prompts for _ in range(args.num_images)]
     seeds = [args.seed + i for _ in prompts for i in range(args.num_images)]
-    shared = {"model": args.model, "dtype": args.dtype, **call, "scheduler": common.scheduler_config(pipe)}
+    shared = {**common.model_settings(args), **call, "scheduler": common.scheduler_config(pipe)}
 
     def save(index: int, image: PIL.Image.Image) -> None:
         prompt, seed = every[index], seeds[index]
