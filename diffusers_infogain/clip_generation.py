@@ -11,6 +11,7 @@ from diffusers.utils import logging
 
 from .decoding import DecodingTrace
 from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each, count_prompts, in_float32
+from .models.stock import decode_vqvae
 
 logger = logging.get_logger("diffusers." + __name__)
 
@@ -144,9 +145,7 @@ def generate(
 
     def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
         """In float32 where the VQ model asks for it, since half precision overflows in it."""
-        config = pipe.vqvae.config
-        with in_float32(pipe.vqvae, config.force_upcast):
-            shape = (*tokens.shape, config.vq_embed_dim or config.latent_channels)
-            return pipe.vqvae.decode(tokens, force_not_quantize=True, shape=shape).sample.clamp(0, 1)
+        with in_float32(pipe.vqvae, pipe.vqvae.config.force_upcast):
+            return decode_vqvae(pipe.vqvae, tokens).clamp(0, 1)
 
     return generation.run(denoise, to_pixels)

@@ -25,6 +25,7 @@ from .models.checkpoint import local_folder
 from .models.imagenet import imagenet_class_ids
 from .models.llamagen_vq import open_llamagen_vq
 from .models.maskgit_transformer import MaskGITTransformer2DModel, open_maskgit
+from .models.stock import decode_vqvae
 from .published import PublishedPipeline, hub_arguments, load_published, saved_class
 from .scheduling_infogain import InfoGainScheduler
 
@@ -233,7 +234,6 @@ class InfoGainMaskGITPipeline(DiffusionPipeline):
 
         def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
             with in_float32(self.vqvae, self.vqvae.config.force_upcast):
-                shape = (*tokens.shape, self.vqvae.config.vq_embed_dim)
-                return self.vqvae.decode(tokens, force_not_quantize=True, shape=shape).sample.clamp(-1, 1)
+                return decode_vqvae(self.vqvae, tokens).clamp(-1, 1)
 
         return generation.run(denoise, to_pixels)

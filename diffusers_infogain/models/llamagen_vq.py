@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import VQModel
 
 from .checkpoint import Checkpoint, ModelSource
+from .stock import probe_vqvae
 
 WEIGHT_NAME = "vq_ds16_c2i.pt"
 
@@ -133,10 +134,4 @@ def open_llamagen_vq(file: Path) -> ModelSource:
         config = config_from_state_dict(checkpoint.shapes)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return ModelSource(checkpoint, lambda: VQModel(**config), _probe, convert_key, convert_tensor)
-
-
-@torch.no_grad()
-def _probe(model: VQModel) -> torch.Tensor:
-    tokens = torch.arange(4).view(1, 2, 2) * 5 % model.config.num_vq_embeddings
-    return model.decode(tokens, force_not_quantize=True, shape=(1, 2, 2, model.config.vq_embed_dim)).sample
+    return ModelSource(checkpoint, lambda: VQModel(**config), probe_vqvae, convert_key, convert_tensor)

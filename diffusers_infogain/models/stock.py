@@ -18,6 +18,12 @@ def weight_names(stem: str, variant: str | None = None) -> list[str]:
     return [f"{stem}{middle}.safetensors", f"{pickle_stem}{middle}.bin"]
 
 
+def decode_vqvae(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 3, H, W) of tokens (B, h, w), in the range of the model's training."""
+    width = model.config.vq_embed_dim or model.config.latent_channels
+    return model.decode(tokens, force_not_quantize=True, shape=(*tokens.shape, width)).sample
+
+
 def open_vqvae(folder: Path, variant: str | None = None) -> ModelSource:
     """A `VQModel` in a folder of diffusers' format.
 
@@ -26,15 +32,14 @@ def open_vqvae(folder: Path, variant: str | None = None) -> ModelSource:
     """
     config = read_config(folder / "config.json")
     return ModelSource(
-        find_weights(folder, weight_names("diffusion_pytorch_model", variant)), lambda: VQModel.from_config(config), _probe_vqvae
+        find_weights(folder, weight_names("diffusion_pytorch_model", variant)), lambda: VQModel.from_config(config), probe_vqvae
     )
 
 
 @torch.no_grad()
-def _probe_vqvae(model: VQModel) -> torch.Tensor:
-    tokens = torch.arange(4).view(1, 2, 2) * 5 % model.config.num_vq_embeddings
-    width = model.config.vq_embed_dim or model.config.latent_channels
-    return model.decode(tokens, force_not_quantize=True, shape=(1, 2, 2, width)).sample
+def probe_vqvae(model: VQModel) -> torch.Tensor:
+    """Pixels of some fixed tokens."""
+    return decode_vqvae(model, torch.arange(4).view(1, 2, 2) * 5 % model.config.num_vq_embeddings)
 
 
 def open_clip_text_encoder(folder: Path, variant: str | None = None) -> ModelSource:

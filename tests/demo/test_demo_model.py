@@ -12,6 +12,7 @@ import diffusers_infogain
 from diffusers_infogain import InfoGainScheduler
 from diffusers_infogain.cli.common import DEMO_GUIDANCE_SCALE, generate_images
 from diffusers_infogain.demo import checker, shapes
+from diffusers_infogain.models.stock import decode_vqvae
 
 FOLDER = Path(diffusers_infogain.DEMO_MODEL)
 
@@ -42,7 +43,7 @@ def test_its_own_reconstructions_of_held_out_images_are_read_right(demo_pipe):
     with torch.no_grad():
         latents = demo_pipe.vqvae.encode(images).latents
         codes = demo_pipe.vqvae.quantize(latents)[2][2].view(len(images), 8, 8)
-        reconstructions = demo_pipe._decode_images(codes, "pil")
+        reconstructions = demo_pipe.image_processor.postprocess(decode_vqvae(demo_pipe.vqvae, codes).clamp(0, 1), "pil")
     assert share_right(reconstructions, captions) >= 0.97
 
 

@@ -131,7 +131,7 @@ class Pipeline(DiffusionPipeline):
 
 def test_a_pipeline_in_bfloat16_keeps_its_tokenizer_in_float32(model, stored, tmp_path):
     Pipeline(model).save_pretrained(tmp_path)
-    loaded = Pipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).vqvae
+    loaded = Pipeline.from_pretrained(tmp_path, dtype=torch.bfloat16).vqvae
     assert type(loaded) is MagvitV2Model
     assert loaded.dtype == torch.float32
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
