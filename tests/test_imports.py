@@ -13,7 +13,7 @@ RANKS = {
     **dict.fromkeys(("schedules", "scoring", "masked_logits"), 0),
     **{"candidates": 1, "scheduling_infogain": 2, "decoding": 3, "image_generation": 4, "clip_generation": 5, "cli": 7},
 }
-CORE = [name for name in RANKS if name != "cli"]
+CORE = [name for name, own in RANKS.items() if own <= 3]
 
 
 def rank(module: str) -> int | None:
