@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from .models.text import TextFamily, open_text_model, text_family
 from .published import PublishedPipeline, hub_arguments, load_published, saved_class
 from .scheduling_infogain import InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
+
+DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
+"""Folder of the embedded text model."""
 
 DEFAULT_SCHEDULER: dict[str, Any] = {"masking_schedule": "linear"}
 """Settings of a new pipeline's scheduler, other than those that images have."""
@@ -80,6 +84,8 @@ class InfoGainTextPipeline(DiffusionPipeline):
         Raises:
             ValueError: For a model of no known family, or weights with a missing, extra or misshapen tensor.
         """
+        if pretrained_model_name_or_path == "demo-text":
+            pretrained_model_name_or_path = DEMO_TEXT_MODEL
         if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
             return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
         return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
@@ -117,7 +123,9 @@ class InfoGainTextPipeline(DiffusionPipeline):
         given = {"prompt": prompt, "messages": messages, "input_ids": input_ids}
         names = [name for name, value in given.items() if value is not None]
         if len(names) != 1:
-            raise ValueError(f"Exactly one of `prompt`, `messages` and `input_ids` must be given, got {', '.join(names) or 'none'}.")
+            raise ValueError(
+                f"Exactly one of `prompt`, `messages` and `input_ids` must be given, got {', '.join(names) or 'none'}."
+            )
         if prompt is not None:
             texts = [prompt] if isinstance(prompt, str) else prompt
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):

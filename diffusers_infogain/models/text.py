@@ -1,7 +1,9 @@
 """stub"""
+
 from __future__ import annotations
+
 from dataclasses import dataclass
-import torch
+
 
 @dataclass(frozen=True)
 class TextFamily:
@@ -12,13 +14,18 @@ class TextFamily:
     block_length: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
+
 def text_family(config, tokenizer=None):
-    return TextFamily("llada", config.mask_token_id, eos_token_ids=(config.eos_token_id,) if config.eos_token_id is not None else ())
+    return TextFamily(
+        "llada", config.mask_token_id, eos_token_ids=(config.eos_token_id,) if config.eos_token_id is not None else ()
+    )
+
 
 def masked_lm_logits(model, family, input_ids, attention_mask, where):
     if family.attention == "full":
         return model(input_ids, attention_mask, where=where)
     raise NotImplementedError
+
 
 def open_text_model(repository, **hub):
     raise NotImplementedError
