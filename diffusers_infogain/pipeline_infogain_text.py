@@ -169,6 +169,8 @@ class InfoGainTextPipeline(DiffusionPipeline):
         lookahead_batch_size: int | None = None,
         num_beams: int = 1,
         num_runs: int = 1,
+        cache: str | None = None,
+        pack_candidates: bool = False,
     ) -> InfoGainTextOutput | tuple[Any, ...]:
         r"""Writes texts, or fills in masks.
 
@@ -194,6 +196,11 @@ class InfoGainTextPipeline(DiffusionPipeline):
                 for the R rows that are not finished; logits are 0 at known tokens.
             lookahead_batch_size: The most states that go through the model at once, texts times candidates.
             num_beams, num_runs: Above 1: beam search, or the best of so many runs, of every block.
+            cache: "none"; "exact" for block-causal models, whose finished blocks are then not run again, with the same logits; or
+                "prefix" for models with full attention, an approximation that takes what stands before a block as it was when
+                the block began. By default exact where that is possible.
+            pack_candidates: With the exact cache, run the candidates of a text as one sequence over one copy of its keys and values,
+                which saves memory.
 
         Returns:
             `InfoGainTextOutput`, or (texts, sequences, attention_mask, trace).
@@ -217,6 +224,8 @@ class InfoGainTextPipeline(DiffusionPipeline):
                 "lookahead_batch_size": lookahead_batch_size,
                 "num_beams": num_beams,
                 "num_runs": num_runs,
+                "cache": cache,
+                "pack_candidates": pack_candidates,
             }
         )
         with self.progress_bar(total=len(generation.blocks)) as progress_bar:

@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from .candidates import Generators, split_generator
 from .decoding import DecodingStep, DecodingTrace, decode, decode_beam, decode_best_of
 from .masked_logits import MaskedLogits
-from .models.text import masked_lm_logits
+from .models.text_logits import CACHES, TextCache
 from .scheduling_infogain import InfoGainScheduler
 
 CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores"]
@@ -78,12 +78,16 @@ class TextGeneration:
     lookahead_batch_size: int | None
     num_beams: int
     num_runs: int
+    cache: str | None
+    pack_candidates: bool
 
     def __post_init__(self) -> None:
         self.family = self.pipe.family
         self.mask_token_id = self.family.mask_token_id
         self._check()
         self._lay_out()
+        kind = self.cache or ("exact" if self.family.attention == "block_causal" else "none")
+        self._cache = TextCache(self.pipe.model, self.family, kind, packed=self.pack_candidates)
         self.generators = split_generator(self.generator, len(self.rows))
         self.scheduler: InfoGainScheduler = self.pipe.scheduler
         if self.num_inference_steps is None and self.scheduler.config.tokens_per_step is None:
@@ -118,6 +122,8 @@ class TextGeneration:
             raise ValueError(
                 f"`generator` must have one entry for each of the {len(self.rows)} texts, got a list of {len(self.generator)}."
             )
+        if self.cache is not None and self.cache not in CACHES:
+            raise ValueError(f"`cache` must be one of {', '.join(CACHES)} or None, got {self.cache!r}.")
         unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSOR_INPUTS]
         if unknown:
             allowed = ", ".join(CALLBACK_TENSOR_INPUTS)
@@ -176,15 +182,10 @@ class TextGeneration:
         if not len(rows):
             return
         block, scheduler = self.tokens[rows, start:end], self.scheduler
-        seen = end if self.family.attention == "block_causal" else self.tokens.shape[1]
+        self._cache.begin_block(self.tokens, self.kept, start, end)
 
         def denoise(tokens: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-            owners = rows[owners]
-            sequences = self.tokens[owners, :seen]
-            sequences[:, start:end] = tokens
-            where = torch.zeros_like(sequences, dtype=torch.bool)
-            where[:, start:end] = tokens == self.mask_token_id
-            return masked_lm_logits(self.pipe.model, self.family, sequences, self.kept[owners, :seen], where)
+            return self._cache.logits(tokens, rows[owners], tokens == self.mask_token_id)
 
         scheduler.set_timesteps(self._steps(int((block == self.mask_token_id).sum(-1).max())), device=self.tokens.device)
         options: dict[str, Any] = {
