@@ -230,6 +230,14 @@ class ImageGeneration:
     def _check_latents(self, latents: torch.Tensor) -> None:
         check_latents(latents, (self.batch_size, *self.grid), self.codebook_size, self.mask_token_id)
 
+    def check_sequence_length(self, length: int, limit: int) -> None:
+        """Raises a ValueError if prompt and image together are more tokens than a language model takes."""
+        if length > limit:
+            raise ValueError(
+                f"`height` {self.height} and `width` {self.width} need {self.grid[0] * self.grid[1]} image tokens, which make a "
+                f"sequence of {length} with the prompt; the model takes {limit}."
+            )
+
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor, guidance_scale: float) -> torch.Tensor:
         """Guided logits, with the call's schedule; `guidance_scale` 1 means none, whatever the pipeline's own convention."""
         return guide(cond, uncond, tokens, self.mask_token_id, guidance_scale, self.guidance_schedule)
