@@ -270,8 +270,11 @@ def test_offloading_and_half_precision_give_images(pipe):
     pipe.enable_model_cpu_offload(device="cpu")
     assert torch.equal(pipe("a cat", generator=generators(0), num_inference_steps=2, output_type="latent").images, expected)
     half = make_lumina_pipeline().to(torch.bfloat16)
+    decoded = []
+    half.vqvae.decoder.register_forward_hook(lambda module, args, output: decoded.append(output.dtype))
     image = half(PROMPTS[:2], generator=generators(0, 1), num_inference_steps=2, output_type="pt").images
     assert image.isfinite().all()
+    assert decoded == [torch.float32]  # as the public implementation, which keeps this model in float32
     assert half.vqvae.dtype == torch.bfloat16
 
 
