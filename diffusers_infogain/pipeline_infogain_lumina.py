@@ -18,8 +18,7 @@ from .image_generation import (
     InfoGainPipelineOutput,
     StepCallback,
     as_infogain_scheduler,
-    check_one_each,
-    count_prompts,
+    check_prompts,
     in_float32,
     repeat_prompts,
 )
@@ -229,10 +228,7 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
-        num_prompts = count_prompts("prompt", prompt)
-        if negative_prompt is not None:
-            count_prompts("negative_prompt", negative_prompt)
-            check_one_each("negative_prompt", negative_prompt, num_prompts)
+        num_prompts = check_prompts(prompt, negative_prompt)
         codebook_size = self.vqvae.config.num_vq_embeddings
         generation = ImageGeneration(
             pipe=self,

@@ -19,8 +19,7 @@ from .image_generation import (
     InfoGainPipelineOutput,
     StepCallback,
     as_infogain_scheduler,
-    check_one_each,
-    count_prompts,
+    check_prompts,
     in_float32,
     repeat_prompts,
 )
@@ -251,10 +250,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
-        num_prompts = count_prompts("prompt", prompt)
-        if negative_prompt is not None:
-            count_prompts("negative_prompt", negative_prompt)
-            check_one_each("negative_prompt", negative_prompt, num_prompts)
+        num_prompts = check_prompts(prompt, negative_prompt)
         generation = ImageGeneration(
             pipe=self,
             codebook_size=self.vqvae.codebook_size,
@@ -281,11 +277,12 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             num_runs=num_runs,
         )
         prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
-        length = prompt_ids.shape[1] + generation.grid[0] * generation.grid[1] + 2
-        generation.check_sequence_length(length, self.transformer.config.max_position_embeddings)
-        negative = None
+        longest, negative = prompt_ids.shape[1], None
         if guidance_scale > 0:
             negative = self.encode_prompt(repeat_prompts(negative_prompt or "", num_prompts, num_images_per_prompt))
+            longest = max(longest, negative[0].shape[1])
+        length = longest + generation.grid[0] * generation.grid[1] + 2
+        generation.check_sequence_length(length, self.transformer.config.max_position_embeddings)
 
         def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             cond = self.predict(tokens, prompt_ids[rows], prompt_mask[rows])
