@@ -6,6 +6,7 @@ from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode
 from .image_generation import InfoGainPipelineOutput
 from .loading import load
 from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
+from .pipeline_infogain_lumina import InfoGainLuminaPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "DecodingOutput",
     "DecodingTrace",
+    "InfoGainLuminaPipeline",
     "InfoGainMMaDAPipeline",
     "InfoGainMaskGITPipeline",
     "InfoGainMeissonicPipeline",

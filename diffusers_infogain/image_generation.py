@@ -84,6 +84,19 @@ def check_one_each(name: str, value: Any, num_prompts: int) -> None:
         raise ValueError(f"`{name}` must have one entry, or one for each of the {num_prompts} prompts, got {len(value)}.")
 
 
+def check_prompts(prompt: Any, negative_prompt: Any) -> int:
+    """The number of prompts; negative ones must be one for all or one each.
+
+    Raises:
+        ValueError: If they are not, or one of both is neither a string nor a list of strings.
+    """
+    num_prompts = count_prompts("prompt", prompt)
+    if negative_prompt is not None:
+        count_prompts("negative_prompt", negative_prompt)
+        check_one_each("negative_prompt", negative_prompt, num_prompts)
+    return num_prompts
+
+
 def repeat_prompts(texts: str | list[str], num_prompts: int, num_images_per_prompt: int) -> list[str]:
     """One text per image, those of a prompt in a row; a single text serves all prompts."""
     every = [texts] if isinstance(texts, str) else texts
@@ -229,6 +242,14 @@ class ImageGeneration:
 
     def _check_latents(self, latents: torch.Tensor) -> None:
         check_latents(latents, (self.batch_size, *self.grid), self.codebook_size, self.mask_token_id)
+
+    def check_sequence_length(self, length: int, limit: int) -> None:
+        """Raises a ValueError if prompt and image together are more tokens than a language model takes."""
+        if length > limit:
+            raise ValueError(
+                f"`height` {self.height} and `width` {self.width} need {self.grid[0] * self.grid[1]} image tokens, which make a "
+                f"sequence of {length} with the prompt; the model takes {limit}."
+            )
 
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor, guidance_scale: float) -> torch.Tensor:
         """Guided logits, with the call's schedule; `guidance_scale` 1 means none, whatever the pipeline's own convention."""

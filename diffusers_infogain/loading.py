@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from .models.checkpoint import local_folder, read_config
 from .pipeline_infogain import InfoGainPipeline
+from .pipeline_infogain_lumina import PUBLISHED_CLASS, InfoGainLuminaPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
@@ -20,6 +21,7 @@ IMAGE_PIPELINES: tuple[type[DiffusionPipeline], ...] = (
     InfoGainMMaDAPipeline,
     InfoGainMaskGITPipeline,
     InfoGainMeissonicPipeline,
+    InfoGainLuminaPipeline,
 )
 
 
@@ -50,6 +52,8 @@ def image_pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type
         for kind in IMAGE_PIPELINES:
             if name == kind.__name__:
                 return kind
+        if name == PUBLISHED_CLASS:
+            return InfoGainLuminaPipeline
         if InfoGainMeissonicPipeline.is_published(index):
             return InfoGainMeissonicPipeline
         found = f"a {MODEL_INDEX} for {name!r}"
@@ -59,8 +63,8 @@ def image_pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type
             return InfoGainMMaDAPipeline
         found = f"a config.json with the model type {name!r}"
     raise ValueError(
-        f"{os.fspath(repository)!r} is of no family that is known here: aMUSEd, MMaDA, MaskGIT (Halton), Meissonic or Monetico. "
-        f"It has {found}."
+        f"{os.fspath(repository)!r} is of no family that is known here: aMUSEd, MMaDA, MaskGIT (Halton), Meissonic, Monetico or "
+        f"Lumina-DiMOO. It has {found}."
     )
 
 

@@ -143,29 +143,7 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
             components["text_encoder"] = text_encoder
         return PublishedPipeline(cls, models, components)
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_encoder_hidden_states: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """As `clip_generation.encode_prompt`."""
-        return clip_generation.encode_prompt(
-            self,
-            prompt,
-            num_images_per_prompt,
-            do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds,
-            encoder_hidden_states,
-            negative_prompt_embeds,
-            negative_encoder_hidden_states,
-        )
+    encode_prompt = clip_generation.encode_prompt
 
     @torch.no_grad()
     def __call__(

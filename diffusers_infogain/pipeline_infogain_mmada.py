@@ -19,13 +19,12 @@ from .image_generation import (
     InfoGainPipelineOutput,
     StepCallback,
     as_infogain_scheduler,
-    check_one_each,
-    count_prompts,
+    check_prompts,
     in_float32,
     repeat_prompts,
 )
 from .models.checkpoint import local_folder, read_config
-from .models.llada import BidirectionalLlama, open_llada
+from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .models.magvit_v2 import MagvitV2Model, open_magvit_v2
 from .published import PublishedPipeline, hub_arguments, load_published, saved_class
 from .scheduling_infogain import InfoGainScheduler
@@ -89,12 +88,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
         )
         offset = len(tokenizer) if image_token_offset is None else image_token_offset
-        vocab_size = transformer.config.vocab_size
-        if offset + vqvae.codebook_size > vocab_size:
-            raise ValueError(
-                f"`image_token_offset` {offset} and the {vqvae.codebook_size} codes of `vqvae` do not fit into the vocabulary of "
-                f"{vocab_size} tokens of `transformer`: the parts are not of the same model."
-            )
+        check_image_tokens(offset, vqvae.codebook_size, transformer.config.vocab_size)
         self.register_to_config(
             image_token_offset=offset,
             task_token_id=task_token_id,
@@ -182,11 +176,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
                 )
                 ids = [*ids[: config.max_prompt_length - 1], tokenizer.eos_token_id]
             rows.append(ids)
-        longest = max(map(len, rows))
-        padded = [[config.pad_token_id] * (longest - len(ids)) + ids for ids in rows]
-        kept = [[False] * (longest - len(ids)) + [True] * len(ids) for ids in rows]
-        device = self._execution_device
-        return torch.tensor(padded, device=device), torch.tensor(kept, device=device)
+        return pad_prompts(rows, config.pad_token_id, self._execution_device)
 
     def predict(
         self, tokens: torch.Tensor, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, where: torch.Tensor | None = None
@@ -206,18 +196,15 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         config = self.config
         masked = tokens == self.scheduler.config.mask_token_id
         where = masked if where is None else where
-        # Columns that are padding in every row are left out: a prompt alone is never padded.
-        first = int((~prompt_mask).all(0).sum())
-        prompt_ids, prompt_mask = prompt_ids[:, first:], prompt_mask[:, first:]
         image = torch.where(masked, self.transformer.config.mask_token_id, tokens + config.image_token_offset)
         one = torch.ones_like(tokens[:, :1])
-        input_ids = torch.cat([prompt_ids, config.image_start_token_id * one, image, config.image_end_token_id * one], dim=1)
-        every = torch.ones((len(tokens), tokens.shape[1] + 2), dtype=torch.bool, device=tokens.device)
-        return self.transformer(
-            input_ids,
-            None if prompt_mask.all() else torch.cat([prompt_mask, every], dim=1),
-            where=torch.nn.functional.pad(where, (prompt_ids.shape[1] + 1, 1)),
-            token_range=(config.image_token_offset, config.image_token_offset + self.vqvae.codebook_size),
+        return predict_after_prompts(
+            self.transformer,
+            prompt_ids,
+            prompt_mask,
+            torch.cat([config.image_start_token_id * one, image, config.image_end_token_id * one], dim=1),
+            torch.nn.functional.pad(where, (1, 1)),
+            (config.image_token_offset, config.image_token_offset + self.vqvae.codebook_size),
         )
 
     @torch.no_grad()
@@ -263,10 +250,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
-        num_prompts = count_prompts("prompt", prompt)
-        if negative_prompt is not None:
-            count_prompts("negative_prompt", negative_prompt)
-            check_one_each("negative_prompt", negative_prompt, num_prompts)
+        num_prompts = check_prompts(prompt, negative_prompt)
         generation = ImageGeneration(
             pipe=self,
             codebook_size=self.vqvae.codebook_size,
@@ -293,16 +277,12 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             num_runs=num_runs,
         )
         prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
-        image_tokens = generation.grid[0] * generation.grid[1]
-        length, limit = prompt_ids.shape[1] + image_tokens + 2, self.transformer.config.max_position_embeddings
-        if length > limit:
-            raise ValueError(
-                f"`height` {generation.height} and `width` {generation.width} need {image_tokens} image tokens, which make a "
-                f"sequence of {length} with the prompt; the model takes {limit}."
-            )
-        negative = None
+        longest, negative = prompt_ids.shape[1], None
         if guidance_scale > 0:
             negative = self.encode_prompt(repeat_prompts(negative_prompt or "", num_prompts, num_images_per_prompt))
+            longest = max(longest, negative[0].shape[1])
+        length = longest + generation.grid[0] * generation.grid[1] + 2
+        generation.check_sequence_length(length, self.transformer.config.max_position_embeddings)
 
         def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             cond = self.predict(tokens, prompt_ids[rows], prompt_mask[rows])

@@ -6,7 +6,7 @@ Their block is Llama's under other names: RMS norms, rotary embeddings by halves
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,57 @@ class BidirectionalLlama(LlamaForCausalLM):
         first, last = token_range or (0, self.config.vocab_size)
         with align_module_device(self.lm_head):
             return torch.nn.functional.linear(states, self.lm_head.weight[first:last])
+
+
+def check_image_tokens(image_token_offset: int, codebook_size: int, vocab_size: int) -> None:
+    """Raises a ValueError if the vocabulary ends before the last image token."""
+    if image_token_offset + codebook_size > vocab_size:
+        raise ValueError(
+            f"`image_token_offset` {image_token_offset} and the {codebook_size} codes of `vqvae` do not fit into the vocabulary "
+            f"of {vocab_size} tokens of `transformer`: the parts are not of the same model."
+        )
+
+
+def pad_prompts(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of different lengths, padded on the left: ids (R, P) and a mask (R, P), False at padding."""
+    longest = max(map(len, rows))
+    padded = [[pad_token_id] * (longest - len(ids)) + list(ids) for ids in rows]
+    kept = [[False] * (longest - len(ids)) + [True] * len(ids) for ids in rows]
+    return torch.tensor(padded, device=device), torch.tensor(kept, device=device)
+
+
+def predict_after_prompts(
+    transformer: BidirectionalLlama,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    input_ids: torch.Tensor,
+    where: torch.Tensor,
+    token_range: tuple[int, int],
+) -> torch.Tensor:
+    """Logits of what follows a prompt.
+
+    No tensor with a column for every word of the vocabulary is made.
+
+    Args:
+        transformer: The model.
+        prompt_ids, prompt_mask: (R, P) each, from `pad_prompts`.
+        input_ids: (R, L) long, what follows.
+        where: (R, L) bool, the positions whose logits are wanted.
+        token_range: (first, last + 1) of the tokens that are wanted.
+
+    Returns:
+        (M, V) for the M positions of `where`, in row-major order.
+    """
+    # Columns that are padding in every row are left out: a prompt alone is never padded.
+    first = int((~prompt_mask).all(0).sum())
+    prompt_ids, prompt_mask = prompt_ids[:, first:], prompt_mask[:, first:]
+    every = torch.ones_like(input_ids, dtype=torch.bool)
+    return transformer(
+        torch.cat([prompt_ids, input_ids], dim=1),
+        None if prompt_mask.all() else torch.cat([prompt_mask, every], dim=1),
+        where=torch.nn.functional.pad(where, (prompt_ids.shape[1], 0)),
+        token_range=token_range,
+    )
 
 
 def open_llada(folder: Path) -> ModelSource:

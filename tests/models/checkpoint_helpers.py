@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import torch
+from diffusers import VQModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from diffusers_infogain import InfoGainMMaDAPipeline, InfoGainScheduler
+from diffusers_infogain import InfoGainLuminaPipeline, InfoGainMMaDAPipeline, InfoGainScheduler
 from diffusers_infogain.models.llada import BidirectionalLlama
 from diffusers_infogain.models.magvit_v2 import MagvitV2Model
 
@@ -145,16 +146,13 @@ def write_magvit_repository(folder: Path) -> Path:
     return folder
 
 
-MMADA_TINY = {"task_token_id": 43, "image_start_token_id": 44, "image_end_token_id": 45, "pad_token_id": 40}
-
-
-def make_mmada_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler: object) -> InfoGainMMaDAPipeline:
-    """50 words, 32 codes, 4 x 4 tokens of 2 x 2 pixels; mask id 47 in the model, 32 in the canvas."""
+def make_llama(vocab_size: int, seed: int = 0) -> BidirectionalLlama:
+    """16 wide, 2 layers; mask id 47."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = BidirectionalLlama(
             LlamaConfig(
-                vocab_size=84,
+                vocab_size=vocab_size,
                 hidden_size=16,
                 intermediate_size=24,
                 num_hidden_layers=2,
@@ -171,6 +169,15 @@ def make_mmada_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler:
             if parameter.ndim == 2:
                 parameter.data.normal_(std=0.5)
         transformer.lm_head.weight.data.normal_()
+    return transformer
+
+
+MMADA_TINY = {"task_token_id": 43, "image_start_token_id": 44, "image_end_token_id": 45, "pad_token_id": 40}
+
+
+def make_mmada_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler: object) -> InfoGainMMaDAPipeline:
+    """50 words, 32 codes, 4 x 4 tokens of 2 x 2 pixels; mask id 47 in the model, 32 in the canvas."""
+    transformer = make_llama(vocab_size=84, seed=seed)
     two_levels = {name: [1, 2] for name in ("encoder_multipliers", "decoder_multipliers")}
     vqvae = make_magvit(bits=5, encoder_blocks=[1, 1], decoder_blocks=[1, 1], **two_levels)
     tokenizer = make_word_tokenizer(50, bos=41, eos=42)
@@ -185,3 +192,94 @@ def make_mmada_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+LUMINA_WORDS = (*MMADA_WORDS, "Generate", "an", "image", "according", "to", "text", "prompt.")
+# Names of special tokens, and their ids in a tiny vocabulary of 50 words.
+LUMINA_SPECIAL = {"<system>": 36, "</system>": 37, "<user>": 38, "</user>": 39, "<uncondition>": 40}
+LUMINA_TINY = {
+    "image_token_offset": 50,
+    "newline_token_id": 46,
+    "image_start_token_id": 41,
+    "image_end_token_id": 42,
+    "answer_start_token_id": 43,
+    "answer_end_token_id": 44,
+}
+
+
+def make_lumina_tokenizer(size: int = 50, special: dict[str, int] = LUMINA_SPECIAL) -> PreTrainedTokenizerFast:
+    """`size` words, the first of them LUMINA_WORDS, with the special tokens at these ids; nothing is added around a text."""
+    names = [*LUMINA_WORDS, *(f"<|{i}|>" for i in range(len(LUMINA_WORDS), size))]
+    for name, i in special.items():
+        names[i] = name
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[size - 1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=names[size - 1])
+
+
+def make_vqvae(codes: int, levels: int, seed: int = 0) -> VQModel:
+    """4 channels at each of the levels, 8 numbers a code."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VQModel(
+            block_out_channels=(4,) * levels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            layers_per_block=1,
+            latent_channels=8,
+            num_vq_embeddings=codes,
+            norm_num_groups=2,
+            mid_block_add_attention=False,
+            lookup_from_codebook=True,
+            force_upcast=True,
+        ).eval()
+
+
+def make_lumina_pipeline(seed: int = 0, max_sequence_length: int = 100, **scheduler: object) -> InfoGainLuminaPipeline:
+    """50 words, 32 codes, 4 x 4 tokens of 2 x 2 pixels; mask id 47 in the model, 32 in the canvas."""
+    pipe = InfoGainLuminaPipeline(
+        make_vqvae(codes=32, levels=2),
+        make_lumina_tokenizer(),
+        make_llama(vocab_size=82, seed=seed),
+        InfoGainScheduler(mask_token_id=32, **scheduler),
+        **LUMINA_TINY,
+        max_sequence_length=max_sequence_length,
+        sample_size=4,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# As MMaDA's, with another vocabulary; 126356 words, then 8192 codes.
+LUMINA_CONFIG = {
+    **{name: value for name, value in MMADA_CONFIG.items() if name not in ("codebook_size", "llm_vocab_size", "new_vocab_size")},
+    "architectures": ["LLaDAForMultiModalGeneration"],
+    "model_type": "llada",
+    "auto_map": {"AutoModelForCausalLM": "modeling_llada.LLaDAForMultiModalGeneration"},
+    "embedding_size": 134548,
+    "vocab_size": 134548,
+}
+LUMINA_PUBLISHED_SPECIAL = {
+    **{name: 126340 + i for i, name in enumerate(("<system>", "</system>", "<user>", "</user>"))},
+    **{"<IMAGE>": 126349, "</IMAGE>": 126350, "<uncondition>": 126351, "<answer>": 126354, "</answer>": 126355},
+}
+
+
+def write_lumina_repository(folder: Path, **config: object) -> Path:
+    """As `Alpha-VLLM/Lumina-DiMOO`, code that must not run included; where <system> and <user> stand is a guess."""
+    folder.mkdir(parents=True)
+    settings = {**LUMINA_CONFIG, **config}
+    index = {
+        "_class_name": "LuminaDiMOOPipeline",
+        "_diffusers_version": "0.35.1",
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "vqvae": ["diffusers", "VQModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "modeling_llada.py").write_text("raise RuntimeError('code of the checkpoint was run')\n")
+    write_shards(folder, llada_tensors(settings), count=2)
+    make_lumina_tokenizer(126356, LUMINA_PUBLISHED_SPECIAL).save_pretrained(folder)
+    make_vqvae(codes=8192, levels=5).save_pretrained(folder / "vqvae")
+    return folder

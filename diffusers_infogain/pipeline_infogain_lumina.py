@@ -1,0 +1,280 @@
+"""Text to image with Lumina-DiMOO, decoded by `InfoGainScheduler`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, VQModel
+from diffusers.image_processor import VaeImageProcessor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .candidates import Generators
+from .image_generation import (
+    CALLBACK_TENSOR_INPUTS,
+    ImageGeneration,
+    InfoGainPipelineOutput,
+    StepCallback,
+    as_infogain_scheduler,
+    check_prompts,
+    in_float32,
+    repeat_prompts,
+)
+from .models.checkpoint import local_folder, read_config
+from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
+from .models.stock import decode_vqvae, open_vqvae
+from .published import PublishedPipeline, hub_arguments, load_published, saved_class
+from .scheduling_infogain import InfoGainScheduler
+
+PUBLISHED_CLASS = "LuminaDiMOOPipeline"
+"""What the published model_index.json says."""
+
+PROMPT_TEMPLATE = "<system>Generate an image according to the text prompt.</system><user>{}</user>"
+UNCONDITION = "<uncondition>"
+"""Stands in the place of a prompt where there is none."""
+
+DEFAULT_NUM_INFERENCE_STEPS = 64
+
+
+class InfoGainLuminaPipeline(DiffusionPipeline):
+    r"""Text-to-image generation with Lumina-DiMOO (arXiv 2510.06308), decoded by information gain or rules it is compared with.
+
+    `from_pretrained` loads the published repository as it is (`Alpha-VLLM/Lumina-DiMOO`), or a folder that `save_pretrained` or
+    `diffusers-infogain convert` wrote.
+
+    A sequence is `prompt [answer start] [image start] rows [image end] [answer end]`, with the prompt in `PROMPT_TEMPLATE`. Each
+    row of image tokens ends with a newline token, which is given and never decoded; image code c is the token
+    `image_token_offset + c`. `scheduler` sees the image tokens alone, as codes, with the codebook's size as mask id.
+
+    Args:
+        vqvae: Turns tokens into pixels.
+        tokenizer: Of the prompts.
+        transformer: Predicts the tokens.
+        scheduler: Decides which tokens to decode next, and with what.
+        image_token_offset: Id of image code 0.
+        newline_token_id, image_start_token_id, image_end_token_id, answer_start_token_id, answer_end_token_id: Of the layout;
+            Lumina-DiMOO's by default.
+        max_sequence_length: Tokens of prompt and image together, at most; by default as many as its published training takes.
+        sample_size: Image tokens along a side, by default.
+
+    Raises:
+        ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if the image tokens do not fit
+            into the transformer's vocabulary.
+    """
+
+    model_cpu_offload_seq = "transformer->vqvae"
+    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+
+    vqvae: VQModel
+    tokenizer: PreTrainedTokenizerBase
+    transformer: BidirectionalLlama
+    scheduler: InfoGainScheduler
+
+    def __init__(
+        self,
+        vqvae: VQModel,
+        tokenizer: PreTrainedTokenizerBase,
+        transformer: BidirectionalLlama,
+        scheduler: InfoGainScheduler,
+        image_token_offset: int = 126356,
+        newline_token_id: int = 126084,
+        image_start_token_id: int = 126349,
+        image_end_token_id: int = 126350,
+        answer_start_token_id: int = 126354,
+        answer_end_token_id: int = 126355,
+        max_sequence_length: int = 5120,
+        sample_size: int = 64,
+    ):
+        super().__init__()
+        self.register_modules(
+            vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
+        )
+        check_image_tokens(image_token_offset, vqvae.config.num_vq_embeddings, transformer.config.vocab_size)
+        self.register_to_config(
+            image_token_offset=image_token_offset,
+            newline_token_id=newline_token_id,
+            image_start_token_id=image_start_token_id,
+            image_end_token_id=image_end_token_id,
+            answer_start_token_id=answer_start_token_id,
+            answer_end_token_id=answer_end_token_id,
+            max_sequence_length=max_sequence_length,
+            sample_size=sample_size,
+        )
+        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainLuminaPipeline:
+        """Loads Lumina-DiMOO's published repository, or what `save_pretrained` or `diffusers-infogain convert` wrote.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            kwargs: For a published repository `dtype`, `scheduler` and those of `open_published`, else as in
+                `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
+        """
+        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
+            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def open_published(cls, repository: str | os.PathLike[str], **hub: Any) -> PublishedPipeline:
+        """The published repository, opened to be loaded or converted.
+
+        Args:
+            repository: Folder or Hub id.
+            hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
+
+        Raises:
+            ValueError: For a repository of another family.
+        """
+        folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **hub)
+        config = read_config(folder / "config.json")
+        if config.get("model_type") != "llada":
+            raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'llada', got {config.get('model_type')!r}.")
+        models = {"transformer": open_llada(folder), "vqvae": open_vqvae(folder / "vqvae")}
+        components = {
+            "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder),
+            "scheduler": InfoGainScheduler(mask_token_id=models["vqvae"].skeleton().config.num_vq_embeddings),
+        }
+        return PublishedPipeline(cls, models, components)
+
+    def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of prompts in `PROMPT_TEMPLATE`, padded on the left; none is cut.
+
+        Returns:
+            Ids (B, P) and a mask (B, P), False at padding.
+        """
+        rows = [self.tokenizer(PROMPT_TEMPLATE.format(text)).input_ids for text in prompts]
+        # Padding is hidden from every token, so any id will do.
+        return pad_prompts(rows, 0, self._execution_device)
+
+    def predict(
+        self, tokens: torch.Tensor, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, where: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits of the image codes, without guidance.
+
+        No tensor with a column for every word of the vocabulary is made.
+
+        Args:
+            tokens: (R, h, w) long, codes, or the scheduler's mask id.
+            prompt_ids, prompt_mask: (R, P) each, from `encode_prompt`.
+            where: (R, h, w) bool, the positions whose logits are wanted; by default the masked ones.
+
+        Returns:
+            (M, V) for the M positions of `where`, in row-major order.
+        """
+        config = self.config
+        masked = tokens == self.scheduler.config.mask_token_id
+        where = masked if where is None else where
+        image = torch.where(masked, self.transformer.config.mask_token_id, tokens + config.image_token_offset)
+        pad = torch.nn.functional.pad
+        start = tokens.new_tensor([config.answer_start_token_id, config.image_start_token_id]).expand(len(tokens), -1)
+        end = tokens.new_tensor([config.image_end_token_id, config.answer_end_token_id]).expand(len(tokens), -1)
+        return predict_after_prompts(
+            self.transformer,
+            prompt_ids,
+            prompt_mask,
+            torch.cat([start, pad(image, (0, 1), value=config.newline_token_id).flatten(1), end], dim=1),
+            pad(pad(where, (0, 1)).flatten(1), (2, 2)),
+            (config.image_token_offset, config.image_token_offset + self.vqvae.config.num_vq_embeddings),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 4.0,
+        guidance_schedule: str = "constant",
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        lookahead_batch_size: int | None = None,
+        num_beams: int = 1,
+        num_runs: int = 1,
+    ) -> InfoGainPipelineOutput | tuple[Any, ...]:
+        r"""Generates images.
+
+        Args:
+            prompt: The prompt or prompts.
+            height, width: In pixels, multiples of 16; by default 1024, or what `latents` have. Its authors also show 1536 x 768,
+                and prepare images for training in multiples of 32, up to four times as long as wide.
+            num_inference_steps: By default 64, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
+            guidance_scale: g of classifier-free guidance in Lumina-DiMOO's form, logits = (1 + g) · cond - g · uncond; 0 or less
+                switches it off.
+            guidance_schedule: How guidance grows with the share of the image that is decoded: "constant" (full from the start),
+                "linear" or "cosine".
+            negative_prompt: What to steer away from, in place of `UNCONDITION`, which also stands for an empty text; one for all
+                prompts or one each. Ignored without guidance. The model was trained with `UNCONDITION` alone.
+            num_images_per_prompt, generator, latents, output_type, return_dict: As in `InfoGainPipeline`.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: As in `InfoGainPipeline`; "logits" are 0 at known tokens.
+            lookahead_batch_size, num_beams, num_runs: As in `InfoGainPipeline`.
+
+        Returns:
+            `InfoGainPipelineOutput`, or (images, trace).
+
+        Raises:
+            ValueError: For arguments that do not fit, naming the first.
+        """
+        num_prompts = check_prompts(prompt, negative_prompt)
+        codebook_size = self.vqvae.config.num_vq_embeddings
+        generation = ImageGeneration(
+            pipe=self,
+            codebook_size=codebook_size,
+            vocab_size=self.transformer.config.vocab_size,
+            scale_factor=self.vae_scale_factor,
+            unit=self.vae_scale_factor,
+            default_size=self.config.sample_size,
+            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
+            num_prompts=num_prompts,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            lookahead_batch_size=lookahead_batch_size,
+            num_beams=num_beams,
+            num_runs=num_runs,
+        )
+        prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
+        longest, negative = prompt_ids.shape[1], None
+        if guidance_scale > 0:
+            texts = repeat_prompts(negative_prompt or UNCONDITION, num_prompts, num_images_per_prompt)
+            negative = self.encode_prompt([text or UNCONDITION for text in texts])
+            longest = max(longest, negative[0].shape[1])
+        h, w = generation.grid
+        generation.check_sequence_length(longest + h * (w + 1) + 4, self.config.max_sequence_length)
+
+        def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            image = tokens.unflatten(1, generation.grid)
+            cond = self.predict(image, prompt_ids[rows], prompt_mask[rows])
+            if negative is None:
+                return cond
+            # One after the other: the prompts' lengths differ, and neither branch then needs the other's padding.
+            uncond = self.predict(image, negative[0][rows], negative[1][rows])
+            return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
+
+        def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
+            with in_float32(self.vqvae):
+                return decode_vqvae(self.vqvae, tokens).clamp(0, 1)
+
+        return generation.run(denoise, to_pixels)
