@@ -1,4 +1,4 @@
-"""Masked language models as they were published, on transformers' own classes: LLaDA, MMaDA, Dream, SDAR, TraDo, BERT and others."""
+"""Masked language models as they were published, on transformers' own classes: LLaDA, Dream, SDAR, BERT and others."""
 
 from __future__ import annotations
 
