@@ -86,14 +86,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor
     return tokenizer(texts, return_tensors="pt", add_special_tokens=False).input_ids
 
 
-def draw_batch(args: argparse.Namespace, rows: tuple[torch.Tensor, torch.Tensor], generator: torch.Generator):
+def draw_batch(args: argparse.Namespace, rows: tuple[torch.Tensor, torch.Tensor], step: int, generator: torch.Generator):
     """Rows and what is masked in them, each (B, 17): a uniform share of the characters behind the letter.
 
-    In three equations out of ten the factors stay: with any of their four digits missing most products are open, which a uniform
-    mask leaves to one row in five. What is masked does not depend on the row, so the predictions to be learnt stay the same.
+    In a share of the equations, `share_of_known_factors`, the factors stay. What is masked does not depend on what the row says,
+    so the predictions to be learnt are the same at any share.
     """
     equations, grids = rows
-    num_grids = args.batch_size // 5
+    num_grids = args.batch_size // 8
     num_equations = args.batch_size - num_grids
     picked = [
         source[torch.randint(len(source), (num,), generator=generator)]
@@ -102,8 +102,17 @@ def draw_batch(args: argparse.Namespace, rows: tuple[torch.Tensor, torch.Tensor]
     share = torch.rand(args.batch_size, 1, generator=generator)
     masked = torch.rand(args.batch_size, ROW_LENGTH, generator=generator) < share
     masked[:, 0] = False
-    masked[: round(0.3 * num_equations), :FIRST_BIT] = False
+    masked[: round(share_of_known_factors(step, args.steps) * num_equations), :FIRST_BIT] = False
     return torch.cat(picked), masked
+
+
+def share_of_known_factors(step: int, steps: int) -> float:
+    """0.95 for the first 40 % of the steps, then linearly to 0.4 at 55 %.
+
+    With any of their four digits missing most products are open, and the table of products is one to be learnt by heart: of rows
+    masked uniformly, or in 30 % of rows with factors, 2,000 steps learned 13 % of it and came to a halt.
+    """
+    return min(0.95, max(0.4, 0.95 - 0.55 * (step / steps - 0.4) / 0.15))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -146,7 +155,7 @@ def train(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple
     begun = time.monotonic() - seconds
     progress = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=10)
     for step in progress:
-        target, masked = draw_batch(args, rows, generator)
+        target, masked = draw_batch(args, rows, step, generator)
         logits = model(target.masked_fill(masked, tokenizer.mask_token_id), where=masked)
         loss = F.cross_entropy(logits, target[masked])
         for optimizer in optimizers:
@@ -237,9 +246,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/text"), help="folder of the checkpoint and of the result")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=6e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--report-problems", type=int, default=1024, help="problems behind each of the printed shares")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

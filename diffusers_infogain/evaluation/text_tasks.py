@@ -127,8 +127,8 @@ class MultiplicationProblem:
     def prompt(self) -> str:
         """The task in words and the template."""
         return (
-            f"Replace every {MASK} of the equation below so that it holds. The factors are decimal numbers from 0 to {MAX_FACTOR} "
-            f"with {FACTOR_DIGITS} digits; the product is a binary number, with {PRODUCT_BITS} digits. Reply with the equation."
+            f"Replace every {MASK} of the equation below so that it holds. The factors are decimal numbers up to {MAX_FACTOR} "
+            f"with {FACTOR_DIGITS} digits; the product is a binary number with {PRODUCT_BITS}. Reply with the equation."
             "\n\n"
             f"Equation: {self.template}\nAnswer:"
         )
