@@ -137,12 +137,10 @@ class EndingModel(BidirectionalLlama):
 
     place = 4
 
-    def forward(self, input_ids, attention_mask=None, where=None, token_range=None):
+    def forward(self, input_ids, position_ids=None, where=None, **kwargs):
         logits = torch.zeros(*input_ids.shape, WORDS)
         logits[..., 3] = 5.0
-        kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
-        position = kept.cumsum(-1) - 1
-        logits[position == self.place, EOS] = 9.0
+        logits[position_ids == self.place, EOS] = 9.0
         return logits[where]
 
 

@@ -128,16 +128,16 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
         runs = [record for record in records if tuple(record[name] for name in key) == values]
         clusters = [problem for record in runs for problem in range(len(record["right"]))]
         columns = {
-            "right": [100.0 * int(one) for record in runs for one in record["right"]],
+            "right": [float(one) for record in runs for one in record["right"]],
             "cumulative_entropy": [value for record in runs for value in record["cumulative_entropies"]],
             "model_rows": [float(value) for record in runs for value in record["model_rows"]],
             "steps": [float(value) for record in runs for value in record["steps"]],
         }
         figures = {name: clustered_mean(column, clusters) for name, column in columns.items()}
-        firsts = [100.0 * value for record in runs for value in record["product_first"] if value is not None]
+        firsts = [value for record in runs for value in record["product_first"] if value is not None]
         if firsts:
             figures["product_first"] = clustered_mean(firsts, clusters)
-        distinct = [100.0 * record["distinct"] / len(record["right"]) for record in runs]
+        distinct = [record["distinct"] / len(record["right"]) for record in runs]
         figures["distinct"] = Figure(sum(distinct) / len(distinct), float("nan"), len(clusters))
         seconds = [record["seconds"] / len(record["right"]) for record in runs]
         figures["seconds"] = Figure(sum(seconds) / len(seconds), float("nan"), len(clusters))
