@@ -199,8 +199,8 @@ class InfoGainTextPipeline(DiffusionPipeline):
             cache: "none"; "exact" for block-causal models, whose finished blocks are then not run again, with the same logits; or
                 "prefix" for models with full attention, an approximation that takes what stands before a block as it was when
                 the block began. By default exact where that is possible.
-            pack_candidates: With the exact cache, run the candidates of a text as one sequence over one copy of its keys and values,
-                which saves memory.
+            pack_candidates: With the exact cache, run the candidates of a text as one sequence over one copy of its keys and
+                values, which saves memory.
 
         Returns:
             `InfoGainTextOutput`, or (texts, sequences, attention_mask, trace).

@@ -99,10 +99,9 @@ class TextGeneration:
         scheduler = self.pipe.scheduler
         if not isinstance(scheduler, InfoGainScheduler):
             raise ValueError(f"`scheduler` must be an InfoGainScheduler, got {type(scheduler).__name__}.")
-        if scheduler.config.mask_token_id != self.mask_token_id:
-            raise ValueError(
-                f"`mask_token_id` of the scheduler must be the model's, {self.mask_token_id}, got {scheduler.config.mask_token_id}."
-            )
+        found = scheduler.config.mask_token_id
+        if found != self.mask_token_id:
+            raise ValueError(f"`mask_token_id` of the scheduler must be the model's, {self.mask_token_id}, got {found}.")
         self.infilling = any(self.mask_token_id in row for row in self.rows)
         lowest = {"max_new_tokens": 0 if self.infilling else 1, "num_beams": 1, "num_runs": 1}
         lowest |= {name: 1 for name in ("block_length", "num_inference_steps") if getattr(self, name) is not None}

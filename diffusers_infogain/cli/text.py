@@ -20,7 +20,7 @@ from . import common
 DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
 
 
-def _pipeline(args: argparse.Namespace) -> InfoGainTextPipeline:
+def _pipeline(args: argparse.Namespace) -> Any:
     pipe = InfoGainTextPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -38,7 +38,7 @@ def text(args: argparse.Namespace) -> None:
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = _pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
-    call = {
+    call: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
         "block_length": args.block_length,
         "num_inference_steps": args.steps,
