@@ -149,6 +149,10 @@ class TextGeneration:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         full = [[*row, *[self.mask_token_id] * self.max_new_tokens] for row in self.rows]
         longest, left = max(map(len, full)), self.family.attention == "full"
+        step = self.block_length or self.family.block_length or longest
+        if not left:
+            # Whole blocks only: a block, and so the random numbers for it, is as wide for a text alone as in any batch.
+            longest = math.ceil(longest / step) * step
         tokens, kept = [], []
         for row in full:
             padding = [pad] * (longest - len(row))
@@ -161,7 +165,7 @@ class TextGeneration:
             if self.infilling:
                 starts = [0, *starts[1:]]
         else:
-            starts = list(range(0, longest, self.block_length or self.family.block_length or longest))
+            starts = list(range(0, longest, step))
         waiting = self.tokens == self.mask_token_id
         every = zip(starts, [*starts[1:], longest], strict=True)
         self.blocks = [(start, end) for start, end in every if waiting[:, start:end].any()]
@@ -177,9 +181,16 @@ class TextGeneration:
         """Decodes a block of the rows that are not finished."""
         # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block.
         waiting = (self.tokens[:, start:end] == self.mask_token_id).any(-1) & ~self.finished.to(self.tokens.device)
-        rows = waiting.nonzero()[:, 0]
-        if not len(rows):
-            return
+        # A block's width and its number of steps must be what they are for a text alone: infilled texts differ in length, and
+        # all in how many masks their first block has.
+        masks = (self.tokens[:, start:end] == self.mask_token_id).sum(-1)
+        firsts = self.kept[:, start:end].int().argmax(-1) if self.infilling and start == 0 else torch.zeros_like(masks)
+        kinds = torch.stack([firsts, masks], dim=-1)
+        for kind in sorted({(first, count) for first, count in kinds[waiting].tolist()}):
+            same = waiting & (kinds == kinds.new_tensor(kind)).all(-1)
+            self._decode_rows(same.nonzero()[:, 0], start + kind[0], end)
+
+    def _decode_rows(self, rows: torch.Tensor, start: int, end: int) -> None:
         block, scheduler = self.tokens[rows, start:end], self.scheduler
         self._cache.begin_block(self.tokens, self.kept, start, end)
 
@@ -188,7 +199,8 @@ class TextGeneration:
 
         scheduler.set_timesteps(self._steps(int((block == self.mask_token_id).sum(-1).max())), device=self.tokens.device)
         options: dict[str, Any] = {
-            "generator": [self.generators[row] for row in rows.tolist()],
+            # Anew for every block, since how often a batch draws depends on its slowest text.
+            "generator": [split_generator(self.generators[row], 1)[0] for row in rows.tolist()],
             "lookahead_batch_size": self.lookahead_batch_size,
         }
         if self.num_beams > 1:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from checkpoint_helpers import make_word_tokenizer
 from helpers import generators
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 
 from diffusers_infogain import InfoGainScheduler, decode
 from diffusers_infogain.models.llada import BidirectionalLlama
+from diffusers_infogain.models.text import TextFamily
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
 
 WORDS, BOS, EOS, MASK = 24, 20, 21, 22
@@ -70,15 +73,16 @@ def plain_text(pipe, prompt: list[int], new: int, block: int, steps: int, seed: 
 
         scheduler = InfoGainScheduler.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(steps)
-        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=[generator]).tokens
+        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
     return tokens[0].tolist()
 
 
+@pytest.mark.parametrize("bound", [0.0, 2.0])
 @pytest.mark.parametrize("sampler", ["info_gain", "confidence", "maskgit"])
 @pytest.mark.parametrize("block", [3, 8])
 @pytest.mark.parametrize("chunk", [None, 2])
-def test_prompts_of_different_lengths_are_decoded_as_each_alone(sampler, block, chunk):
-    pipe = make_pipe(sampler=sampler, token_temperature=0.8)
+def test_prompts_of_different_lengths_are_decoded_as_each_alone(sampler, bound, block, chunk):
+    pipe = make_pipe(sampler=sampler, token_temperature=0.8, entropy_bound=bound)
     blocks = -(-8 // block)
     output = pipe(
         PROMPTS,
@@ -256,3 +260,100 @@ def test_a_foreign_mask_id_is_refused(pipe):
     pipe.scheduler = InfoGainScheduler(mask_token_id=3)
     with pytest.raises(ValueError, match="`mask_token_id` of the scheduler must be the model's, 22, got 3"):
         pipe("a cat", max_new_tokens=2)
+
+
+# Block-causal models, shifted models, caches
+
+
+def make_block_pipe(shifted: bool = False, **scheduler: object) -> InfoGainTextPipeline:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = Qwen3Config(
+            vocab_size=WORDS, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False, **sizes
+        )
+        model = Qwen3ForCausalLM(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.data.normal_(std=0.6)
+    tokenizer = make_word_tokenizer(WORDS, BOS, EOS)
+    tokenizer.pad_token = "<|endoftext|>"
+    family = TextFamily("sdar", MASK, attention="block_causal", block_length=4, eos_token_ids=(EOS,))
+    if shifted:
+        family = TextFamily("dream", MASK, shifted=True, eos_token_ids=(EOS,))
+    settings = {"masking_schedule": "linear", "entropy_bound": 0, "token_temperature": 0.8, **scheduler}
+    pipe = InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(mask_token_id=MASK, **settings), asdict(family))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def plain_block_text(pipe, prompt: list[int], new: int, block: int, seed: int) -> list[int]:
+    """One text alone, from whole forwards under the full block-causal mask, blocks counted from the first token."""
+    tokens = torch.tensor([[*prompt, *[MASK] * new]])
+    (generator,) = generators(seed)
+    number = torch.arange(tokens.shape[1]) // 4
+    mask = torch.zeros(1, 1, *tokens.shape[1:], *tokens.shape[1:]).masked_fill(number[:, None] < number, float("-inf"))
+    real = tokens.shape[1]
+    tokens = torch.nn.functional.pad(tokens, (0, -real % block), value=EOS)  # blocks are whole, the model sees the text only
+    for start in range(0, real, block):
+        end = start + block
+        if not (tokens[:, start:end] == MASK).any():
+            continue
+
+        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            every = tokens.expand(len(states), -1).clone()
+            every[:, start:end] = states
+            logits = torch.cat([pipe.model(one[None, :real], attention_mask=mask).logits for one in every])
+            return torch.nn.functional.pad(logits, (0, 0, 0, tokens.shape[1] - real))[:, start:end]
+
+        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
+        scheduler.set_timesteps(int((tokens[:, start:end] == MASK).sum()))
+        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
+    return tokens[0, :real].tolist()
+
+
+@pytest.mark.parametrize("cache", [{"cache": "none"}, {}, {"pack_candidates": True}], ids=str)
+@pytest.mark.parametrize("block", [None, 8])
+@pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
+def test_block_causal_models_give_the_same_with_and_without_a_cache(sampler, block, cache):
+    pipe = make_block_pipe(sampler=sampler)
+    output = pipe(PROMPTS, max_new_tokens=9, block_length=block, generator=generators(0, 1, 2), stop_at_eos=False, **cache)
+    for row, prompt in enumerate(PROMPTS):
+        expected = plain_block_text(pipe, pipe.tokenizer(prompt).input_ids, 9, block or 4, seed=row)
+        assert output.sequences[row][output.attention_mask[row]].tolist() == expected
+
+
+@pytest.mark.parametrize("block", [None, 3])
+def test_shifted_models_read_a_prediction_one_token_before(block):
+    pipe = make_block_pipe(shifted=True, sampler="info_gain")
+    output = pipe(PROMPTS, max_new_tokens=6, block_length=block, generator=generators(0, 1, 2), stop_at_eos=False)
+    prompt = pipe.tokenizer(PROMPTS[0]).input_ids
+    tokens, (generator,) = torch.tensor([[*prompt, *[MASK] * 6]]), generators(0)
+    for start in range(len(prompt), tokens.shape[1], block or 6):
+        end = min(start + (block or 6), tokens.shape[1])
+
+        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            every = tokens.expand(len(states), -1).clone()
+            every[:, start:end] = states
+            seen = torch.zeros(1, 1, every.shape[1], every.shape[1])
+            with torch.no_grad():
+                return pipe.model(every, attention_mask=seen).logits[:, start - 1 : end - 1]
+
+        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
+        scheduler.set_timesteps(end - start)
+        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
+    assert output.sequences[0][output.attention_mask[0]].tolist() == tokens[0].tolist()
+
+
+def test_a_prefix_cache_is_an_option_for_full_attention_only(pipe):
+    output = pipe(PROMPTS, max_new_tokens=6, block_length=3, cache="prefix")
+    assert MASK not in output.sequences[output.attention_mask].tolist()
+    with pytest.raises(ValueError, match="prefix"):
+        make_block_pipe()("a cat", max_new_tokens=4, cache="prefix")
+    with pytest.raises(ValueError, match="exact"):
+        pipe("a cat", max_new_tokens=4, cache="exact")
+    with pytest.raises(ValueError, match="`cache` must be one of none, exact, prefix or None, got 'dual'"):
+        pipe("a cat", max_new_tokens=4, cache="dual")
+    with pytest.raises(ValueError, match="`block_length` must be a multiple of the model's own, 4, got 6"):
+        make_block_pipe()("a cat", max_new_tokens=4, block_length=6)
