@@ -77,7 +77,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
         """Loads a published repository, or what `save_pretrained` wrote.
 
         Args:
-            pretrained_model_name_or_path: Folder or Hub id.
+            pretrained_model_name_or_path: Folder, Hub id, or "demo-text" for the model that the package ships.
             kwargs: For a published repository `dtype`, `scheduler`, and `revision`, `cache_dir`, `token`, `local_files_only`,
                 else as in `DiffusionPipeline.from_pretrained`.
 
@@ -86,6 +86,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
         """
         if pretrained_model_name_or_path == "demo-text":
             pretrained_model_name_or_path = DEMO_TEXT_MODEL
+            kwargs.setdefault("dtype", torch.float32)  # stored in half precision to be small
         if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
             return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
         return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 
 from diffusers_infogain import InfoGainScheduler, decode
+from diffusers_infogain.evaluation.text_tasks import sample_sudokus
 from diffusers_infogain.models.llada import BidirectionalLlama
 from diffusers_infogain.models.text import TextFamily
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
@@ -357,3 +358,13 @@ def test_a_prefix_cache_is_an_option_for_full_attention_only(pipe):
         pipe("a cat", max_new_tokens=4, cache="dual")
     with pytest.raises(ValueError, match="`block_length` must be a multiple of the model's own, 4, got 6"):
         make_block_pipe()("a cat", max_new_tokens=4, block_length=6)
+
+
+def test_the_embedded_model_fills_in_a_sudoku():
+    pipe = InfoGainTextPipeline.from_pretrained("demo-text")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.model.dtype == torch.float32
+    problems = sample_sudokus(12, torch.Generator().manual_seed(0))
+    rows = [pipe.tokenizer(problem.letter + problem.template).input_ids for problem in problems]
+    texts = pipe(input_ids=rows, max_new_tokens=0, generator=generators(*range(12))).texts
+    assert sum(problem.check(text[1:]) for problem, text in zip(problems, texts, strict=True)) >= 11
