@@ -3,10 +3,10 @@
 
     OMP_NUM_THREADS=1 python examples/train_text_model.py --output runs/text
 
-Half an hour on one CPU core; torch 2.9 or newer, for Muon. One model for two tasks, told apart by the first character: equations with a binary product
-(`M07*12=0001010100`) and 4x4 Sudoku grids (`S1234341221434321`). The run is seeded, writes a checkpoint as it goes, and goes on
-from it when started again. The result is a folder for `BidirectionalLlama.from_pretrained` and
-`PreTrainedTokenizerFast.from_pretrained` with the figures of the run in `training.json`.
+Half an hour on one CPU core; needs torch 2.9 or newer, for Muon. One model for two tasks, told apart by the first character:
+equations with a binary product (`M07*12=0001010100`) and 4x4 Sudoku grids (`S1234341221434321`). The run is seeded, writes a
+checkpoint as it goes, and goes on from it when started again. The result is a folder for `BidirectionalLlama.from_pretrained`
+and `PreTrainedTokenizerFast.from_pretrained` with the figures of the run in `training.json`.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def share_of_known_factors(step: int, steps: int) -> float:
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, high: int = 2000) -> float:
     """Linear warm-up, the peak, after `high` steps 0.3 of it, and from 60 % of the steps linearly to a hundredth of that.
 
-    Sudoku is learnt at the peak, but of the products 32 % after 2,000 steps. The next 500 at 0.3 of it made that 54 %, at the peak
-    37 %.
+    Sudoku is learnt at the peak, but of the products 32 % after 2,000 steps. The next 500 made that 54 % at 0.3 of the peak,
+    37 % at the peak.
     """
     if step < high:
         return peak * min(1.0, (step + 1) / warmup)
