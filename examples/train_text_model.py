@@ -3,10 +3,10 @@
 
     OMP_NUM_THREADS=1 python examples/train_text_model.py --output runs/text
 
-Half an hour on one CPU core. One model for two tasks, told apart by the first character: equations with a binary product
-(`M07*12=0001010100`) and 4x4 Sudoku grids (`S1234341221434321`). The run is seeded, writes a checkpoint as it goes, and goes on
-from it when started again. The result is a folder for `BidirectionalLlama.from_pretrained` and
-`PreTrainedTokenizerFast.from_pretrained` with the figures of the run in `training.json`.
+Half an hour on one CPU core; needs torch 2.9 or newer, for Muon. One model for two tasks, told apart by the first character:
+equations with a binary product (`M07*12=0001010100`) and 4x4 Sudoku grids (`S1234341221434321`). The run is seeded, writes a
+checkpoint as it goes, and goes on from it when started again. The result is a folder for `BidirectionalLlama.from_pretrained`
+and `PreTrainedTokenizerFast.from_pretrained` with the figures of the run in `training.json`.
 """
 
 from __future__ import annotations
@@ -110,8 +110,9 @@ def draw_batch(args: argparse.Namespace, rows: tuple[torch.Tensor, torch.Tensor]
 def share_of_known_factors(step: int, steps: int) -> float:
     """0.95 for the first 40 % of the steps, then linearly to 0.4 at 55 %.
 
-    With any of their four digits missing most products are open, and the table of products is one to be learnt by heart: of rows
-    masked uniformly, or in 30 % of rows with factors, 2,000 steps learned 13 % of it and came to a halt.
+    With any of their four digits missing most products are open, and the table of products is one to be learnt by heart. With
+    factors kept in 30 % of the equations throughout (and a learning rate of 6e-3), the model knew 11 % of the products after 500
+    steps and 14 % after 2,000.
     """
     return min(0.95, max(0.4, 0.95 - 0.55 * (step / steps - 0.4) / 0.15))
 
@@ -119,7 +120,8 @@ def share_of_known_factors(step: int, steps: int) -> float:
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, high: int = 2000) -> float:
     """Linear warm-up, the peak, after `high` steps 0.3 of it, and from 60 % of the steps linearly to a hundredth of that.
 
-    Sudoku is learnt at the peak. Of the products a third was, and in 600 steps at 0.3 of it more than half.
+    Sudoku is learnt at the peak, but of the products 32 % after 2,000 steps. The next 500 made that 54 % at 0.3 of the peak,
+    37 % at the peak.
     """
     if step < high:
         return peak * min(1.0, (step + 1) / warmup)
