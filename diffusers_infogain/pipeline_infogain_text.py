@@ -16,14 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .candidates import Generators
 from .models.text import TextFamily, open_text_model, text_family
 from .published import PublishedPipeline, hub_arguments, load_published, saved_class
-from .scheduling_infogain import InfoGainScheduler
+from .scheduling_infogain import PRESETS, InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
 
 DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
 """Folder of the embedded text model."""
 
-DEFAULT_SCHEDULER: dict[str, Any] = {"masking_schedule": "linear"}
-"""Settings of a new pipeline's scheduler, other than those that images have."""
+DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "linear"}
+"""Settings of a new pipeline's scheduler: the paper's, with the gain summed over the masks (see docs/results.md)."""
 
 Messages = list[dict[str, str]]
 
