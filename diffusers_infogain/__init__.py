@@ -10,7 +10,9 @@ from .pipeline_infogain_lumina import InfoGainLuminaPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
+from .pipeline_infogain_text import InfoGainTextPipeline
 from .scheduling_infogain import PRESETS, InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
+from .text_generation import InfoGainTextOutput
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,8 @@ __all__ = [
     "InfoGainProposal",
     "InfoGainScheduler",
     "InfoGainSchedulerOutput",
+    "InfoGainTextOutput",
+    "InfoGainTextPipeline",
     "decode",
     "decode_beam",
     "decode_best_of",

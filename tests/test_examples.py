@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, cli
 from diffusers_infogain.evaluation.comparison import parse_sampler
+from diffusers_infogain.models.llada import BidirectionalLlama
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -33,6 +36,21 @@ def test_demo_training_resumes_and_writes_a_repository(tmp_path):
     assert "of 2 right" in out
     pipe = InfoGainPipeline.from_pretrained(tmp_path / "model")
     assert pipe("a red circle", num_inference_steps=2, output_type="latent").images.shape == (1, 8, 8)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
+def test_text_training_resumes_and_writes_a_loadable_folder(tmp_path):
+    arguments = ["--output", tmp_path, "--batch-size", 10, "--report-problems", 3]
+    run("train_text_model.py", *arguments, "--steps", 2)
+    assert torch.load(tmp_path / "text_model.pt", weights_only=True)["step"] == 2
+    run("train_text_model.py", *arguments, "--steps", 4)
+    assert torch.load(tmp_path / "text_model.pt", weights_only=True)["step"] == 4
+    assert json.loads((tmp_path / "model" / "training.json").read_text(encoding="utf-8"))["steps"] == 4
+    model = BidirectionalLlama.from_pretrained(tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+    tokens = tokenizer("M07*12=__________", return_tensors="pt").input_ids
+    assert model(tokens).shape == (1, 17, len(tokenizer))
+    assert tokenizer.mask_token_id == model.config.mask_token_id
 
 
 def test_benchmark_prints_the_share_outside_the_model():

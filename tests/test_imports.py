@@ -11,7 +11,15 @@ PACKAGE = Path(diffusers_infogain.__file__).parent
 # A module imports only what stands left of it; schedules and scoring import nothing of the package.
 RANKS = {
     **dict.fromkeys(("schedules", "scoring", "masked_logits"), 0),
-    **{"candidates": 1, "scheduling_infogain": 2, "decoding": 3, "image_generation": 4, "clip_generation": 5, "cli": 7},
+    **{
+        "candidates": 1,
+        "scheduling_infogain": 2,
+        "decoding": 3,
+        "image_generation": 4,
+        "clip_generation": 5,
+        "text_generation": 5,
+        "cli": 7,
+    },
 }
 CORE = [name for name, own in RANKS.items() if own <= 3]
 

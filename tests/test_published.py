@@ -14,7 +14,7 @@ from checkpoint_helpers_maskgit import write_maskgit_checkpoint
 from helpers import generators
 from safetensors.torch import load_file, save_file
 
-from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMMaDAPipeline, InfoGainPipeline, load
+from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMMaDAPipeline, InfoGainPipeline, InfoGainTextPipeline, load
 from diffusers_infogain.cli import main
 from diffusers_infogain.loading import image_pipeline_class
 from diffusers_infogain.models import checkpoint
@@ -138,6 +138,25 @@ def test_the_wrong_file_of_maskgit_is_refused(maskgit, tmp_path):
         ValueError, match=r"vq_ds16_c2i.pt: `shapes` must be those of a LlamaGen VQ checkpoint|must hold named tensors"
     ):
         load(maskgit, vqvae=other)
+
+
+# Text
+
+
+def test_a_language_model_as_published_and_as_converted(mmada, tmp_path, capsys):
+    def texts_of(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        return pipe("a red cat", max_new_tokens=5, generator=generators(0)).sequences
+
+    pipe = InfoGainTextPipeline.from_pretrained(mmada)
+    assert pipe.family.name == "mmada"
+    assert pipe.family.mask_token_id == 126336
+    assert main(["convert", str(mmada), str(tmp_path / "out"), "--text"]) == 0, capsys.readouterr().err
+    again = InfoGainTextPipeline.from_pretrained(tmp_path / "out")
+    assert again.family == pipe.family
+    assert torch.equal(texts_of(again), texts_of(pipe))
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "twice"), "--text"]) == 2
+    assert "is a diffusers folder for InfoGainTextPipeline already" in capsys.readouterr().err
 
 
 # What does not fit

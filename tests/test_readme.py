@@ -12,22 +12,29 @@ from pathlib import Path
 import pytest
 from checkpoint_helpers import make_mmada_pipeline
 
-from diffusers_infogain import cli
+from diffusers_infogain import InfoGainTextPipeline, cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md", "docs/results.md")
+PAGES = ("README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md", "docs/results.md", "docs/text.md")
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md", "docs/text.md"])
 def test_python_examples_run(page, stock_repository, tmp_path):
     """One after the other in one interpreter; real checkpoints are replaced by a tiny one of the same format, on a CPU."""
     code = "\n".join(blocks((ROOT / page).read_text(encoding="utf-8"), "python"))
     code = code.replace("amused/amused-256", Path(stock_repository).as_posix()).replace('"cuda"', '"cpu"')
+    if "LLaDA" in code:
+        demo = InfoGainTextPipeline.from_pretrained("demo-text")
+        demo.tokenizer.chat_template = "S"
+        demo.save_pretrained(tmp_path / "llada")
+        code = code.replace("GSAI-ML/LLaDA-8B-Instruct", (tmp_path / "llada").as_posix()).replace(
+            "max_new_tokens=64", "max_new_tokens=16"
+        )
     if "MMaDA" in code:
         make_mmada_pipeline().save_pretrained(tmp_path / "mmada")
         code = code.replace("Gen-Verse/MMaDA-8B-MixCoT", (tmp_path / "mmada").as_posix())
@@ -51,7 +58,7 @@ def test_command_line_examples_parse():
                 continue
             cli.build_parser().parse_args(words[1:])
             commands.add(words[1])
-    assert commands == {"generate", "demo", "exact", "evaluate", "compare", "convert"}
+    assert commands == {"generate", "demo", "exact", "evaluate", "compare", "convert", "text", "compare-text"}
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import compare, convert, demo, evaluate, exact, generate
+from . import compare, convert, demo, evaluate, exact, generate, text
 
 _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]], ...] = (
     ("generate", generate.generate, generate.add_arguments),
@@ -15,6 +15,8 @@ _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argp
     ("exact", exact.exact, exact.add_arguments),
     ("evaluate", evaluate.evaluate, evaluate.add_arguments),
     ("compare", compare.compare, compare.add_arguments),
+    ("text", text.text, text.add_text_arguments),
+    ("compare-text", text.compare_text, text.add_compare_arguments),
     ("convert", convert.convert, convert.add_arguments),
 )
 

@@ -19,7 +19,7 @@ _COLUMNS = {
     "seconds_per_image": "s per image",
     "peak_memory": "peak memory (MB)",
 }
-_SCALE = {"right": 100, "peak_memory": 1e-6}
+_SCALE = {"product_first": 100, "distinct": 100, "right": 100, "peak_memory": 1e-6}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

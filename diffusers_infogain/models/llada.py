@@ -110,32 +110,36 @@ class BidirectionalLlama(LlamaForCausalLM):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        where: torch.Tensor | None = None,
+        where: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         token_range: tuple[int, int] | None = None,
+        position_ids: torch.Tensor | None = None,
+        **cache: Any,
     ) -> torch.Tensor:
         """Logits; position i predicts token i.
 
         Args:
             input_ids: (R, L) long.
             attention_mask: (R, L) bool, False at padding, which no token sees and which does not count as a position; by
-                default there is none.
-            where: (R, L) bool. With it only these M positions go through the head.
+                default there is none. Or what is added to the attention's logits, (R, 1, L, K) float, with `position_ids`.
+            where: (R, L) bool, or the indices (M,) of rows and positions. With it only these M positions go through the head.
             token_range: (first, last + 1) of the tokens that are wanted; by default all.
+            position_ids: (R, L) long; by default positions are counted from the first token that is no padding.
+            cache: `past_key_values` (or as transformers calls it) and `use_cache`, of transformers' Llama.
 
         Returns:
             (R, L, V), or (M, V) with `where`, in row-major order.
         """
         if attention_mask is None:
             attention_mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
-        # An explicit mask, since what `is_causal=False` does depends on the version of transformers. Keys alone are hidden: a
-        # row without any key would be NaN.
-        hidden = torch.zeros(attention_mask.shape, dtype=self.dtype, device=input_ids.device)
-        hidden = hidden.masked_fill(~attention_mask, torch.finfo(self.dtype).min)
+        if attention_mask.ndim == 2:
+            # An explicit mask, since what `is_causal=False` does depends on the version of transformers. Keys alone are hidden:
+            # a row without any key would be NaN.
+            hidden = torch.zeros(attention_mask.shape, dtype=self.dtype, device=input_ids.device)
+            hidden = hidden.masked_fill(~attention_mask, torch.finfo(self.dtype).min)
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0) if position_ids is None else position_ids
+            attention_mask = hidden[:, None, None, :].expand(-1, 1, input_ids.shape[1], -1)
         states = self.model(
-            input_ids=input_ids,
-            attention_mask=hidden[:, None, None, :].expand(-1, 1, input_ids.shape[1], -1),
-            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
         ).last_hidden_state
         if where is not None:
             states = states[where]

@@ -1,0 +1,156 @@
+"""`diffusers-infogain text` and `diffusers-infogain compare-text`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..evaluation import comparison, text_comparison
+from ..evaluation.prompts import read_prompts
+from ..files import save_text, writable_folder
+from ..pipeline_infogain_text import InfoGainTextPipeline
+from ..scheduling_infogain import InfoGainScheduler
+from . import common
+
+DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
+
+
+def _pipeline(args: argparse.Namespace) -> Any:
+    pipe = InfoGainTextPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def text(args: argparse.Namespace) -> None:
+    """Texts from prompts, by a masked language model; with --output as JSON lines, going on where a run was killed."""
+    common.require_positive(args, "num_texts", "batch_size", "max_new_tokens")
+    prompts = list(args.prompts)
+    if args.prompts_file is not None:
+        prompts += [prompt.text for prompt in read_prompts(args.prompts_file)]
+    if not prompts:
+        raise ValueError("No prompts: give them as arguments, or a file with one per line by --prompts-file.")
+    requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
+    done = _finished(args.output, requests) if args.output is not None else 0
+    pipe = _pipeline(args)
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    call: dict[str, Any] = {
+        "max_new_tokens": args.max_new_tokens,
+        "block_length": args.block_length,
+        "num_inference_steps": args.steps,
+        "lookahead_batch_size": args.lookahead_batch_size,
+        "num_beams": args.num_beams,
+        "num_runs": args.num_runs,
+    }
+    for start in tqdm(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
+        part = requests[start : start + args.batch_size]
+        given: dict[str, Any] = {"prompt": [prompt for prompt, _ in part]}
+        if args.chat:
+            given = {"messages": [[{"role": "user", "content": prompt}] for prompt, _ in part]}
+        output = pipe(**given, generator=[torch.Generator().manual_seed(seed) for _, seed in part], **call)
+        rows, entropies = output.trace.model_rows.sum(0).tolist(), output.trace.cumulative_entropy.tolist()
+        if args.output is None:
+            print("\n\n".join(output.texts))
+            continue
+        with args.output.open("a", encoding="utf-8") as file:
+            for (prompt, seed), answer, count, entropy in zip(part, output.texts, rows, entropies, strict=True):
+                record = {"prompt": prompt, "seed": seed, "text": answer, "model_rows": count, "cumulative_entropy": entropy}
+                file.write(json.dumps(record) + "\n")
+
+
+def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
+    """How many texts the file has already; a line that a killed run left unfinished is cut off.
+
+    Raises:
+        ValueError: If they are of other prompts or seeds.
+    """
+    writable_folder(path.parent)
+    if not path.exists():
+        return 0
+    whole = path.read_text(encoding="utf-8")
+    lines = whole[: whole.rfind("\n") + 1].splitlines()
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            found = record["prompt"], record["seed"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"Line {number + 1} of {path} was not written by this command.") from None
+        if number >= len(requests) or found != requests[number]:
+            raise ValueError(
+                f"{path} has texts of other prompts or seeds: line {number + 1} is {found[0]!r} with seed {found[1]}."
+            )
+    save_text("".join(line + "\n" for line in lines), path)
+    return len(lines)
+
+
+def add_text_arguments(command: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    command.add_argument("prompts", nargs="*", help="what to answer")
+    command.add_argument("--prompts-file", type=Path, help="text file with one prompt per line, or JSONL with the key 'prompt'")
+    command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
+    command.add_argument("--output", type=Path, help="file of JSON lines to write, or to go on with (default: print the texts)")
+    command.add_argument("--chat", action="store_true", help="prompts are a user's turn in a chat")
+    command.add_argument("--num-texts", type=int, default=1, help="texts per prompt, with seeds one after the other")
+    command.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
+    command.add_argument(
+        "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
+    )
+    command.add_argument("--steps", type=int, help="decoding steps in all (default: one token a step, or --tokens-per-step)")
+    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
+    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
+    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
+    common.add_machine_flags(command)
+    common.add_sampler_flags(command)
+
+
+def compare_text(args: argparse.Namespace) -> None:
+    """Samplers x tokens per step x seeds on text tasks with exact checkers, with the embedded text model: figures and tables."""
+    common.require_positive(args, "num_problems", "batch_size")
+    samplers = [comparison.parse_sampler(name) for name in args.samplers]
+    cells = text_comparison.grid(args.tasks, samplers, args.tokens_per_step, args.seeds)
+    problems = {task: text_comparison.problems_of(task, args.num_problems) for task in args.tasks}
+    folder = writable_folder(args.output)
+    results = folder / "results.jsonl"
+    records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
+    done = {(record["task"], record["sampler"], record["tokens_per_step"], record["seed"]): record for record in records}
+    pipe = _pipeline(args)
+    base = dict(pipe.scheduler.config)
+    for cell in tqdm(cells, desc="compare-text", unit="run"):
+        if cell.key in done and len(done[cell.key]["right"]) == args.num_problems:
+            continue
+        settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
+        pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
+
+        def write(rows: list[list[int]], seeds: list[int], call: dict[str, int] = cell.sampler.call) -> Any:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            output = pipe(input_ids=rows, max_new_tokens=0, generator=generators, **call)
+            return output.texts, output.trace
+
+        def encode(template: str) -> list[int]:
+            return list(pipe.tokenizer(template).input_ids)
+
+        done[cell.key] = text_comparison.run(cell, problems[cell.task], encode, write, args.batch_size)
+        save_text("".join(json.dumps(record) + "\n" for record in done.values()), results)
+    groups = text_comparison.summarize([done[cell.key] for cell in cells])
+    report = text_comparison.table(groups)
+    save_text(report + "\n", folder / "table.md")
+    print(report)
+    print(f"Written to {folder}: results.jsonl and table.md.")
+
+
+def add_compare_arguments(command: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    command.add_argument("--tasks", nargs="+", default=list(text_comparison.TASKS), choices=text_comparison.TASKS)
+    command.add_argument("--samplers", nargs="+", default=list(DEFAULT_TEXT_SAMPLERS), metavar="NAME[:KEY=VALUE,...]")
+    command.add_argument("--tokens-per-step", type=int, nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    command.add_argument("--num-problems", type=int, default=200, help="per task (default: 200)")
+    command.add_argument(
+        "--model", default="demo-text", help="'demo-text' or a folder of the same characters (default: demo-text)"
+    )
+    command.add_argument("--output", type=Path, default=Path("outputs/text"), help="folder (default: outputs/text)")
+    common.add_device_flags(command, batch_size=50)

@@ -1,0 +1,164 @@
+"""Samplers on text tasks whose answers a rule can check: right answers, entropy, rows, and what is decoded first."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..decoding import DecodingTrace
+from . import text_tasks
+from .comparison import SamplerSpec
+from .statistics import Figure, clustered_mean
+
+TASKS = ("multiplication", "equation", "sudoku")
+"""Products of given factors; whole equations, of which nothing is given; grids with some cells given."""
+
+Write = Callable[[list[list[int]], list[int]], tuple[list[str], DecodingTrace]]
+"""Fills in rows of token ids, each with its own seed; texts of whole rows, and the trace over their columns."""
+
+
+@dataclass(frozen=True)
+class TextCell:
+    """One run: a sampler at so many tokens a step, on all problems with one seed."""
+
+    task: str
+    sampler: SamplerSpec
+    tokens_per_step: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What tells it from other runs."""
+        return self.task, self.sampler.name, self.tokens_per_step, self.seed
+
+
+def grid(
+    tasks: Iterable[str], samplers: Iterable[SamplerSpec], tokens_per_step: Iterable[int], seeds: Iterable[int]
+) -> list[TextCell]:
+    """All runs, one seed after the other."""
+    return [
+        TextCell(task, sampler, k, seed) for seed, task, k, sampler in itertools.product(seeds, tasks, tokens_per_step, samplers)
+    ]
+
+
+def problems_of(task: str, num: int, seed: int = 0) -> list[Any]:
+    """`num` problems of a task, the same for the same seed.
+
+    Raises:
+        ValueError: For an unknown task.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if task == "sudoku":
+        return text_tasks.sample_sudokus(num, generator, held_out=True)
+    if task == "multiplication":
+        return text_tasks.sample_multiplications(num, generator)
+    if task == "equation":
+        return text_tasks.sample_multiplications(num, generator, given="nothing")
+    raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+
+
+def run(
+    cell: TextCell, problems: Sequence[Any], encode: Callable[[str], list[int]], write: Write, batch_size: int
+) -> dict[str, Any]:
+    """Answers all problems and checks the answers.
+
+    Returns:
+        A record for JSON: "right" (a 1 or 0 per problem), "cumulative_entropies" (nats), "model_rows", "steps" and
+        "product_first" per problem (None where nothing is open in the product or in the factors), "seconds" in all.
+    """
+    right, entropies, rows, steps, first, distinct = "", [], [], [], [], set()
+    begun = time.perf_counter()
+    for start in range(0, len(problems), batch_size):
+        part = problems[start : start + batch_size]
+        seeds = [1_000_000 * cell.seed + start + i for i in range(len(part))]
+        texts, trace = write([encode(problem.letter + problem.template) for problem in part], seeds)
+        for row, (problem, text) in enumerate(zip(part, texts, strict=True)):
+            answer = text.removeprefix(problem.letter)
+            right += str(int(problem.check(answer)))
+            distinct.add(answer)
+            first.append(_product_first(problem, trace.selected[0, row]))
+        entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
+        rows += trace.model_rows.sum(0).tolist()
+        steps += (trace.num_decoded > 0).sum(0).tolist()
+    return {
+        "task": cell.task,
+        "sampler": cell.sampler.name,
+        "tokens_per_step": cell.tokens_per_step,
+        "seed": cell.seed,
+        "right": right,
+        "cumulative_entropies": entropies,
+        "model_rows": rows,
+        "steps": steps,
+        "product_first": first,
+        "distinct": len(distinct),
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+
+
+def _product_first(problem: Any, selected: torch.Tensor) -> float | None:
+    """The share of the first step's tokens that lie in the product, for an equation of which nothing is given."""
+    if not isinstance(problem, text_tasks.MultiplicationProblem) or problem.given != "nothing":
+        return None
+    places = selected.nonzero()[:, 0]
+    equals = 1 + problem.template.index("=")  # the letter stands before the template
+    return (places > equals).double().mean().item()
+
+
+@dataclass
+class TextGroup:
+    """The runs of one configuration over all seeds."""
+
+    task: str
+    sampler: str
+    tokens_per_step: int
+    seeds: list[int]
+    figures: dict[str, Figure]
+
+
+def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
+    """One group per configuration. Standard errors allow for the answers to one problem, over the seeds, hanging together."""
+    groups = []
+    key = ("task", "tokens_per_step", "sampler")
+    for values in dict.fromkeys(tuple(record[name] for name in key) for record in records):
+        runs = [record for record in records if tuple(record[name] for name in key) == values]
+        clusters = [problem for record in runs for problem in range(len(record["right"]))]
+        columns = {
+            "right": [float(one) for record in runs for one in record["right"]],
+            "cumulative_entropy": [value for record in runs for value in record["cumulative_entropies"]],
+            "model_rows": [float(value) for record in runs for value in record["model_rows"]],
+            "steps": [float(value) for record in runs for value in record["steps"]],
+        }
+        figures = {name: clustered_mean(column, clusters) for name, column in columns.items()}
+        firsts = [value for record in runs for value in record["product_first"] if value is not None]
+        if firsts:
+            figures["product_first"] = clustered_mean(firsts, clusters)
+        distinct = [record["distinct"] / len(record["right"]) for record in runs]
+        figures["distinct"] = Figure(sum(distinct) / len(distinct), float("nan"), len(clusters))
+        seconds = [record["seconds"] / len(record["right"]) for record in runs]
+        figures["seconds"] = Figure(sum(seconds) / len(seconds), float("nan"), len(clusters))
+        groups.append(TextGroup(values[0], values[2], values[1], [record["seed"] for record in runs], figures))
+    return groups
+
+
+def table(groups: Sequence[TextGroup]) -> str:
+    """One Markdown table per task, best answers first within every number of tokens a step."""
+    from .report import format_figure, markdown_table
+
+    parts = []
+    for task in dict.fromkeys(group.task for group in groups):
+        own = [group for group in groups if group.task == task]
+        product = any("product_first" in group.figures for group in own)
+        header = ["tokens a step", "sampler", "right (%)", "cumulative entropy (nats)", "model rows", "steps", "distinct (%)"]
+        header += ["product first (%)"] if product else []
+        rows = []
+        for group in sorted(own, key=lambda group: (group.tokens_per_step, -group.figures["right"].value)):
+            names = ["right", "cumulative_entropy", "model_rows", "steps", "distinct", *(["product_first"] if product else [])]
+            cells = [format_figure(group.figures.get(name), name) for name in names]
+            rows.append([str(group.tokens_per_step), group.sampler, *cells])
+        parts.append(f"**{task}**\n\n{markdown_table(header, rows)}")
+    return "\n\n".join(parts)

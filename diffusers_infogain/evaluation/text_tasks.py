@@ -1,0 +1,454 @@
+"""Text tasks whose answers a rule can check: one-way multiplication, 4x4 Sudoku, Countdown.
+
+A problem is a frozen dataclass with `check(answer)`, which parses the whole answer and never looks for a part of it, `prompt`
+for chat models and `held_out`, its side of a fixed split of all problems, seven to one. The first two tasks are for infilling
+as well: `template` is the text with `MASK` at every character that is asked for, and `letter` stands before it in the rows of
+the embedded model (see `diffusers_infogain/demo/text_model`). `sample_*` draw problems with a `torch.Generator`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar, Literal, TypeVar, get_args
+
+import torch
+
+MASK = "_"
+"""Stands in a template for a character that is asked for."""
+
+MAX_FACTOR = 31
+FACTOR_DIGITS = len(str(MAX_FACTOR))
+PRODUCT_BITS = (MAX_FACTOR**2).bit_length()
+SUDOKU_DIGITS = "1234"
+
+Given = Literal["factors", "product", "nothing"]
+Problem = TypeVar("Problem", "MultiplicationProblem", "SudokuProblem", "CountdownProblem")
+
+_HELD_OUT_ONE_IN = 8
+_EQUATION = re.compile(rf"([0-9]{{{FACTOR_DIGITS}}})\*([0-9]{{{FACTOR_DIGITS}}})=([01]{{{PRODUCT_BITS}}})")
+_EXPRESSION_TOKEN = re.compile(r"0|[1-9][0-9]*|[-+*/()]")
+# Characters: more than any answer to a Countdown problem needs, and no nesting that hits the recursion limit.
+_MAX_EXPRESSION = 200
+
+
+def _is_held_out(key: str) -> bool:
+    return zlib.crc32(key.encode()) % _HELD_OUT_ONE_IN == 0
+
+
+def _agrees(template: str, text: str) -> bool:
+    return len(text) == len(template) and all(t in (MASK, c) for t, c in zip(template, text, strict=True))
+
+
+def _draw(generator: torch.Generator, high: int) -> int:
+    return int(torch.randint(high, (), generator=generator))
+
+
+def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None) -> list[Problem]:
+    """`num` problems of the wanted side of the split, by rejection."""
+    if num < 0:
+        raise ValueError(f"`num` must be at least 0, got {num}.")
+    problems: list[Problem] = []
+    while len(problems) < num:
+        problem = draw()
+        if held_out in (None, problem.held_out):
+            problems.append(problem)
+    return problems
+
+
+def final_answer(reply: str) -> str:
+    """What a chat model's reply says after its last "Answer:" (to the end of that line), or all of it; outer blanks are cut."""
+    _, found, answer = reply.rpartition("Answer:")
+    return (answer.strip().partition("\n")[0] if found else reply).strip()
+
+
+# One-way multiplication.
+
+
+def equation(a: int, b: int) -> str:
+    """The factors in decimal, the product in binary, all zero-padded: "07*12=0001010100".
+
+    Raises:
+        ValueError: For a factor outside 0 to `MAX_FACTOR`.
+    """
+    for name, factor in (("a", a), ("b", b)):
+        if not 0 <= factor <= MAX_FACTOR:
+            raise ValueError(f"`{name}` must lie in 0 to {MAX_FACTOR}, got {factor}.")
+    return f"{a:0{FACTOR_DIGITS}d}*{b:0{FACTOR_DIGITS}d}={a * b:0{PRODUCT_BITS}b}"
+
+
+def check_equation(text: str) -> bool:
+    """Whether the whole text is a true equation as `equation` writes them."""
+    match = _EQUATION.fullmatch(text)
+    if match is None:
+        return False
+    a, b, product = int(match[1]), int(match[2]), int(match[3], 2)
+    return max(a, b) <= MAX_FACTOR and a * b == product
+
+
+@dataclass(frozen=True)
+class MultiplicationProblem:
+    """`a * b` in decimal factors and a binary product: a table to look up from the factors, a search from the product.
+
+    Args:
+        given: What the template tells: the "factors", the "product" (every pair of factors with it is right) or "nothing".
+    """
+
+    letter: ClassVar[str] = "M"
+    a: int
+    b: int
+    given: Given = "factors"
+
+    def __post_init__(self):
+        equation(self.a, self.b)
+        if self.given not in get_args(Given):
+            raise ValueError(f"`given` must be one of {', '.join(get_args(Given))}, got {self.given!r}.")
+
+    @property
+    def solution(self) -> str:
+        """The equation that the problem was made from."""
+        return equation(self.a, self.b)
+
+    @property
+    def template(self) -> str:
+        """The equation with `MASK` at what is asked for: "07*12=__________"."""
+        blank = MASK * FACTOR_DIGITS
+        factors = self.solution.partition("=")[0] if self.given == "factors" else f"{blank}*{blank}"
+        product = self.solution.partition("=")[2] if self.given == "product" else MASK * PRODUCT_BITS
+        return f"{factors}={product}"
+
+    @property
+    def prompt(self) -> str:
+        """The task in words and the template."""
+        return (
+            f"Replace every {MASK} of the equation below so that it holds. The factors are decimal numbers up to {MAX_FACTOR} "
+            f"with {FACTOR_DIGITS} digits; the product is a binary number with {PRODUCT_BITS}. Reply with the equation."
+            "\n\n"
+            f"Equation: {self.template}\nAnswer:"
+        )
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the pair of factors, in either order, is on the smaller side of the split."""
+        return _is_held_out(f"{min(self.a, self.b)}*{max(self.a, self.b)}")
+
+    def check(self, answer: str) -> bool:
+        """Whether the answer is a true equation that keeps what the template tells."""
+        return check_equation(answer) and _agrees(self.template, answer)
+
+
+def sample_multiplications(
+    num: int, generator: torch.Generator, *, given: Given = "factors", held_out: bool | None = None
+) -> list[MultiplicationProblem]:
+    """`num` problems, factors uniform and drawn with replacement; `held_out` None draws from both sides of the split.
+
+    Raises:
+        ValueError: As `MultiplicationProblem`, or for a negative `num`.
+    """
+
+    def draw() -> MultiplicationProblem:
+        return MultiplicationProblem(_draw(generator, MAX_FACTOR + 1), _draw(generator, MAX_FACTOR + 1), given)
+
+    return _sample(draw, num, held_out)
+
+
+# 4x4 Sudoku.
+
+
+def check_grid(text: str) -> bool:
+    """Whether the text is 16 digits, row by row, with each of 1 to 4 once in every row, column and 2x2 box."""
+    if len(text) != 16:
+        return False
+    rows = [text[i : i + 4] for i in range(0, 16, 4)]
+    columns = [text[i::4] for i in range(4)]
+    boxes = [text[i : i + 2] + text[i + 4 : i + 6] for i in (0, 2, 8, 10)]
+    return all(sorted(unit) == list(SUDOKU_DIGITS) for unit in rows + columns + boxes)
+
+
+@functools.cache
+def sudoku_grids() -> tuple[str, ...]:
+    """All 288 valid grids, in lexicographic order."""
+    rows = ["".join(row) for row in itertools.permutations(SUDOKU_DIGITS)]
+    halves = [a + b for a, b in itertools.product(rows, repeat=2) if set(a[:2]).isdisjoint(b[:2])]
+    return tuple(filter(check_grid, map("".join, itertools.product(halves, repeat=2))))
+
+
+@dataclass(frozen=True)
+class SudokuProblem:
+    """A grid of which some cells are given, in one line of 16 characters; every valid grid that keeps the clues is right."""
+
+    letter: ClassVar[str] = "S"
+    template: str
+    """The clues, `MASK` at the other cells: "12__3___________"."""
+
+    def __post_init__(self):
+        if re.fullmatch(f"[{SUDOKU_DIGITS}{MASK}]{{16}}", self.template) is None:
+            raise ValueError(f"`template` must be 16 characters out of {SUDOKU_DIGITS}{MASK}, got {self.template!r}.")
+
+    @property
+    def solutions(self) -> tuple[str, ...]:
+        """All right answers."""
+        return tuple(grid for grid in sudoku_grids() if _agrees(self.template, grid))
+
+    @property
+    def prompt(self) -> str:
+        """The task in words and the template."""
+        return f"{_SUDOKU_RULES}\n\n{self._question}"
+
+    @property
+    def _question(self) -> str:
+        return f"Puzzle: {self.template}\nAnswer:"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether these clues are on the smaller side of the split. (The grids are not split: both sides share them.)"""
+        return _is_held_out(self.template)
+
+    def check(self, answer: str) -> bool:
+        """Whether the answer is a valid grid that keeps the clues."""
+        return check_grid(answer) and _agrees(self.template, answer)
+
+
+_SUDOKU_RULES = (
+    f"Solve the 4x4 Sudoku, whose rows are written one after the other. Replace every {MASK} by a digit from 1 to 4 so that "
+    "every row, every column and every 2x2 box holds each digit once. Reply with the 16 digits in one line."
+)
+
+
+def sample_sudokus(
+    num: int, generator: torch.Generator, *, clues: tuple[int, int] = (4, 12), held_out: bool | None = None
+) -> list[SudokuProblem]:
+    """`num` problems: a uniform grid, a uniform number of clues from `clues[0]` to `clues[1]`, uniform places.
+
+    `held_out` None draws from both sides of the split.
+
+    Raises:
+        ValueError: For `clues` that are not two ascending numbers from 0 to 15, or a negative `num`; and if `held_out` is given
+            for no clues at all, since the empty grid is one problem.
+    """
+    fewest, most = clues
+    if not 0 <= fewest <= most <= 15:
+        raise ValueError(f"`clues` must be two ascending numbers from 0 to 15, got {clues}.")
+    if held_out is not None and most == 0:
+        raise ValueError(f"`held_out` must be None for the one problem without clues, got {held_out}.")
+
+    def draw() -> SudokuProblem:
+        grid = sudoku_grids()[_draw(generator, len(sudoku_grids()))]
+        number = fewest + _draw(generator, most - fewest + 1)
+        kept = set(torch.randperm(16, generator=generator)[:number].tolist())
+        return SudokuProblem("".join(digit if i in kept else MASK for i, digit in enumerate(grid)))
+
+    return _sample(draw, num, held_out)
+
+
+def few_shot_sudoku(problem: SudokuProblem, shots: int = 5, seed: int = 0) -> str:
+    """The rules, `shots` solved problems with a unique answer from the larger side of the split, then `problem`, in plain text.
+
+    Raises:
+        ValueError: For negative `shots`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> SudokuProblem:
+        return next(s for s in iter(lambda: sample_sudokus(1, generator, held_out=False)[0], None) if len(s.solutions) == 1)
+
+    examples = _examples(draw, problem, shots)
+    return _few_shot(_SUDOKU_RULES, [f"{e._question} {e.solutions[0]}" for e in examples], problem._question)
+
+
+# Countdown.
+
+
+class _Parser:
+    """Recursive descent over `sum := product (("+" | "-") product)*`, `product := atom (("*" | "/") atom)*`."""
+
+    def __init__(self, tokens: list[str]):
+        self.tokens = [*tokens, ""]
+        self.numbers: list[int] = []
+
+    def sum(self) -> Fraction:
+        value = self.product()
+        while self.tokens[0] in ("+", "-"):
+            value = value + self.product() if self.tokens.pop(0) == "+" else value - self.product()
+        return value
+
+    def product(self) -> Fraction:
+        value = self.atom()
+        while self.tokens[0] in ("*", "/"):
+            value = value * self.atom() if self.tokens.pop(0) == "*" else value / self.atom()
+        return value
+
+    def atom(self) -> Fraction:
+        token = self.tokens.pop(0)
+        if token == "(":
+            value = self.sum()
+            if self.tokens.pop(0) != ")":
+                raise SyntaxError("unclosed")
+            return value
+        if not token.isdigit():
+            raise SyntaxError(token)
+        self.numbers.append(int(token))
+        return Fraction(int(token))
+
+
+def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
+    """The exact value of an expression, and the numbers in it from left to right.
+
+    Non-negative integers without leading zeros, + - * / between two operands (no sign in front of one), parentheses, spaces
+    between these.
+
+    Raises:
+        ValueError: If the whole text is not such an expression, or divides by zero.
+    """
+    tokens = _EXPRESSION_TOKEN.findall(text)
+    try:
+        # "0 7" and "07" are two tokens without an operator between them, which the grammar rules out.
+        if len(text) > _MAX_EXPRESSION or not text.isascii() or "".join(tokens) != text.replace(" ", ""):
+            raise SyntaxError(text)
+        parser = _Parser(tokens)
+        value = parser.sum()
+        if parser.tokens != [""]:
+            raise SyntaxError(text)
+    except (SyntaxError, IndexError, ZeroDivisionError):
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        raise ValueError(
+            f"`text` must be an expression of integers, + - * /, parentheses and spaces that divides by no zero, got {shown!r}."
+        ) from None
+    return value, parser.numbers
+
+
+@dataclass(frozen=True)
+class CountdownProblem:
+    """Reach `target` from `numbers` with + - * / and parentheses, each number at most once; it need not be used.
+
+    A number that stands twice in `numbers` may be used twice. Steps in between may be negative or fractions.
+    """
+
+    numbers: tuple[int, ...]
+    target: int
+    solution: str = field(default="", compare=False)
+    """One right answer, if known."""
+
+    def __post_init__(self):
+        if not self.numbers or min(self.numbers) < 1:
+            raise ValueError(f"`numbers` must be at least one positive integer, got {self.numbers}.")
+
+    @property
+    def prompt(self) -> str:
+        """The task in words."""
+        return f"{_COUNTDOWN_RULES}\n\n{self._question}"
+
+    @property
+    def _question(self) -> str:
+        return f"Numbers: {', '.join(map(str, self.numbers))}\nTarget: {self.target}\nAnswer:"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether these numbers, in any order, with this target are on the smaller side of the split."""
+        return _is_held_out(f"{sorted(self.numbers)}={self.target}")
+
+    def check(self, answer: str) -> bool:
+        """Whether the answer is an expression as `evaluate_expression` reads it, without more, that equals the target.
+
+        It may end in "= target", as people write it.
+        """
+        expression, found, right = answer.partition("=")
+        try:
+            value, used = evaluate_expression(expression)
+        except ValueError:
+            return False
+        if found and right.strip(" ") != str(self.target):
+            return False
+        return value == self.target and not Counter(used) - Counter(self.numbers)
+
+
+_COUNTDOWN_RULES = (
+    "Combine the numbers with +, -, *, / and parentheses into an expression that equals the target. Each number may be used at "
+    "most once, and not all of them have to be used. Reply with the expression only, in one line."
+)
+
+
+def sample_countdowns(
+    num: int,
+    generator: torch.Generator,
+    *,
+    count: int = 4,
+    max_number: int = 20,
+    max_target: int = 100,
+    held_out: bool | None = None,
+) -> list[CountdownProblem]:
+    """`num` solvable problems, each with a solution: uniform numbers, then random operations on at least two of them.
+
+    Every step of the solution is a positive integer. The target lies in 1 to `max_target` and is not among the numbers.
+    `held_out` None draws from both sides of the split.
+
+    Args:
+        count: How many numbers a problem has.
+        max_number: The largest of them; the smallest is 1.
+
+    Raises:
+        ValueError: For a `count` below 2, a `max_number` below 2, a `max_target` below 10 or a negative `num`.
+    """
+    for name, value, least in (("count", count, 2), ("max_number", max_number, 2), ("max_target", max_target, 10)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+
+    def draw() -> CountdownProblem:
+        while True:
+            numbers = [1 + _draw(generator, max_number) for _ in range(count)]
+            used = 2 + _draw(generator, count - 1)
+            order = torch.randperm(count, generator=generator)[:used].tolist()
+            parts = [(numbers[i], str(numbers[i])) for i in order]
+            while len(parts) > 1:
+                (x, left), (y, right) = (parts.pop(_draw(generator, len(parts))) for _ in range(2))
+                results = {"+": x + y, "*": x * y}
+                if x > y:
+                    results["-"] = x - y
+                if x % y == 0:
+                    results["/"] = x // y
+                sign = list(results)[_draw(generator, len(results))]
+                parts.append((results[sign], f"({left} {sign} {right})"))
+            target, expression = parts[0]
+            if target <= max_target and target not in numbers:
+                return CountdownProblem(tuple(numbers), target, expression[1:-1])
+
+    return _sample(draw, num, held_out)
+
+
+def few_shot_countdown(problem: CountdownProblem, shots: int = 3, seed: int = 0) -> str:
+    """The rules, `shots` solved problems from the larger side of the split, then `problem`, in plain text.
+
+    The examples have as many numbers as `problem`.
+
+    Raises:
+        ValueError: For negative `shots`, or a `problem` with a single number.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> CountdownProblem:
+        return sample_countdowns(1, generator, count=len(problem.numbers), held_out=False)[0]
+
+    examples = _examples(draw, problem, shots)
+    return _few_shot(_COUNTDOWN_RULES, [f"{e._question} {e.solution}" for e in examples], problem._question)
+
+
+def _examples(draw: Callable[[], Problem], problem: Problem, shots: int) -> list[Problem]:
+    """`shots` distinct problems, none of which is `problem`."""
+    if shots < 0:
+        raise ValueError(f"`shots` must be at least 0, got {shots}.")
+    examples: list[Problem] = []
+    while len(examples) < shots:
+        example = draw()
+        if example != problem and example not in examples:
+            examples.append(example)
+    return examples
+
+
+def _few_shot(rules: str, examples: Sequence[str], question: str) -> str:
+    return "\n\n".join([rules, *examples, question])

@@ -1,0 +1,318 @@
+"""Masked language models as they were published, on transformers' own classes: LLaDA, Dream, SDAR, BERT and others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from .checkpoint import ModelSource, find_weights, local_folder, read_config, require_fields
+from .llada import MODEL_TYPES, WEIGHT_NAMES, BidirectionalLlama, open_llada
+
+logger = logging.get_logger("diffusers." + __name__)
+
+ATTENTIONS = ("full", "block_causal")
+
+
+@dataclass(frozen=True)
+class TextFamily:
+    """Facts on a masked language model that its weights do not tell; `asdict` and `TextFamily(**...)` go through JSON.
+
+    Attributes:
+        name: "llada", "mmada", "dream", "sdar", "a2d" or "masked_lm".
+        mask_token_id: The token that stands for "not decoded yet".
+        shifted: Whether the network's output at position i - 1 predicts token i, as Dream's does.
+        attention: "full", or "block_causal": a token sees its own block and those before it.
+        block_length: Of a block-causal model: position p lies in block p // block_length, counted from the first real token.
+        eos_token_ids: Tokens that end a text.
+
+    Raises:
+        ValueError: If the attention is another one, or `block_length` does not go with it.
+    """
+
+    name: str
+    mask_token_id: int
+    shifted: bool = False
+    attention: str = "full"
+    block_length: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"`attention` must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
+        if (self.attention == "block_causal") != (self.block_length is not None) or not (self.block_length or 1) >= 1:
+            raise ValueError(
+                f"`block_length` must be at least 1 for block-causal and None for full attention, got {self.block_length!r} "
+                f"for {self.attention!r}."
+            )
+
+
+@dataclass
+class OpenedTextModel:
+    """A masked language model whose weights were not read yet."""
+
+    family: TextFamily
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+
+
+# Published under model types of their own, with code that is not run; the tensors have the names of these classes.
+_NATIVE: dict[str, tuple[str, type[PreTrainedModel], type]] = {
+    "Dream": ("dream", Qwen2ForCausalLM, Qwen2Config),
+    "sdar": ("sdar", Qwen3ForCausalLM, Qwen3Config),
+    "a2d-llama": ("a2d", LlamaForCausalLM, LlamaConfig),
+    "a2d-qwen2": ("a2d", Qwen2ForCausalLM, Qwen2Config),
+    "a2d-qwen3": ("a2d", Qwen3ForCausalLM, Qwen3Config),
+}
+_SAVED: dict[str, tuple[type[PreTrainedModel], type]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config),
+}
+# Where any of these says something else, it is another network.
+_SUPPORTED = {
+    "hidden_act": "silu",
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "is_encoder_decoder": False,
+    "is_decoder": False,
+}
+_CONFIG_FILES = ("config.json", "generation_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.*",
+)
+_MASK_TOKENS = ("<|mdm_mask|>", "<|MASK|>", "<|mask|>", "<MASK>", "[MASK]", "<mask>")
+_END_TOKENS = ("<|eot_id|>", "<|im_end|>")
+_SDAR_BLOCK_LENGTH = 4
+_BD3LM_BLOCK_LENGTH = 32
+
+
+def text_family(
+    config: Any, tokenizer: PreTrainedTokenizerBase | None = None, block_length: int | None = None, name: str = ""
+) -> TextFamily:
+    """The family of a model, from its public config.json (a mapping) or from the configuration of a loaded model.
+
+    Inferred, since no public configuration says it: logits of all but Dream are not shifted; the A2D models named "bd3lm" have
+    blocks of 32; an SDAR without `block_size` has blocks of 4. The latter two are said in a warning.
+
+    Args:
+        config: A mapping, or a transformers configuration.
+        tokenizer: Tells the mask token, where the configuration does not, and ends of text.
+        block_length: Of a block-causal model, in place of the configuration's. Makes an A2D model block-causal.
+        name: Of the repository; tells A2D models that were trained on blocks from the others.
+
+    Raises:
+        ValueError: If the family is not known here, or has no mask token.
+    """
+    settings: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    model_type = settings.get("model_type")
+    if settings.get("text_family"):
+        family = TextFamily(**settings["text_family"])
+        return family if block_length is None else _with_blocks(family, block_length)
+    ours = model_type == "llama" and not settings.get("is_causal", True)
+    if model_type in MODEL_TYPES or ours:
+        kind = "mmada" if model_type == "mmada" else "llada"
+    elif model_type in _NATIVE:
+        kind = _NATIVE[model_type][0]
+    elif model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        kind = "masked_lm"
+    else:
+        raise ValueError(_unknown(model_type))
+    require_fields(settings, _SUPPORTED if kind != "llada" else {}, "config.json")
+    family = TextFamily(kind, _mask_token(settings, tokenizer), kind == "dream", eos_token_ids=_end_tokens(settings, tokenizer))
+    if kind == "sdar":
+        length = block_length or settings.get("block_size")
+        if length is None:
+            logger.warning(f"config.json has no `block_size`: blocks of {_SDAR_BLOCK_LENGTH} tokens are taken, as SDAR's.")
+        return _with_blocks(family, length or _SDAR_BLOCK_LENGTH)
+    if kind == "a2d" and block_length is None and "bd3lm" in name.lower():
+        logger.warning(f"{name}: by its name it is block-causal; blocks of {_BD3LM_BLOCK_LENGTH} tokens are taken.")
+        block_length = _BD3LM_BLOCK_LENGTH
+    return family if block_length is None else _with_blocks(family, block_length)
+
+
+def _with_blocks(family: TextFamily, block_length: int) -> TextFamily:
+    if family.name not in ("sdar", "a2d"):
+        raise ValueError(f"`block_length` must be None for {family.name}, whose attention is full, got {block_length!r}.")
+    return replace(family, attention="block_causal", block_length=block_length)
+
+
+def _unknown(model_type: Any) -> str:
+    known = ", ".join([*MODEL_TYPES, *_NATIVE, "those of AutoModelForMaskedLM (bert, modernbert, ...)"])
+    if str(model_type).startswith("llada2"):
+        why = "a mixture of experts for which transformers has no class of its own, and code of a repository is never run"
+    elif model_type in _SAVED:
+        why = "an ordinary causal language model, unless a `text_family` in its config.json says otherwise"
+    else:
+        why = "not known here"
+    return f"config.json: the model type {model_type!r} is {why}. Known are {known}, and what `save_pretrained` made of them."
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
+    return {} if tokenizer is None else tokenizer.get_vocab()
+
+
+def _mask_token(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> int:
+    vocabulary = _vocabulary(tokenizer)
+    found = [settings.get("mask_token_id"), getattr(tokenizer, "mask_token_id", None), *map(vocabulary.get, _MASK_TOKENS)]
+    for token in found:
+        if token is not None:
+            if token >= settings.get("vocab_size", token + 1):
+                raise ValueError(
+                    f"The mask token {token} must be below the `vocab_size` {settings['vocab_size']} of config.json."
+                )
+            return int(token)
+    raise ValueError(
+        f"No mask token: neither `mask_token_id` in config.json, nor a mask token of the tokenizer, nor one of "
+        f"{', '.join(_MASK_TOKENS)} in its vocabulary."
+    )
+
+
+def _end_tokens(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The ids of config.json and the tokenizer, and ends of a turn; [SEP] where there is none."""
+    told = settings.get("eos_token_id")
+    vocabulary = _vocabulary(tokenizer)
+    found = [*(told if isinstance(told, (list, tuple)) else [told]), getattr(tokenizer, "eos_token_id", None)]
+    found += [vocabulary.get(name) for name in _END_TOKENS]
+    if all(token is None for token in found):
+        found = [getattr(tokenizer, "sep_token_id", None)]
+    return tuple(dict.fromkeys(int(token) for token in found if token is not None))
+
+
+def open_text_model(repository: str | os.PathLike[str], *, block_length: int | None = None, **hub: Any) -> OpenedTextModel:
+    """Opens a published repository, or a folder that `save_pretrained` wrote; no code of it runs.
+
+    Args:
+        repository: Folder or Hub id.
+        block_length: Of a block-causal model, in place of what the repository says.
+        hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
+
+    Raises:
+        ValueError: If the model is of no family that is known here, saying what it is.
+        OSError: If there is no such repository.
+    """
+    folder = local_folder(repository, [*_CONFIG_FILES, *_TOKENIZER_FILES], **hub)
+    settings = read_config(folder / "config.json")
+    if not _is_known(settings):
+        raise ValueError(f"{os.fspath(repository)!r}: {_unknown(settings.get('model_type'))}")
+    if (folder / "generation_config.json").is_file():
+        settings["eos_token_id"] = _all_ends(settings, read_config(folder / "generation_config.json"))
+    tokenizer = open_tokenizer(folder)
+    family = text_family(settings, tokenizer, block_length, Path(repository).name)
+    if tokenizer.mask_token_id is None and isinstance(name := tokenizer.convert_ids_to_tokens(family.mask_token_id), str):
+        tokenizer.mask_token = name
+    folder = local_folder(repository, [*_CONFIG_FILES, "model*.safetensors*"], **hub)
+    if not list(folder.glob("model*.safetensors*")):
+        folder = local_folder(repository, [*_CONFIG_FILES, "pytorch_model*.bin*"], **hub)
+    source = _open_model(folder, settings, family)
+    build = source.build
+
+    def build_with_family() -> PreTrainedModel:
+        model = build()
+        model.config.text_family = asdict(family)
+        return model
+
+    return OpenedTextModel(family, replace(source, build=build_with_family), tokenizer)
+
+
+def _is_known(settings: Mapping[str, Any]) -> bool:
+    model_type = settings.get("model_type")
+    ours = model_type == "llama" and not settings.get("is_causal", True)
+    return bool(settings.get("text_family")) or ours or model_type in {*MODEL_TYPES, *_NATIVE, *MODEL_FOR_MASKED_LM_MAPPING_NAMES}
+
+
+def _all_ends(*settings: Mapping[str, Any]) -> list[int] | None:
+    """The `eos_token_id` of several configurations, each of them one id, several or none."""
+    told = [one.get("eos_token_id") for one in settings]
+    ids = [token for one in told for token in (one if isinstance(one, list) else [one]) if token is not None]
+    return list(dict.fromkeys(ids)) or None
+
+
+def load_text_model(
+    repository: str | os.PathLike[str], dtype: torch.dtype | None = None, *, block_length: int | None = None, **hub: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TextFamily]:
+    """Model, tokenizer and family; arguments and errors as `open_text_model`, `dtype` None keeps the stored one."""
+    opened = open_text_model(repository, block_length=block_length, **hub)
+    return opened.source.load(dtype), opened.tokenizer, opened.family
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, without the code that comes with it."""
+    file = folder / "tokenizer_config.json"
+    settings = read_config(file) if file.is_file() else {}
+    kind: Any = AutoTokenizer
+    if "auto_map" in settings or not settings.get("tokenizer_class"):
+        # What repositories bring code for are copies of Qwen2's tokenizer.
+        if (folder / "tokenizer.json").is_file():
+            kind = PreTrainedTokenizerFast
+        elif (folder / "merges.txt").is_file():
+            kind = Qwen2Tokenizer
+    tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.init_kwargs.pop("auto_map", None)
+    return tokenizer
+
+
+def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -> ModelSource:
+    model_type = settings["model_type"]
+    if model_type in MODEL_TYPES:
+        return open_llada(folder)
+    weights = find_weights(folder, WEIGHT_NAMES)
+    if family.name == "masked_lm":
+        return _open_masked_lm(folder, weights)
+    if model_type in _NATIVE:
+        _, kind, config_class = _NATIVE[model_type]
+    else:
+        kind, config_class = _SAVED[model_type]
+        kind = BidirectionalLlama if family.name in MODEL_TYPES else kind
+    own = ("model_type", "auto_map", "architectures", "transformers_version")
+    config = config_class(**{name: value for name, value in settings.items() if name not in own})
+    return ModelSource(weights, lambda: kind(config), _probe(kind is BidirectionalLlama))
+
+
+def _open_masked_lm(folder: Path, weights: Any) -> ModelSource:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        names = set(kind(config).state_dict())
+
+    def convert_key(key: str) -> str | None:
+        name = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        return name if name in names else None  # heads of other tasks
+
+    return ModelSource(weights, lambda: kind(config), _probe(False), convert_key)
+
+
+def _probe(bare: bool) -> Callable[[Any], torch.Tensor]:
+    @torch.no_grad()
+    def probe(model: Any) -> torch.Tensor:
+        output = model(torch.arange(8)[None] * 11 % model.config.vocab_size)
+        return output if bare else output.logits
+
+    return probe

@@ -1,0 +1,257 @@
+"""Text with masked language models, decoded by `InfoGainScheduler`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .candidates import Generators
+from .models.text import TextFamily, open_text_model, text_family
+from .published import PublishedPipeline, hub_arguments, load_published, saved_class
+from .scheduling_infogain import PRESETS, InfoGainScheduler
+from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
+
+DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
+"""Folder of the embedded text model."""
+
+DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "linear"}
+"""Settings of a new pipeline's scheduler: the paper's, with the gain summed over the masks (see docs/results.md)."""
+
+Messages = list[dict[str, str]]
+
+
+class InfoGainTextPipeline(DiffusionPipeline):
+    r"""Text generation and infilling with masked language models, decoded by information gain or any rule it is compared with.
+
+    `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, small models of their kind and any
+    `AutoModelForMaskedLM` as they were published, on transformers' own classes, or what `save_pretrained` wrote.
+
+    Args:
+        model: Predicts the tokens.
+        tokenizer: Of the prompts.
+        scheduler: Decides which tokens to decode next, and with what.
+        family: Facts on the model that its weights do not tell, `dataclasses.asdict(TextFamily(...))`; by default those of its
+            configuration.
+
+    Raises:
+        ValueError: If `scheduler` is no `InfoGainScheduler`, its mask id is not the model's, or the family is not known.
+    """
+
+    model_cpu_offload_seq = "model"
+    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    scheduler: InfoGainScheduler
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: InfoGainScheduler,
+        family: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if not isinstance(scheduler, InfoGainScheduler):
+            raise ValueError(f"`scheduler` must be an InfoGainScheduler, got {type(scheduler).__name__}.")
+        facts = text_family(model.config, tokenizer) if family is None else TextFamily(**family)
+        self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
+        self.register_to_config(family=asdict(facts))
+
+    @property
+    def family(self) -> TextFamily:
+        """The facts that decoding needs: mask id, shift, attention, end-of-text ids."""
+        facts = dict(self.config.family)
+        return TextFamily(**{**facts, "eos_token_ids": tuple(facts["eos_token_ids"])})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainTextPipeline:
+        """Loads a published repository, or what `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: Folder, Hub id, or "demo-text" for the model that the package ships.
+            kwargs: For a published repository `dtype`, `scheduler`, and `revision`, `cache_dir`, `token`, `local_files_only`,
+                else as in `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: For a model of no known family, or weights with a missing, extra or misshapen tensor.
+        """
+        if pretrained_model_name_or_path == "demo-text":
+            pretrained_model_name_or_path = DEMO_TEXT_MODEL
+            kwargs.setdefault("dtype", torch.float32)  # stored in half precision to be small
+        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
+            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def open_published(cls, repository: str | os.PathLike[str], **hub: Any) -> PublishedPipeline:
+        """The published repository, opened to be loaded or converted.
+
+        Args:
+            repository: Folder or Hub id.
+            hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
+
+        Raises:
+            ValueError: For a model of no known family.
+        """
+        opened = open_text_model(repository, **hub)
+        components = {
+            "tokenizer": opened.tokenizer,
+            "scheduler": InfoGainScheduler(mask_token_id=opened.family.mask_token_id, **DEFAULT_SCHEDULER),
+            "family": asdict(opened.family),
+        }
+        return PublishedPipeline(cls, {"model": opened.source}, components)
+
+    def encode(
+        self,
+        prompt: str | list[str] | None = None,
+        messages: Messages | list[Messages] | None = None,
+        input_ids: Sequence[Sequence[int]] | torch.Tensor | None = None,
+    ) -> list[list[int]]:
+        """Token ids of every prompt, from one of the three: texts, chats (by the tokenizer's template), or the ids themselves.
+
+        Raises:
+            ValueError: If not exactly one is given, or it is empty.
+        """
+        given = {"prompt": prompt, "messages": messages, "input_ids": input_ids}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise ValueError(
+                f"Exactly one of `prompt`, `messages` and `input_ids` must be given, got {', '.join(names) or 'none'}."
+            )
+        if prompt is not None:
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"`prompt` must be a string or a list of strings that is not empty, got {prompt!r}.")
+            return [list(self.tokenizer(text).input_ids) for text in texts]
+        if messages is not None:
+            chats = [messages] if messages and isinstance(messages[0], dict) else messages
+            if not chats:
+                raise ValueError("`messages` must be a chat or a list of chats that is not empty, got [].")
+            texts = [self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+            return [list(self.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+        rows = [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in input_ids or []]
+        if not rows or not all(row and all(isinstance(one, int) for one in row) for row in rows):
+            raise ValueError("`input_ids` must be a list of lists of token ids, none of them empty.")
+        return rows
+
+    def _generation(self, arguments: dict[str, Any]) -> TextGeneration:
+        """A call, checked; `arguments` are those of `__call__` by name."""
+        rest = dict(arguments)
+        rows = self.encode(*(rest.pop(name) for name in ("prompt", "messages", "input_ids")))
+        copies = rest.pop("num_texts_per_prompt")
+        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+            raise ValueError(f"`num_texts_per_prompt` must be an integer >= 1, got {copies!r}.")
+        return TextGeneration(pipe=self, rows=[row for row in rows for _ in range(copies)], **rest)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        messages: Messages | list[Messages] | None = None,
+        input_ids: Sequence[Sequence[int]] | torch.Tensor | None = None,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        num_inference_steps: int | None = None,
+        num_texts_per_prompt: int = 1,
+        generator: Generators = None,
+        stop_at_eos: bool = True,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
+        lookahead_batch_size: int | None = None,
+        num_beams: int = 1,
+        num_runs: int = 1,
+        cache: str | None = None,
+        pack_candidates: bool = False,
+    ) -> InfoGainTextOutput | tuple[Any, ...]:
+        r"""Writes texts, or fills in masks.
+
+        Args:
+            prompt: The prompt or prompts, of any lengths.
+            messages: A chat or chats in place of `prompt`, laid out by the tokenizer's template.
+            input_ids: Token ids in place of `prompt`. Ids with the mask id among them are infilled; give `max_new_tokens=0` to
+                write nothing behind them.
+            max_new_tokens: Masks behind every prompt.
+            block_length: Decode blocks of so many tokens one after the other; by default all at once, or the blocks of a
+                block-causal model, of whose length it must be a multiple.
+            num_inference_steps: Steps in all, shared out over the blocks. By default as many as the scheduler's
+                `tokens_per_step`, or one token a step, takes.
+            num_texts_per_prompt: The texts of a prompt follow each other in the output.
+            generator: One `torch.Generator`, from which every text gets its own, or a list with one per text; a text then comes
+                out the same alone and in any batch (up to rounding in the model).
+            stop_at_eos: Whether a text is finished with the block in which it ends. An end of text counts once everything
+                before it is decoded.
+            return_dict: Whether to return an `InfoGainTextOutput` instead of a tuple.
+            callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block.
+                Changed "tokens" replace the block's, and the model runs on them anew.
+            callback_on_step_end_tensor_inputs: What `kwargs` holds: "tokens" (R, block), "logits" (R, block, V), "scores" (R, N),
+                for the R rows that are not finished; logits are 0 at known tokens.
+            lookahead_batch_size: The most states that go through the model at once, texts times candidates.
+            num_beams, num_runs: Above 1: beam search, or the best of so many runs, of every block.
+            cache: "none"; "exact" for block-causal models, whose finished blocks are then not run again, with the same logits; or
+                "prefix" for models with full attention, an approximation that takes what stands before a block as it was when
+                the block began. By default exact where that is possible.
+            pack_candidates: With the exact cache, run the candidates of a text as one sequence over one copy of its keys and
+                values, which saves memory.
+
+        Returns:
+            `InfoGainTextOutput`, or (texts, sequences, attention_mask, trace).
+
+        Raises:
+            ValueError: For arguments that do not fit, naming the first.
+        """
+        generation = self._generation(
+            {
+                "prompt": prompt,
+                "messages": messages,
+                "input_ids": input_ids,
+                "max_new_tokens": max_new_tokens,
+                "block_length": block_length,
+                "num_inference_steps": num_inference_steps,
+                "num_texts_per_prompt": num_texts_per_prompt,
+                "generator": generator,
+                "stop_at_eos": stop_at_eos,
+                "callback_on_step_end": callback_on_step_end,
+                "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+                "lookahead_batch_size": lookahead_batch_size,
+                "num_beams": num_beams,
+                "num_runs": num_runs,
+                "cache": cache,
+                "pack_candidates": pack_candidates,
+            }
+        )
+        with self.progress_bar(total=len(generation.blocks)) as progress_bar:
+            for _ in generation.run():
+                progress_bar.update()
+        self.maybe_free_model_hooks()
+        output = generation.output()
+        return output if return_dict else output.to_tuple()
+
+    def stream(self, prompt: str | list[str] | None = None, **call: Any) -> Iterator[TextBlock]:
+        """Yields every block as soon as it is decoded; arguments as in a call.
+
+        Raises:
+            TypeError: For an argument that a call does not take.
+            ValueError: As a call.
+        """
+        parameters = inspect.signature(type(self).__call__).parameters
+        arguments = {name: value.default for name, value in parameters.items() if name not in ("self", "return_dict")}
+        unknown = [name for name in call if name not in arguments]
+        if unknown:
+            raise TypeError(f"stream() got an unexpected keyword argument {unknown[0]!r}")
+        generation = self._generation({**arguments, "prompt": prompt, **call})
+
+        def blocks() -> Iterator[TextBlock]:
+            yield from generation.run()
+            self.maybe_free_model_hooks()
+
+        return blocks()

@@ -1,0 +1,280 @@
+"""One call of the text pipeline: its canvas of prompts and masks, decoded block after block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+
+from .candidates import Generators, split_generator
+from .decoding import DecodingStep, DecodingTrace, decode, decode_beam, decode_best_of
+from .masked_logits import MaskedLogits
+from .models.text_logits import CACHES, TextCache
+from .scheduling_infogain import InfoGainScheduler
+
+CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores"]
+
+
+@dataclass
+class InfoGainTextOutput(BaseOutput):
+    """Texts, and how they were decoded.
+
+    Attributes:
+        texts: What was written after each prompt, up to the end of the text; with masks within a prompt, all of it.
+        sequences: (B, L) long, prompts and texts, padded where rows are shorter than the longest.
+        attention_mask: (B, L) bool, False at padding.
+        trace: The decoding's `DecodingTrace`, over the columns of `sequences`.
+    """
+
+    texts: list[str]
+    sequences: torch.Tensor
+    attention_mask: torch.Tensor
+    trace: DecodingTrace
+
+
+@dataclass
+class TextBlock:
+    """A finished block, for streaming.
+
+    Attributes:
+        index: Number of the block, from 0.
+        texts: What each row has in this block; empty for rows that were finished before.
+        finished: (B,) bool, rows whose text is complete.
+    """
+
+    index: int
+    texts: list[str]
+    finished: torch.Tensor
+
+
+@dataclass(kw_only=True)
+class TextGeneration:
+    """One call of a text pipeline: checked when it is made, then run.
+
+    Attributes:
+        pipe: The pipeline.
+        rows: Token ids of every text's prompt, with masks among them where it is infilled.
+
+    The others are the arguments of the call.
+
+    Raises:
+        ValueError: For the first argument that does not fit.
+    """
+
+    pipe: DiffusionPipeline
+    rows: list[list[int]]
+    max_new_tokens: int
+    block_length: int | None
+    num_inference_steps: int | None
+    generator: Generators
+    stop_at_eos: bool
+    callback_on_step_end: Callable[..., Any] | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    lookahead_batch_size: int | None
+    num_beams: int
+    num_runs: int
+    cache: str | None
+    pack_candidates: bool
+
+    def __post_init__(self) -> None:
+        self.family = self.pipe.family
+        self.mask_token_id = self.family.mask_token_id
+        self._check()
+        self._lay_out()
+        kind = self.cache or ("exact" if self.family.attention == "block_causal" else "none")
+        self._cache = TextCache(self.pipe.model, self.family, kind, packed=self.pack_candidates)
+        self.generators = split_generator(self.generator, len(self.rows))
+        self.scheduler: InfoGainScheduler = self.pipe.scheduler
+        if self.num_inference_steps is None and self.scheduler.config.tokens_per_step is None:
+            self.scheduler = InfoGainScheduler.from_config(self.scheduler.config, tokens_per_step=1)
+        self.finished = torch.zeros(len(self.rows), dtype=torch.bool)
+        self._traces: list[tuple[slice, torch.Tensor, DecodingTrace]] = []
+
+    def _check(self) -> None:
+        scheduler = self.pipe.scheduler
+        if not isinstance(scheduler, InfoGainScheduler):
+            raise ValueError(f"`scheduler` must be an InfoGainScheduler, got {type(scheduler).__name__}.")
+        found = scheduler.config.mask_token_id
+        if found != self.mask_token_id:
+            raise ValueError(f"`mask_token_id` of the scheduler must be the model's, {self.mask_token_id}, got {found}.")
+        self.infilling = any(self.mask_token_id in row for row in self.rows)
+        lowest = {"max_new_tokens": 0 if self.infilling else 1, "num_beams": 1, "num_runs": 1}
+        lowest |= {name: 1 for name in ("block_length", "num_inference_steps") if getattr(self, name) is not None}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+        trained = self.family.block_length
+        if trained is not None and self.block_length is not None and self.block_length % trained:
+            raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
+        searches = self.num_beams > 1, self.num_runs > 1
+        if all(searches):
+            raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {self.num_beams} and {self.num_runs}.")
+        if self.callback_on_step_end is not None and any(searches):
+            raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+        if isinstance(self.generator, Sequence) and len(self.generator) != len(self.rows):
+            raise ValueError(
+                f"`generator` must have one entry for each of the {len(self.rows)} texts, got a list of {len(self.generator)}."
+            )
+        if self.cache is not None and self.cache not in CACHES:
+            raise ValueError(f"`cache` must be one of {', '.join(CACHES)} or None, got {self.cache!r}.")
+        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSOR_INPUTS]
+        if unknown:
+            allowed = ", ".join(CALLBACK_TENSOR_INPUTS)
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {allowed}, got {', '.join(unknown)}.")
+        config = self.pipe.model.config
+        length, limit = max(map(len, self.rows)) + self.max_new_tokens, getattr(config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"The longest prompt and `max_new_tokens` = {self.max_new_tokens} make {length} tokens; the model takes {limit}."
+            )
+        for row in self.rows:
+            if not 0 <= min(row, default=0) <= max(row, default=0) < config.vocab_size:
+                raise ValueError(
+                    f"`input_ids` must be ids from 0 to {config.vocab_size - 1}, got ids from {min(row)} to {max(row)}."
+                )
+
+    def _lay_out(self) -> None:
+        """Prompts, each with `max_new_tokens` masks behind it, and the blocks, ranges of columns that are decoded in turn.
+
+        Where attention is full, blocks are counted from the end of the prompts, which stand in one column since shorter ones are
+        padded on the left. Where it is block-causal, they are counted from the first token, and rows are padded on the right.
+        """
+        tokenizer, device = self.pipe.tokenizer, self.pipe._execution_device
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        full = [[*row, *[self.mask_token_id] * self.max_new_tokens] for row in self.rows]
+        longest, left = max(map(len, full)), self.family.attention == "full"
+        step = self.block_length or self.family.block_length or longest
+        if not left:
+            # Whole blocks only: a block, and so the random numbers for it, is as wide for a text alone as in any batch.
+            longest = math.ceil(longest / step) * step
+        tokens, kept = [], []
+        for row in full:
+            padding = [pad] * (longest - len(row))
+            tokens.append(padding + row if left else row + padding)
+            kept.append([bool(left and place >= len(padding)) or (not left and place < len(row)) for place in range(longest)])
+        self.tokens, self.kept = torch.tensor(tokens, device=device), torch.tensor(kept, device=device)
+        self.first_columns = [longest - self.max_new_tokens if left else len(row) for row in self.rows]
+        if left:
+            starts = list(range(longest - self.max_new_tokens, longest, self.block_length or max(self.max_new_tokens, 1)))
+            if self.infilling:
+                starts = [0, *starts[1:]]
+        else:
+            starts = list(range(0, longest, step))
+        waiting = self.tokens == self.mask_token_id
+        every = zip(starts, [*starts[1:], longest], strict=True)
+        self.blocks = [(start, end) for start, end in every if waiting[:, start:end].any()]
+
+    def _steps(self, masks: int) -> int:
+        """Steps of a block: its share of `num_inference_steps`, or what `tokens_per_step` takes."""
+        if self.num_inference_steps is not None:
+            return math.ceil(self.num_inference_steps / len(self.blocks))
+        return math.ceil(masks / self.scheduler.config.tokens_per_step)
+
+    @torch.no_grad()
+    def _decode(self, start: int, end: int) -> None:
+        """Decodes a block of the rows that are not finished."""
+        # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block.
+        waiting = (self.tokens[:, start:end] == self.mask_token_id).any(-1) & ~self.finished.to(self.tokens.device)
+        # A block's width and its number of steps must be what they are for a text alone: infilled texts differ in length, and
+        # all in how many masks their first block has.
+        masks = (self.tokens[:, start:end] == self.mask_token_id).sum(-1)
+        firsts = self.kept[:, start:end].int().argmax(-1) if self.infilling and start == 0 else torch.zeros_like(masks)
+        kinds = torch.stack([firsts, masks], dim=-1)
+        for kind in sorted({(first, count) for first, count in kinds[waiting].tolist()}):
+            same = waiting & (kinds == kinds.new_tensor(kind)).all(-1)
+            self._decode_rows(same.nonzero()[:, 0], start + kind[0], end)
+
+    def _decode_rows(self, rows: torch.Tensor, start: int, end: int) -> None:
+        block, scheduler = self.tokens[rows, start:end], self.scheduler
+        self._cache.begin_block(self.tokens, self.kept, start, end)
+
+        def denoise(tokens: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+            return self._cache.logits(tokens, rows[owners], tokens == self.mask_token_id)
+
+        scheduler.set_timesteps(self._steps(int((block == self.mask_token_id).sum(-1).max())), device=self.tokens.device)
+        options: dict[str, Any] = {
+            # Anew for every block, since how often a batch draws depends on its slowest text.
+            "generator": [split_generator(self.generators[row], 1)[0] for row in rows.tolist()],
+            "lookahead_batch_size": self.lookahead_batch_size,
+        }
+        if self.num_beams > 1:
+            output = decode_beam(denoise, scheduler, block, num_beams=self.num_beams, **options)
+        elif self.num_runs > 1:
+            output = decode_best_of(denoise, scheduler, block, num_runs=self.num_runs, **options)
+        else:
+            output = decode(denoise, scheduler, block, callback=self._after_step, **options)
+        self.tokens[rows, start:end] = output.tokens
+        self._traces.append((slice(start, end), rows.cpu(), output.trace))
+
+    def _after_step(self, step: DecodingStep) -> torch.Tensor | None:
+        if self.callback_on_step_end is None:
+            return None
+        available: dict[str, Any] = {"tokens": step.tokens, "logits": step.logits, "scores": step.scores}
+        callback_kwargs = {name: available[name] for name in self.callback_on_step_end_tensor_inputs}
+        if isinstance(callback_kwargs.get("logits"), MaskedLogits):
+            callback_kwargs["logits"] = callback_kwargs["logits"].dense()
+        returned = self.callback_on_step_end(self.pipe, step.index, step.timestep, callback_kwargs)
+        return (returned or {}).get("tokens")
+
+    def run(self) -> Iterator[TextBlock]:
+        """Decodes block after block; rows that are finished take no further part."""
+        for index, (start, end) in enumerate(self.blocks):
+            before = self.finished.clone()
+            self._decode(start, end)
+            if self.stop_at_eos and not self.infilling:
+                self._finish(end)
+            texts = ["" if before[row] else self.text(row, start, end) for row in range(len(self.rows))]
+            yield TextBlock(index, texts, self.finished | (index == len(self.blocks) - 1))
+            if self.finished.all():
+                return
+
+    def _finish(self, end: int) -> None:
+        """Finishes the rows with an end of text before `end` behind decoded tokens only; what follows becomes that token too."""
+        for row in (~self.finished).nonzero()[:, 0].tolist():
+            own = self.tokens[row, self.first_columns[row] : end].tolist()
+            place = next((place for place, token in enumerate(own) if token in self.family.eos_token_ids), None)
+            if place is not None and self.mask_token_id not in own[:place]:
+                self.finished[row] = True
+                after = torch.arange(self.tokens.shape[1], device=self.tokens.device) > self.first_columns[row] + place
+                self.tokens[row] = self.tokens[row].masked_fill(after & self.kept[row], own[place])
+
+    def text(self, row: int, start: int = 0, end: int | None = None) -> str:
+        """A row's own tokens between two columns, up to the end of its text; its prompt's too where that is infilled."""
+        ids, kept, first = self.tokens[row].tolist(), self.kept[row].tolist(), self.first_columns[row]
+        stop = next((place for place in range(first, len(ids)) if ids[place] in self.family.eos_token_ids), len(ids))
+        columns = range(max(start, 0 if self.infilling else first), min(len(ids) if end is None else end, stop))
+        return self.pipe.tokenizer.decode([ids[place] for place in columns if kept[place]], skip_special_tokens=True)
+
+    def output(self) -> InfoGainTextOutput:
+        """What was written so far."""
+        texts = [self.text(row) for row in range(len(self.rows))]
+        return InfoGainTextOutput(texts, self.tokens, self.kept, self._trace())
+
+    def _trace(self) -> DecodingTrace:
+        """One trace of all blocks; rows that took no part in a step have no tokens, no cost and no model rows there."""
+        batch, length = self.tokens.shape
+        num = max((trace.objective.shape[-1] for _, _, trace in self._traces), default=1)
+        steps = sum(len(trace.winner) for _, _, trace in self._traces)
+        whole = DecodingTrace(
+            num_decoded=torch.zeros(steps, batch, dtype=torch.long),
+            cost=torch.zeros(steps, batch),
+            gain=torch.full((steps, batch), torch.nan),
+            objective=torch.full((steps, batch, num), torch.nan),
+            winner=torch.zeros(steps, batch, dtype=torch.long),
+            selected=torch.zeros(steps, batch, length, dtype=torch.bool),
+            model_rows=torch.zeros(steps, batch, dtype=torch.long),
+        )
+        first = 0
+        for columns, rows, trace in self._traces:
+            span = slice(first, first + len(trace.winner))
+            for name, value in vars(whole).items():
+                part = value[span, :, columns] if name == "selected" else value[span]
+                part[:, rows] = getattr(trace, name)
+            first = span.stop
+        return whole

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diffusers_infogain import cli
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_texts_are_printed(capsys):
+    code, out, _ = run(capsys, "text", "S", "M", "--max-new-tokens", 16, "--device", "cpu")
+    assert code == 0
+    assert len(out.split()) == 2
+
+
+def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "texts.jsonl"
+    prompts.write_text("S\nM\nS1\n")
+    flags = [
+        "--prompts-file",
+        prompts,
+        "--output",
+        output,
+        "--max-new-tokens",
+        8,
+        "--num-texts",
+        2,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+    ]
+    assert run(capsys, "text", *flags)[0] == 0
+    whole = output.read_text()
+    records = [json.loads(line) for line in whole.splitlines()]
+    assert [(record["prompt"], record["seed"]) for record in records] == [(p, s) for p in ("S", "M", "S1") for s in (0, 1)]
+    assert all(record["model_rows"] > 0 for record in records)
+    lines = whole.splitlines(keepends=True)
+    output.write_text("".join(lines[:2]) + lines[2][:10])
+    assert run(capsys, "text", *flags)[0] == 0
+    assert output.read_text() == whole
+    output.write_text(whole.replace('"S1"', '"S2"'))
+    code, _, err = run(capsys, "text", *flags)
+    assert code == 2
+    assert "has texts of other prompts or seeds: line 5 is 'S2' with seed 0" in err
+    output.write_text("{}\n")
+    assert "Line 1 of" in run(capsys, "text", *flags)[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "No prompts: give them as arguments"),
+        (["S", "--num-texts", "0"], "`num_texts` must be an integer >= 1, got 0"),
+        (["S", "--max-new-tokens", "400"], "the model takes"),
+        (["S", "--model", "no/such"], "'no/such' is neither a folder nor a Hub repository"),
+    ],
+)
+def test_wrong_input_is_one_sentence(capsys, flags, text):
+    code, _, err = run(capsys, "text", *flags)
+    assert code == 2
+    assert text in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_comparison_writes_a_table_and_runs_only_what_is_missing(capsys, tmp_path):
+    flags = ["--tasks", "equation", "sudoku", "--num-problems", 4, "--seeds", 0, "--tokens-per-step", 4, "--device", "cpu"]
+    flags += ["--output", tmp_path, "--samplers", "confidence"]
+    code, out, _ = run(capsys, "compare-text", *flags)
+    assert code == 0
+    assert "**equation**" in out
+    assert "| 4 | confidence |" in out
+    first = (tmp_path / "results.jsonl").read_text()
+    assert len(first.splitlines()) == 2
+    assert run(capsys, "compare-text", *flags, "paper:gain_reduction=sum")[0] == 0
+    second = (tmp_path / "results.jsonl").read_text()
+    assert second.startswith(first)
+    assert len(second.splitlines()) == 4
+    assert "paper:gain_reduction=sum" in (tmp_path / "table.md").read_text()

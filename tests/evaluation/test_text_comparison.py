@@ -1,0 +1,97 @@
+"""Records and tables of samplers on text tasks, with a writer whose answers are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusers_infogain.decoding import DecodingTrace
+from diffusers_infogain.evaluation import text_comparison
+from diffusers_infogain.evaluation.comparison import parse_sampler
+
+
+def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
+    """Two steps: the first decodes the column `first`, with 1 nat and 3 model rows, the second all others with 0.5 nats."""
+    selected = torch.zeros(2, rows, length, dtype=torch.bool)
+    selected[0, :, first] = True
+    selected[1] = ~selected[0]
+    return DecodingTrace(
+        num_decoded=selected.sum(-1),
+        cost=torch.tensor([[1.0], [0.5]]).expand(2, rows),
+        gain=torch.zeros(2, rows),
+        objective=torch.zeros(2, rows, 2),
+        winner=torch.zeros(2, rows, dtype=torch.long),
+        selected=selected,
+        model_rows=torch.tensor([[3], [1]]).expand(2, rows),
+    )
+
+
+def cell(task: str, seed: int = 0) -> text_comparison.TextCell:
+    return text_comparison.TextCell(task, parse_sampler("confidence"), 2, seed)
+
+
+def encode(template: str) -> list[int]:
+    return [ord(character) for character in template]
+
+
+@pytest.mark.parametrize(("first", "share"), [(1, 0.0), (8, 1.0)])
+def test_answers_are_checked_and_the_first_decision_is_told(first, share):
+    problems = text_comparison.problems_of("equation", 5)
+    seen = []
+
+    def write(rows, seeds):
+        seen.extend(seeds)
+        assert all(len(row) == len(rows[0]) for row in rows)
+        return ["M03*05=0000001111"] * (len(rows) - 1) + ["M03*05=0000001110"], fake_trace(len(rows), len(rows[0]), first)
+
+    record = text_comparison.run(cell("equation", seed=2), problems, encode, write, batch_size=3)
+    assert record["right"] == "11010"
+    assert record["cumulative_entropies"] == [1.5] * 5
+    assert record["model_rows"] == [4] * 5
+    assert record["steps"] == [2] * 5
+    assert record["product_first"] == [share] * 5
+    assert record["distinct"] == 2
+    assert seen == [2_000_000 + i for i in range(5)]
+
+
+def test_only_whole_equations_have_a_first_decision():
+    for task in ("multiplication", "sudoku"):
+        problems = text_comparison.problems_of(task, 2)
+        answers = [problem.letter + (problem.solutions[0] if task == "sudoku" else problem.solution) for problem in problems]
+        record = text_comparison.run(cell(task), problems, encode, lambda rows, seeds, a=answers: (a, fake_trace(2, 17, 1)), 2)
+        assert record["right"] == "11"
+        assert record["product_first"] == [None, None]
+
+
+def test_problems_are_the_same_for_the_same_seed():
+    for task in text_comparison.TASKS:
+        assert text_comparison.problems_of(task, 4) == text_comparison.problems_of(task, 4)
+        assert text_comparison.problems_of(task, 4) != text_comparison.problems_of(task, 4, seed=1)
+    with pytest.raises(ValueError, match="`task` must be one of multiplication, equation, sudoku, got 'chess'"):
+        text_comparison.problems_of("chess", 1)
+
+
+def test_groups_are_means_over_problems_and_seeds():
+    def record(seed: int, right: str) -> dict:
+        return {
+            "task": "sudoku",
+            "sampler": "margin",
+            "tokens_per_step": 2,
+            "seed": seed,
+            "right": right,
+            "cumulative_entropies": [1.0, 3.0],
+            "model_rows": [5, 7],
+            "steps": [5, 5],
+            "product_first": [None, None],
+            "distinct": 2,
+            "seconds": 1.0,
+        }
+
+    (group,) = text_comparison.summarize([record(0, "10"), record(1, "11")])
+    assert group.figures["right"].value == 0.75
+    assert group.figures["cumulative_entropy"].value == 2
+    assert group.figures["model_rows"].value == 6
+    assert "product_first" not in group.figures
+    table = text_comparison.table([group])
+    assert "**sudoku**" in table
+    assert "| 2 | margin | 75 ± 25 |" in table

@@ -1,0 +1,370 @@
+"""Text: layout, blocks, infilling, ends of texts, batches, streaming; every text as if it were alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from checkpoint_helpers import make_word_tokenizer
+from helpers import generators
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
+
+from diffusers_infogain import InfoGainScheduler, decode
+from diffusers_infogain.evaluation.text_tasks import sample_sudokus
+from diffusers_infogain.models.llada import BidirectionalLlama
+from diffusers_infogain.models.text import TextFamily
+from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
+
+WORDS, BOS, EOS, MASK = 24, 20, 21, 22
+PROMPTS = ["a red cat", "dogs", "the mat on fog"]
+
+
+def make_model(seed: int = 0) -> BidirectionalLlama:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=WORDS,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+            is_causal=False,
+            mask_token_id=MASK,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+        )
+        model = BidirectionalLlama(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.data.normal_(std=0.6)
+    return model
+
+
+def make_pipe(seed: int = 0, **scheduler: object) -> InfoGainTextPipeline:
+    tokenizer = make_word_tokenizer(WORDS, BOS, EOS)
+    tokenizer.pad_token = "<|endoftext|>"
+    settings = {"masking_schedule": "linear", "entropy_bound": 0, **scheduler}
+    pipe = InfoGainTextPipeline(make_model(seed), tokenizer, InfoGainScheduler(mask_token_id=MASK, **settings))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe() -> InfoGainTextPipeline:
+    return make_pipe()
+
+
+@torch.no_grad()
+def plain_text(pipe, prompt: list[int], new: int, block: int, steps: int, seed: int) -> list[int]:
+    """One text alone, from whole forwards of unpadded sequences."""
+    tokens = torch.tensor([[*prompt, *[MASK] * new]])
+    (generator,) = generators(seed)
+    for start in range(len(prompt), tokens.shape[1], block):
+        end = min(start + block, tokens.shape[1])
+
+        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            every = tokens.expand(len(states), -1).clone()
+            every[:, start:end] = states
+            return torch.cat([pipe.model(one[None]) for one in every])[:, start:end]
+
+        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config)
+        scheduler.set_timesteps(steps)
+        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
+    return tokens[0].tolist()
+
+
+@pytest.mark.parametrize("bound", [0.0, 2.0])
+@pytest.mark.parametrize("sampler", ["info_gain", "confidence", "maskgit"])
+@pytest.mark.parametrize("block", [3, 8])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_prompts_of_different_lengths_are_decoded_as_each_alone(sampler, bound, block, chunk):
+    pipe = make_pipe(sampler=sampler, token_temperature=0.8, entropy_bound=bound)
+    blocks = -(-8 // block)
+    output = pipe(
+        PROMPTS,
+        max_new_tokens=8,
+        block_length=block,
+        num_inference_steps=3 * blocks,
+        generator=generators(0, 1, 2),
+        lookahead_batch_size=chunk,
+        stop_at_eos=False,
+    )
+    for row, prompt in enumerate(PROMPTS):
+        expected = plain_text(pipe, pipe.tokenizer(prompt).input_ids, 8, block, 3, seed=row)
+        assert output.sequences[row][output.attention_mask[row]].tolist() == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    new=st.integers(1, 12),
+    block=st.one_of(st.none(), st.integers(1, 13)),
+    steps=st.one_of(st.none(), st.integers(1, 15)),
+    k=st.one_of(st.none(), st.integers(1, 4)),
+    threshold=st.one_of(st.none(), st.sampled_from([0.0, 0.4])),
+    num=st.integers(1, 4),
+    prompts=st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3),
+    stop=st.booleans(),
+)
+def test_no_mask_is_left_and_prompts_are_untouched(new, block, steps, k, threshold, num, prompts, stop):
+    pipe = make_pipe(num_candidates=num, tokens_per_step=k, confidence_threshold=threshold)
+    output = pipe(prompts, max_new_tokens=new, block_length=block, num_inference_steps=steps, stop_at_eos=stop)
+    for row, prompt in enumerate(prompts):
+        tokens = output.sequences[row][output.attention_mask[row]].tolist()
+        ids = pipe.tokenizer(prompt).input_ids
+        assert tokens[: len(ids)] == ids
+        assert len(tokens) == len(ids) + new
+        assert MASK not in tokens
+    assert (output.trace.num_decoded.sum(0) <= new).all()
+    if not stop:
+        assert (output.trace.num_decoded.sum(0) == new).all()
+    assert torch.equal(output.trace.selected.sum((0, 2)), output.trace.num_decoded.sum(0))
+
+
+def test_masks_within_a_text_are_filled_in_and_the_rest_stays(pipe):
+    rows = [[0, MASK, 2, MASK, MASK, 5], [MASK, 1, 2]]
+    output = pipe(input_ids=rows, max_new_tokens=0, generator=generators(0, 1))
+    for row, given_ids in enumerate(rows):
+        tokens = output.sequences[row][output.attention_mask[row]].tolist()
+        assert MASK not in tokens
+        assert all(token == known for token, known in zip(tokens, given_ids, strict=True) if known != MASK)
+    assert len(output.texts[0].split()) <= 6
+    alone = pipe(input_ids=rows[1:], max_new_tokens=0, generator=generators(1))
+    assert alone.sequences[0].tolist() == output.sequences[1][output.attention_mask[1]].tolist()
+
+
+class EndingModel(BidirectionalLlama):
+    """Wants the end of the text at one place, and other words elsewhere."""
+
+    place = 4
+
+    def forward(self, input_ids, position_ids=None, where=None, **kwargs):
+        logits = torch.zeros(*input_ids.shape, WORDS)
+        logits[..., 3] = 5.0
+        logits[position_ids == self.place, EOS] = 9.0
+        return logits[where]
+
+
+def ending_pipe(place: int) -> InfoGainTextPipeline:
+    pipe = make_pipe(sampler="confidence", token_temperature=0.0)
+    model = EndingModel(pipe.model.config)
+    model.place = place
+    return InfoGainTextPipeline(model, pipe.tokenizer, pipe.scheduler)
+
+
+def test_a_text_is_finished_with_the_block_in_which_it_ends():
+    pipe = ending_pipe(place=4)
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(["a red cat", "dogs"], max_new_tokens=9, block_length=3)
+    # rows have 3 and 1 tokens of prompt: the ends are the second and the fourth new token
+    assert output.texts == ["on", "on on on"]
+    assert output.sequences[0].tolist()[4:] == [EOS] * 8
+    rows = output.trace.model_rows.sum(0).tolist()
+    assert rows == [3, 6]
+    whole = pipe(["a red cat", "dogs"], max_new_tokens=9, block_length=3, stop_at_eos=False)
+    assert whole.trace.model_rows.sum(0).tolist() == [9, 9]
+    assert whole.texts == output.texts
+
+
+def test_an_end_in_the_prompt_is_not_the_texts(pipe):
+    output = ending_pipe(place=60)(input_ids=[[0, EOS, 1]], max_new_tokens=3)
+    assert output.texts == ["on on on"]
+
+
+def test_blocks_are_streamed_as_they_are_finished():
+    pipe = ending_pipe(place=4)
+    blocks = list(pipe.stream(["a red cat", "dogs"], max_new_tokens=9, block_length=3))
+    assert [block.texts for block in blocks] == [["on", "on on on"], ["", ""]]
+    assert [block.finished.tolist() for block in blocks] == [[True, False], [True, True]]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'length'"):
+        pipe.stream("a cat", length=3)
+    with pytest.raises(ValueError, match="`block_length` must be an integer >= 1, got 0"):
+        pipe.stream("a cat", block_length=0)
+
+
+def test_chats_go_through_the_template(pipe):
+    pipe.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}fog"
+    chat = [{"role": "user", "content": "a red cat"}]
+    output = pipe(messages=chat, max_new_tokens=2)
+    assert output.sequences[0, :4].tolist() == pipe.tokenizer("a red cat fog").input_ids
+    assert len(pipe(messages=[chat, chat], max_new_tokens=2).texts) == 2
+
+
+def test_callbacks_see_and_edit_the_block(pipe):
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler="confidence")
+    seen = []
+
+    def callback(pipe, index, timestep, kwargs):
+        seen.append((kwargs["tokens"].shape, kwargs["logits"].shape))
+        tokens = kwargs["tokens"].clone()
+        tokens[:, 0] = 7
+        return {"tokens": tokens}
+
+    names = ["tokens", "logits", "scores"]
+    output = pipe(["a cat", "fog"], max_new_tokens=4, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
+    assert seen[0] == ((2, 4), (2, 4, WORDS))
+    assert (output.sequences[:, 2] == 7).all()
+
+
+@pytest.mark.parametrize("search", [{"num_beams": 2}, {"num_runs": 3}])
+def test_searches(search):
+    pipe = make_pipe(sampler="info_gain", gain_reduction="sum", num_candidates=3)
+    output = pipe(PROMPTS, max_new_tokens=4, generator=generators(0, 1, 2), **search)
+    alone = pipe(PROMPTS[1], max_new_tokens=4, generator=generators(1), **search)
+    assert output.sequences[1][output.attention_mask[1]].tolist() == alone.sequences[0].tolist()
+
+
+def test_texts_of_a_prompt_follow_each_other(pipe):
+    output = pipe(["a cat", "fog"], max_new_tokens=3, num_texts_per_prompt=2, generator=generators(*range(4)))
+    starts = [output.sequences[row][output.attention_mask[row]][0].item() for row in range(4)]
+    assert starts == [0, 0, 8, 8]
+
+
+def test_saving_keeps_the_facts(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = InfoGainTextPipeline.from_pretrained(tmp_path)
+    assert again.family == pipe.family
+    again.set_progress_bar_config(disable=True)
+    call = {"max_new_tokens": 4, "generator": generators(0)}
+    assert torch.equal(again("a cat", **call).sequences, pipe("a cat", max_new_tokens=4, generator=generators(0)).sequences)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"prompt": None}, "Exactly one of `prompt`, `messages` and `input_ids` must be given, got none"),
+        ({"input_ids": [[1]]}, "must be given, got prompt, input_ids"),
+        ({"prompt": []}, "`prompt` must be a string or a list of strings that is not empty, got []"),
+        ({"prompt": None, "input_ids": [[]]}, "`input_ids` must be a list of lists of token ids, none of them empty"),
+        ({"prompt": None, "input_ids": [[99]]}, "`input_ids` must be ids from 0 to 23, got ids from 99 to 99"),
+        ({"prompt": None, "messages": []}, "`messages` must be a chat or a list of chats that is not empty, got []"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer >= 1, got 0"),
+        ({"max_new_tokens": 70}, "The longest prompt and `max_new_tokens` = 70 make 72 tokens; the model takes 64"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be an integer >= 1, got 0"),
+        ({"num_texts_per_prompt": 0}, "`num_texts_per_prompt` must be an integer >= 1, got 0"),
+        ({"generator": generators(1, 2)}, "`generator` must have one entry for each of the 1 texts, got a list of 2"),
+        ({"num_beams": 2, "num_runs": 2}, "`num_beams` and `num_runs` must not both be above 1, got 2 and 2"),
+        ({"callback_on_step_end_tensor_inputs": ["x"]}, "must be among tokens, logits, scores, got x"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(pipe, arguments, text):
+    with pytest.raises(ValueError) as error:
+        pipe(**{"prompt": "a cat", "max_new_tokens": 4, **arguments})
+    assert text in str(error.value)
+
+
+def test_a_foreign_mask_id_is_refused(pipe):
+    pipe.scheduler = InfoGainScheduler(mask_token_id=3)
+    with pytest.raises(ValueError, match="`mask_token_id` of the scheduler must be the model's, 22, got 3"):
+        pipe("a cat", max_new_tokens=2)
+
+
+# Block-causal models, shifted models, caches
+
+
+def make_block_pipe(shifted: bool = False, **scheduler: object) -> InfoGainTextPipeline:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = Qwen3Config(
+            vocab_size=WORDS, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False, **sizes
+        )
+        model = Qwen3ForCausalLM(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.data.normal_(std=0.6)
+    tokenizer = make_word_tokenizer(WORDS, BOS, EOS)
+    tokenizer.pad_token = "<|endoftext|>"
+    family = TextFamily("sdar", MASK, attention="block_causal", block_length=4, eos_token_ids=(EOS,))
+    if shifted:
+        family = TextFamily("dream", MASK, shifted=True, eos_token_ids=(EOS,))
+    settings = {"masking_schedule": "linear", "entropy_bound": 0, "token_temperature": 0.8, **scheduler}
+    pipe = InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(mask_token_id=MASK, **settings), asdict(family))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def plain_block_text(pipe, prompt: list[int], new: int, block: int, seed: int) -> list[int]:
+    """One text alone, from whole forwards under the full block-causal mask, blocks counted from the first token."""
+    tokens = torch.tensor([[*prompt, *[MASK] * new]])
+    (generator,) = generators(seed)
+    number = torch.arange(tokens.shape[1]) // 4
+    mask = torch.zeros(1, 1, *tokens.shape[1:], *tokens.shape[1:]).masked_fill(number[:, None] < number, float("-inf"))
+    real = tokens.shape[1]
+    tokens = torch.nn.functional.pad(tokens, (0, -real % block), value=EOS)  # blocks are whole, the model sees the text only
+    for start in range(0, real, block):
+        end = start + block
+        if not (tokens[:, start:end] == MASK).any():
+            continue
+
+        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            every = tokens.expand(len(states), -1).clone()
+            every[:, start:end] = states
+            logits = torch.cat([pipe.model(one[None, :real], attention_mask=mask).logits for one in every])
+            return torch.nn.functional.pad(logits, (0, 0, 0, tokens.shape[1] - real))[:, start:end]
+
+        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
+        scheduler.set_timesteps(int((tokens[:, start:end] == MASK).sum()))
+        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
+    return tokens[0, :real].tolist()
+
+
+@pytest.mark.parametrize("cache", [{"cache": "none"}, {}, {"pack_candidates": True}], ids=str)
+@pytest.mark.parametrize("block", [None, 8])
+@pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
+def test_block_causal_models_give_the_same_with_and_without_a_cache(sampler, block, cache):
+    pipe = make_block_pipe(sampler=sampler)
+    output = pipe(PROMPTS, max_new_tokens=9, block_length=block, generator=generators(0, 1, 2), stop_at_eos=False, **cache)
+    for row, prompt in enumerate(PROMPTS):
+        expected = plain_block_text(pipe, pipe.tokenizer(prompt).input_ids, 9, block or 4, seed=row)
+        assert output.sequences[row][output.attention_mask[row]].tolist() == expected
+
+
+@pytest.mark.parametrize("block", [None, 3])
+def test_shifted_models_read_a_prediction_one_token_before(block):
+    pipe = make_block_pipe(shifted=True, sampler="info_gain")
+    output = pipe(PROMPTS, max_new_tokens=6, block_length=block, generator=generators(0, 1, 2), stop_at_eos=False)
+    prompt = pipe.tokenizer(PROMPTS[0]).input_ids
+    tokens, (generator,) = torch.tensor([[*prompt, *[MASK] * 6]]), generators(0)
+    for start in range(len(prompt), tokens.shape[1], block or 6):
+        end = min(start + (block or 6), tokens.shape[1])
+
+        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            every = tokens.expand(len(states), -1).clone()
+            every[:, start:end] = states
+            seen = torch.zeros(1, 1, every.shape[1], every.shape[1])
+            with torch.no_grad():
+                return pipe.model(every, attention_mask=seen).logits[:, start - 1 : end - 1]
+
+        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
+        scheduler.set_timesteps(end - start)
+        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
+    assert output.sequences[0][output.attention_mask[0]].tolist() == tokens[0].tolist()
+
+
+def test_a_prefix_cache_is_an_option_for_full_attention_only(pipe):
+    output = pipe(PROMPTS, max_new_tokens=6, block_length=3, cache="prefix")
+    assert MASK not in output.sequences[output.attention_mask].tolist()
+    with pytest.raises(ValueError, match="prefix"):
+        make_block_pipe()("a cat", max_new_tokens=4, cache="prefix")
+    with pytest.raises(ValueError, match="exact"):
+        pipe("a cat", max_new_tokens=4, cache="exact")
+    with pytest.raises(ValueError, match="`cache` must be one of none, exact, prefix or None, got 'dual'"):
+        pipe("a cat", max_new_tokens=4, cache="dual")
+    with pytest.raises(ValueError, match="`block_length` must be a multiple of the model's own, 4, got 6"):
+        make_block_pipe()("a cat", max_new_tokens=4, block_length=6)
+
+
+def test_the_embedded_model_fills_in_a_sudoku():
+    pipe = InfoGainTextPipeline.from_pretrained("demo-text")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.model.dtype == torch.float32
+    problems = sample_sudokus(12, torch.Generator().manual_seed(0))
+    rows = [pipe.tokenizer(problem.letter + problem.template).input_ids for problem in problems]
+    texts = pipe(input_ids=rows, max_new_tokens=0, generator=generators(*range(12))).texts
+    assert sum(problem.check(text[1:]) for problem, text in zip(problems, texts, strict=True)) >= 11
