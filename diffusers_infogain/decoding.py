@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -421,3 +422,32 @@ def decode_best_of(
     trace = output.trace.take(best)
     trace.model_rows = output.trace.model_rows.view(-1, batch, num_runs).sum(-1)
     return DecodingOutput(output.tokens[best.to(tokens.device)], trace)
+
+
+def check_search(num_beams: int, num_runs: int, callback: object) -> None:
+    """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it."""
+    for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+    if num_beams > 1 and num_runs > 1:
+        raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
+    if callback is not None and (num_beams > 1 or num_runs > 1):
+        raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+
+
+def decode_or_search(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    *,
+    num_beams: int = 1,
+    num_runs: int = 1,
+    callback: Callback | None = None,
+    **options: Any,
+) -> DecodingOutput:
+    """`decode_beam` or `decode_best_of` where one of the numbers is above 1, else `decode`; other arguments as in all of them."""
+    if num_beams > 1:
+        return decode_beam(denoise, scheduler, tokens, num_beams=num_beams, **options)
+    if num_runs > 1:
+        return decode_best_of(denoise, scheduler, tokens, num_runs=num_runs, **options)
+    return decode(denoise, scheduler, tokens, callback=callback, **options)

@@ -19,7 +19,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 
 from .candidates import Generators
-from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, decode, decode_beam, decode_best_of
+from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, check_search, decode_or_search
 from .masked_logits import MaskedLogits
 from .scheduling_infogain import InfoGainScheduler
 
@@ -210,15 +210,10 @@ class ImageGeneration:
                 f"`mask_token_id` of the scheduler must be at least the codebook's size {self.codebook_size} and below the "
                 f"transformer's vocabulary size {self.vocab_size}, got {mask_token_id}."
             )
-        for name in ("num_images_per_prompt", "num_beams", "num_runs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-        searches = self.num_beams > 1, self.num_runs > 1
-        if all(searches):
-            raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {self.num_beams} and {self.num_runs}.")
-        if self.callback_on_step_end is not None and any(searches):
-            raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+        images = self.num_images_per_prompt
+        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+            raise ValueError(f"`num_images_per_prompt` must be an integer >= 1, got {images!r}.")
+        check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
         if height % self.unit or width % self.unit or height <= 0 or width <= 0:
             raise ValueError(f"`height` and `width` must be positive multiples of {self.unit}, got {height} and {width}.")
         if not math.isfinite(self.guidance_scale):
@@ -305,17 +300,17 @@ class ImageGeneration:
                 self._check_latents(edited)
                 return edited.flatten(1)
 
-            options: dict[str, Any] = {
-                "generator": self.generator,
-                "lookahead_batch_size": self.lookahead_batch_size,
-                "grid": self.grid,
-            }
-            if self.num_beams > 1:
-                output = decode_beam(denoise, scheduler, tokens, num_beams=self.num_beams, **options)
-            elif self.num_runs > 1:
-                output = decode_best_of(denoise, scheduler, tokens, num_runs=self.num_runs, **options)
-            else:
-                output = decode(denoise, scheduler, tokens, callback=after_step, **options)
+            output = decode_or_search(
+                denoise,
+                scheduler,
+                tokens,
+                num_beams=self.num_beams,
+                num_runs=self.num_runs,
+                callback=after_step,
+                generator=self.generator,
+                lookahead_batch_size=self.lookahead_batch_size,
+                grid=self.grid,
+            )
             if self.num_beams > 1 or self.num_runs > 1:
                 progress_bar.update(steps)
         return output

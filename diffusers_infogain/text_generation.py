@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from .candidates import Generators, split_generator
-from .decoding import DecodingStep, DecodingTrace, decode, decode_beam, decode_best_of
+from .decoding import DecodingStep, DecodingTrace, check_search, decode_or_search
 from .masked_logits import MaskedLogits
 from .models.text_logits import CACHES, TextCache
 from .scheduling_infogain import InfoGainScheduler
@@ -103,7 +103,7 @@ class TextGeneration:
         if found != self.mask_token_id:
             raise ValueError(f"`mask_token_id` of the scheduler must be the model's, {self.mask_token_id}, got {found}.")
         self.infilling = any(self.mask_token_id in row for row in self.rows)
-        lowest = {"max_new_tokens": 0 if self.infilling else 1, "num_beams": 1, "num_runs": 1}
+        lowest = {"max_new_tokens": 0 if self.infilling else 1}
         lowest |= {name: 1 for name in ("block_length", "num_inference_steps") if getattr(self, name) is not None}
         for name, least in lowest.items():
             value = getattr(self, name)
@@ -112,11 +112,7 @@ class TextGeneration:
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
-        searches = self.num_beams > 1, self.num_runs > 1
-        if all(searches):
-            raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {self.num_beams} and {self.num_runs}.")
-        if self.callback_on_step_end is not None and any(searches):
-            raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+        check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
         if isinstance(self.generator, Sequence) and len(self.generator) != len(self.rows):
             raise ValueError(
                 f"`generator` must have one entry for each of the {len(self.rows)} texts, got a list of {len(self.generator)}."
@@ -198,17 +194,17 @@ class TextGeneration:
             return self._cache.logits(tokens, rows[owners], tokens == self.mask_token_id)
 
         scheduler.set_timesteps(self._steps(int((block == self.mask_token_id).sum(-1).max())), device=self.tokens.device)
-        options: dict[str, Any] = {
+        output = decode_or_search(
+            denoise,
+            scheduler,
+            block,
+            num_beams=self.num_beams,
+            num_runs=self.num_runs,
+            callback=self._after_step,
             # Anew for every block, since how often a batch draws depends on its slowest text.
-            "generator": [split_generator(self.generators[row], 1)[0] for row in rows.tolist()],
-            "lookahead_batch_size": self.lookahead_batch_size,
-        }
-        if self.num_beams > 1:
-            output = decode_beam(denoise, scheduler, block, num_beams=self.num_beams, **options)
-        elif self.num_runs > 1:
-            output = decode_best_of(denoise, scheduler, block, num_runs=self.num_runs, **options)
-        else:
-            output = decode(denoise, scheduler, block, callback=self._after_step, **options)
+            generator=[split_generator(self.generators[row], 1)[0] for row in rows.tolist()],
+            lookahead_batch_size=self.lookahead_batch_size,
+        )
         self.tokens[rows, start:end] = output.tokens
         self._traces.append((slice(start, end), rows.cpu(), output.trace))
 
