@@ -145,7 +145,10 @@ def text_family(
         kind = "masked_lm"
     else:
         raise ValueError(_unknown(model_type))
-    require_fields(settings, _SUPPORTED if kind != "llada" else {}, "config.json")
+    if kind in {own for own, _, _ in _NATIVE.values()}:
+        require_fields(settings, _SUPPORTED, "config.json")
+    elif kind == "masked_lm":
+        require_fields(settings, {"is_decoder": False}, "config.json")
     family = TextFamily(kind, _mask_token(settings, tokenizer), kind == "dream", eos_token_ids=_end_tokens(settings, tokenizer))
     if kind == "sdar":
         length = block_length or settings.get("block_size")
