@@ -153,8 +153,7 @@ class TextCache:
         fitting = "exact" if family.attention == "block_causal" else "prefix"
         allowed = ("none",) if family.name == "masked_lm" else ("none", fitting)
         if kind not in allowed:
-            reason = f"a {family.name}" if kind == "prefix" or len(allowed) == 1 else f"a model with {family.attention} attention"
-            raise ValueError(f"`kind` must be {' or '.join(allowed)} for {reason}, got {kind!r}.")
+            raise ValueError(f"`kind` must be {' or '.join(allowed)} for {family.name}, got {kind!r}.")
         if packed and kind == "none":
             raise ValueError("`packed` must be False without a cache, got True.")
         self.model = model

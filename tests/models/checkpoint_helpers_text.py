@@ -157,7 +157,9 @@ def write_llada(folder: Path, **changes: Any) -> Path:
 
 def _qwen_model(config: dict[str, Any], seed: int) -> torch.nn.Module:
     kind, settings = (Qwen2ForCausalLM, Qwen2Config) if config["model_type"] == "Dream" else (Qwen3ForCausalLM, Qwen3Config)
-    names = [name for name in config if name not in ("auto_map", "architectures", "model_type", "torch_dtype", "dtype")]
+    names = [
+        name for name in config if name not in ("auto_map", "architectures", "model_type", "torch_dtype", "dtype", "rope_scaling")
+    ]
     return random_weights(kind(settings(**{name: config[name] for name in names})), seed)
 
 

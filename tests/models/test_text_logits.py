@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
 from diffusers_infogain.models.text import TextFamily, load_text_model
-from diffusers_infogain.models.text_logits import TextCache, masked_lm_logits
+from diffusers_infogain.models.text_logits import TextCache, _visible, masked_lm_logits
 
 WRITERS = {"llada": write_llada, "dream": write_dream, "sdar": write_sdar, "a2d": write_mdlm_qwen3, "masked_lm": write_bert}
 NATIVE = ("llada", "dream", "sdar", "a2d")
@@ -123,6 +123,16 @@ def test_later_blocks_are_not_seen(loaded):
     torch.testing.assert_close(masked_lm_logits(model, family, other, real, where), rows, atol=1e-5, rtol=0)
     other[0, 7] = (other[0, 7] + 1) % 256
     assert not torch.allclose(masked_lm_logits(model, family, other, real, where), rows, atol=1e-3)
+
+
+def test_every_query_sees_a_key_and_none_sees_padding(loaded):
+    """A softmax over nothing is NaN on some devices."""
+    _, family = loaded["sdar"]
+    real = torch.tensor([[False] * 6, [False, False, True, True, True, True], [True, True, True, True, False, False]])
+    positions = (real.cumsum(-1) - 1).clamp(min=0)
+    seen = _visible(family, real, positions, real, positions)
+    assert seen.any(-1).all()
+    assert not (seen & ~real[:, None, :])[real].any()
 
 
 # Caches
@@ -296,10 +306,10 @@ def test_the_error_of_the_prefix_cache(loaded, record_property):
     ("name", "arguments", "text"),
     [
         ("sdar", {"kind": "block"}, "`kind` must be one of none, exact, prefix, got 'block'"),
-        ("dream", {"kind": "exact"}, "`kind` must be none or prefix for a model with full attention, got 'exact'"),
-        ("sdar", {"kind": "prefix"}, "`kind` must be none or exact for a sdar, got 'prefix'"),
-        ("masked_lm", {"kind": "prefix"}, "`kind` must be none for a masked_lm, got 'prefix'"),
-        ("masked_lm", {"kind": "exact"}, "`kind` must be none for a masked_lm, got 'exact'"),
+        ("dream", {"kind": "exact"}, "`kind` must be none or prefix for dream, got 'exact'"),
+        ("sdar", {"kind": "prefix"}, "`kind` must be none or exact for sdar, got 'prefix'"),
+        ("masked_lm", {"kind": "prefix"}, "`kind` must be none for masked_lm, got 'prefix'"),
+        ("masked_lm", {"kind": "exact"}, "`kind` must be none for masked_lm, got 'exact'"),
         ("sdar", {"packed": True}, "`packed` must be False without a cache, got True"),
     ],
 )
