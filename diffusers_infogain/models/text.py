@@ -61,7 +61,9 @@ class TextFamily:
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
         if self.attention not in ATTENTIONS:
             raise ValueError(f"`attention` must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
-        if (self.attention == "block_causal") != (self.block_length is not None) or not (self.block_length or 1) >= 1:
+        if (self.attention == "block_causal") != (self.block_length is not None) or (
+            self.block_length is not None and self.block_length < 1
+        ):
             raise ValueError(
                 f"`block_length` must be at least 1 for block-causal and None for full attention, got {self.block_length!r} "
                 f"for {self.attention!r}."
@@ -91,12 +93,12 @@ _SAVED: dict[str, tuple[type[PreTrainedModel], type]] = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config),
 }
 # Where any of these says something else, it is another network.
-_SUPPORTED = {
-    "hidden_act": "silu",
-    "use_mrope": False,
-    "use_sliding_window": False,
-    "is_encoder_decoder": False,
-    "is_decoder": False,
+_QWEN: dict[str, Any] = {"hidden_act": "silu", "use_mrope": False, "use_sliding_window": False}
+_SUPPORTED: dict[str, dict[str, Any]] = {
+    "dream": _QWEN,
+    "sdar": _QWEN,
+    "a2d": _QWEN,
+    "masked_lm": {"is_encoder_decoder": False, "is_decoder": False},
 }
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _TOKENIZER_FILES = (
@@ -132,23 +134,11 @@ def text_family(
         ValueError: If the family is not known here, or has no mask token.
     """
     settings: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-    model_type = settings.get("model_type")
+    kind = _kind(settings)
     if settings.get("text_family"):
         family = TextFamily(**settings["text_family"])
         return family if block_length is None else _with_blocks(family, block_length)
-    ours = model_type == "llama" and not settings.get("is_causal", True)
-    if model_type in MODEL_TYPES or ours:
-        kind = "mmada" if model_type == "mmada" else "llada"
-    elif model_type in _NATIVE:
-        kind = _NATIVE[model_type][0]
-    elif model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        kind = "masked_lm"
-    else:
-        raise ValueError(_unknown(model_type))
-    if kind in {own for own, _, _ in _NATIVE.values()}:
-        require_fields(settings, _SUPPORTED, "config.json")
-    elif kind == "masked_lm":
-        require_fields(settings, {"is_decoder": False}, "config.json")
+    require_fields(settings, _SUPPORTED.get(kind, {}), "config.json")
     family = TextFamily(kind, _mask_token(settings, tokenizer), kind == "dream", eos_token_ids=_end_tokens(settings, tokenizer))
     if kind == "sdar":
         length = block_length or settings.get("block_size")
@@ -167,15 +157,27 @@ def _with_blocks(family: TextFamily, block_length: int) -> TextFamily:
     return replace(family, attention="block_causal", block_length=block_length)
 
 
-def _unknown(model_type: Any) -> str:
-    known = ", ".join([*MODEL_TYPES, *_NATIVE, "those of AutoModelForMaskedLM (bert, modernbert, ...)"])
+def _kind(settings: Mapping[str, Any]) -> str:
+    """The name of the family."""
+    model_type = settings.get("model_type")
+    if settings.get("text_family"):
+        return settings["text_family"]["name"]
+    if model_type in MODEL_TYPES:
+        return str(model_type)
+    if model_type == "llama" and not settings.get("is_causal", True):
+        return "llada"
+    if model_type in _NATIVE:
+        return _NATIVE[model_type][0]
+    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "masked_lm"
     if str(model_type).startswith("llada2"):
         why = "a mixture of experts for which transformers has no class of its own, and code of a repository is never run"
     elif model_type in _SAVED:
         why = "an ordinary causal language model, unless a `text_family` in its config.json says otherwise"
     else:
         why = "not known here"
-    return f"config.json: the model type {model_type!r} is {why}. Known are {known}, and what `save_pretrained` made of them."
+    known = ", ".join([*MODEL_TYPES, *_NATIVE, "those of AutoModelForMaskedLM (bert, modernbert, ...)"])
+    raise ValueError(f"config.json: the model type {model_type!r} is {why}. Known are {known}, and what was saved from them.")
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
@@ -223,8 +225,7 @@ def open_text_model(repository: str | os.PathLike[str], *, block_length: int | N
     """
     folder = local_folder(repository, [*_CONFIG_FILES, *_TOKENIZER_FILES], **hub)
     settings = read_config(folder / "config.json")
-    if not _is_known(settings):
-        raise ValueError(f"{os.fspath(repository)!r}: {_unknown(settings.get('model_type'))}")
+    _kind(settings)
     if (folder / "generation_config.json").is_file():
         settings["eos_token_id"] = _all_ends(settings, read_config(folder / "generation_config.json"))
     tokenizer = open_tokenizer(folder)
@@ -243,12 +244,6 @@ def open_text_model(repository: str | os.PathLike[str], *, block_length: int | N
         return model
 
     return OpenedTextModel(family, replace(source, build=build_with_family), tokenizer)
-
-
-def _is_known(settings: Mapping[str, Any]) -> bool:
-    model_type = settings.get("model_type")
-    ours = model_type == "llama" and not settings.get("is_causal", True)
-    return bool(settings.get("text_family")) or ours or model_type in {*MODEL_TYPES, *_NATIVE, *MODEL_FOR_MASKED_LM_MAPPING_NAMES}
 
 
 def _all_ends(*settings: Mapping[str, Any]) -> list[int] | None:
@@ -294,8 +289,9 @@ def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -
     else:
         kind, config_class = _SAVED[model_type]
         kind = BidirectionalLlama if family.name in MODEL_TYPES else kind
-    own = ("model_type", "auto_map", "architectures", "transformers_version")
-    config = config_class(**{name: value for name, value in settings.items() if name not in own})
+    own = ("model_type", "auto_map", "architectures", "transformers_version", "torch_dtype", "dtype")
+    fields = {name: value for name, value in settings.items() if name not in own and (name, value) != ("rope_scaling", None)}
+    config = config_class(**fields)
     return ModelSource(weights, lambda: kind(config), _probe(kind is BidirectionalLlama))
 
 

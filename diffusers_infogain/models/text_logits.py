@@ -150,15 +150,10 @@ class TextCache:
     def __init__(self, model: PreTrainedModel, family: TextFamily, kind: str = "none", packed: bool = False):
         if kind not in CACHES:
             raise ValueError(f"`kind` must be one of {', '.join(CACHES)}, got {kind!r}.")
-        if kind == "exact" and family.attention != "block_causal":
-            raise ValueError(
-                f"`kind` must be none or prefix for a model with {family.attention} attention, got 'exact': its tokens see those "
-                "behind them too."
-            )
-        if kind == "prefix" and (family.attention != "full" or family.name == "masked_lm"):
-            raise ValueError(
-                f"`kind` must be none{' or exact' * (family.attention != 'full')} for a {family.name}, got 'prefix'."
-            )
+        fitting = "exact" if family.attention == "block_causal" else "prefix"
+        allowed = ("none",) if family.name == "masked_lm" else ("none", fitting)
+        if kind not in allowed:
+            raise ValueError(f"`kind` must be {' or '.join(allowed)} for {family.name}, got {kind!r}.")
         if packed and kind == "none":
             raise ValueError("`packed` must be False without a cache, got True.")
         self.model = model

@@ -1,0 +1,278 @@
+"""Opening masked language models as they were published: names, facts, tokenizers, errors; no code of theirs runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_helpers import write_mmada_repository
+from checkpoint_helpers_text import (
+    DREAM_CONFIG,
+    SDAR_CONFIG,
+    random_weights,
+    write_bert,
+    write_dream,
+    write_llada,
+    write_mdlm_qwen3,
+    write_sdar,
+)
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertForMaskedLM,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from diffusers_infogain.models.llada import BidirectionalLlama, llama_config
+from diffusers_infogain.models.text import TextFamily, load_text_model, open_text_model, open_tokenizer, text_family
+from diffusers_infogain.models.text_logits import masked_lm_logits
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+Writer = Callable[..., Path]
+FAMILIES: dict[Writer, tuple[type, TextFamily]] = {
+    write_llada: (BidirectionalLlama, TextFamily("llada", 60, eos_token_ids=(61,))),
+    write_dream: (Qwen2ForCausalLM, TextFamily("dream", 259, shifted=True, eos_token_ids=(256, 258))),
+    write_sdar: (Qwen3ForCausalLM, TextFamily("sdar", 259, False, "block_causal", 4, (256, 258))),
+    write_mdlm_qwen3: (Qwen3ForCausalLM, TextFamily("a2d", 259, eos_token_ids=(256, 258))),
+    write_bert: (BertForMaskedLM, TextFamily("masked_lm", 4, eos_token_ids=(3,))),
+}
+
+
+def some_ids(model: Any, rows: int = 2, length: int = 10, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def everywhere(model: Any, family: TextFamily, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(R, L, V)."""
+    where = torch.ones_like(ids, dtype=torch.bool)
+    return masked_lm_logits(model, family, ids, mask, where).view(*ids.shape, -1)
+
+
+@pytest.mark.parametrize("write", FAMILIES)
+def test_families_are_recognised_and_loaded_without_running_their_code(write, tmp_path):
+    kind, expected = FAMILIES[write]
+    model, tokenizer, family = load_text_model(write(tmp_path / "model"))
+    assert family == expected
+    assert type(model) is kind
+    assert not model.training
+    assert tokenizer.mask_token_id == expected.mask_token_id
+    assert tokenizer.decode(tokenizer("a red cat", add_special_tokens=False).input_ids) == "a red cat"
+
+
+@pytest.mark.parametrize("write", FAMILIES)
+def test_facts_go_through_json_and_saved_folders(write, tmp_path):
+    model, tokenizer, family = load_text_model(write(tmp_path / "model"))
+    assert TextFamily(**json.loads(json.dumps(asdict(family)))) == family
+    assert text_family(model.config, tokenizer) == family
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again, same_tokenizer, same = load_text_model(tmp_path / "saved")
+    assert same == family
+    assert type(again) is type(model)
+    assert same_tokenizer("a red cat").input_ids == tokenizer("a red cat").input_ids
+    assert "auto_map" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
+    ids = some_ids(model)
+    torch.testing.assert_close(everywhere(again, family, ids), everywhere(model, family, ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("write", FAMILIES)
+def test_a_source_is_written_as_transformers_reads_it(write, tmp_path):
+    opened = open_text_model(write(tmp_path / "model"))
+    (tmp_path / "written").mkdir()
+    opened.source.write(tmp_path / "written", shard_size=2000)
+    model, kind = opened.source.load(torch.bfloat16), FAMILIES[write][0]
+    assert model.dtype == torch.bfloat16
+    written = kind.from_pretrained(tmp_path / "written").eval()
+    assert opened.source.probe(written).shape == opened.source.probe(opened.source.load()).shape
+    torch.testing.assert_close(opened.source.probe(written), opened.source.probe(opened.source.load()), atol=1e-5, rtol=0)
+
+
+# What the networks compute
+
+
+def test_llada_computes_what_the_public_implementation_does(tmp_path):
+    tensors = load_file(GOLDEN / "mmada_tiny.safetensors")
+    save_file({key: value for key, value in tensors.items() if key.startswith("model.")}, tmp_path / "model.safetensors")
+    config = json.loads((GOLDEN / "mmada_tiny.json").read_text())
+    write_llada(tmp_path / "tokenizer")
+    for file in (tmp_path / "tokenizer").glob("tokenizer*"):
+        file.rename(tmp_path / file.name)
+    for model_type in ("llada", "mmada"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+        model, _, family = load_text_model(tmp_path)
+        assert (family.name, family.mask_token_id) == (model_type, 47)
+        ids, mask = tensors["plain.input_ids"], tensors["plain.attention_mask"].bool()
+        assert not mask.all()
+        rows = masked_lm_logits(model, family, ids, mask, mask)
+        torch.testing.assert_close(rows, tensors["plain.logits_key_mask"][mask], atol=1e-4, rtol=0)
+        whole = everywhere(model, family, ids)
+        torch.testing.assert_close(whole, tensors["plain.logits_no_mask"], atol=1e-4, rtol=0)
+
+
+def test_dream_is_qwen2_seeing_both_sides_and_one_position_late(tmp_path):
+    model, _, family = load_text_model(write_dream(tmp_path / "model"))
+    ids = some_ids(model)
+    no_mask = torch.zeros(2, 1, 10, 10)
+    direct = model(ids, attention_mask=no_mask).logits
+    expected = torch.cat([direct[:, :1], direct[:, :-1]], dim=1)
+    torch.testing.assert_close(everywhere(model, family, ids), expected, atol=1e-5, rtol=0)
+
+
+def test_sdar_is_qwen3_with_a_mask_by_blocks(tmp_path):
+    model, _, family = load_text_model(write_sdar(tmp_path / "model"))
+    ids = some_ids(model)
+    block = torch.arange(10) // 4
+    mask = torch.where(block[None, :] <= block[:, None], 0.0, torch.finfo(torch.float32).min).expand(2, 1, 10, 10)
+    torch.testing.assert_close(everywhere(model, family, ids), model(ids, attention_mask=mask).logits, atol=1e-5, rtol=0)
+
+
+def test_a2d_is_qwen3_seeing_both_sides_with_tied_embeddings(tmp_path):
+    model, _, family = load_text_model(write_mdlm_qwen3(tmp_path / "model"))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = some_ids(model)
+    direct = model(ids, attention_mask=torch.zeros(2, 1, 10, 10)).logits
+    torch.testing.assert_close(everywhere(model, family, ids), direct, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_bert_is_what_transformers_loads(pickled, tmp_path):
+    folder = write_bert(tmp_path / "model", pickled=pickled)
+    model, _, family = load_text_model(folder)
+    ids = some_ids(model)
+    direct = BertForMaskedLM.from_pretrained(folder).eval()(ids).logits
+    torch.testing.assert_close(everywhere(model, family, ids), direct, atol=1e-5, rtol=0)
+
+
+def test_modernbert_is_what_transformers_loads(tmp_path):
+    config = ModernBertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        local_attention=8,
+        **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")},
+    )
+    reference = random_weights(ModernBertForMaskedLM(config), seed=5)
+    reference.save_pretrained(tmp_path / "model")
+    open_tokenizer(write_bert(tmp_path / "bert")).save_pretrained(tmp_path / "model")
+    model, _, family = load_text_model(tmp_path / "model")
+    assert type(model) is ModernBertForMaskedLM
+    ids = some_ids(model, length=20)
+    torch.testing.assert_close(everywhere(model, family, ids), reference(ids).logits, atol=1e-5, rtol=0)
+
+
+# Facts
+
+
+def test_mmada_is_a_language_model_too(tmp_path):
+    opened = open_text_model(write_mmada_repository(tmp_path / "model"))
+    assert opened.family == TextFamily("mmada", 126336, eos_token_ids=(126081,))
+
+
+def test_our_own_llama_is_known_by_its_mask_token_and_attention():
+    config = llama_config({**json.loads((GOLDEN / "mmada_tiny.json").read_text())})
+    assert text_family(config) == TextFamily("llada", 47, eos_token_ids=(42,))
+
+
+def test_blocks_can_be_given_or_are_told_by_name(tmp_path, caplog):
+    assert open_text_model(write_sdar(tmp_path / "b32", block_size=32)).family.block_length == 32
+    folder = write_sdar(tmp_path / "none", block_size=None)
+    assert open_text_model(folder, block_length=16).family.block_length == 16
+    logging.getLogger("diffusers").propagate = True
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert open_text_model(folder).family.block_length == 4
+            assert "config.json has no `block_size`: blocks of 4 tokens are taken" in caplog.text
+            bd3lm = write_mdlm_qwen3(tmp_path / "Qwen3-0.6B-diffusion-bd3lm-v0.1")
+            assert open_text_model(bd3lm).family == TextFamily("a2d", 259, False, "block_causal", 32, (256, 258))
+            assert "by its name it is block-causal; blocks of 32 tokens are taken" in caplog.text
+    finally:
+        logging.getLogger("diffusers").propagate = False
+    assert open_text_model(bd3lm, block_length=8).family.block_length == 8
+    with pytest.raises(ValueError, match=r"`block_length` must be None for dream, whose attention is full, got 8"):
+        open_text_model(write_dream(tmp_path / "dream"), block_length=8)
+
+
+def test_the_mask_token_is_the_configurations_before_the_tokenizers():
+    assert text_family({**DREAM_CONFIG, "mask_token_id": 5}).mask_token_id == 5
+    with pytest.raises(ValueError, match=r"No mask token: neither `mask_token_id` in config.json"):
+        text_family(SDAR_CONFIG)
+    with pytest.raises(ValueError, match=r"The mask token 264 must be below the `vocab_size` 264"):
+        text_family({**DREAM_CONFIG, "mask_token_id": 264})
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text"),
+    [
+        ("llada2_moe", r"'llada2_moe' is a mixture of experts for which transformers has no class of its own"),
+        ("qwen3", r"'qwen3' is an ordinary causal language model"),
+        ("gpt9", r"'gpt9' is not known here. Known are llada, mmada, Dream, sdar, a2d-llama"),
+        (None, r"the model type None is not known here"),
+    ],
+)
+def test_other_models_are_refused_by_name(model_type, text, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=text):
+        open_text_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "changes", "text"),
+    [
+        (write_dream, {"use_mrope": True}, "`use_mrope` must be False, got True"),
+        (write_sdar, {"use_sliding_window": True}, "`use_sliding_window` must be False, got True"),
+        (write_llada, {"block_type": "sequential"}, "`block_type` must be 'llama', got 'sequential'"),
+        (write_bert, {"is_decoder": True}, "`is_decoder` must be False, got True"),
+    ],
+)
+def test_networks_that_are_not_what_they_are_called_are_refused(write, changes, text, tmp_path):
+    folder = write(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ValueError, match=text):
+        load_text_model(folder)
+
+
+def test_missing_tensors_are_named(tmp_path):
+    folder = write_sdar(tmp_path / "model")
+    for file in folder.glob("model*.safetensors"):
+        save_file({key: value for key, value in load_file(file).items() if "q_norm" not in key}, file)
+    with pytest.raises(
+        ValueError, match=r"2 tensors of the Qwen3ForCausalLM are missing: model.layers.0.self_attn.q_norm.weight"
+    ):
+        load_text_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"attention": "causal"}, r"`attention` must be one of full, block_causal, got 'causal'"),
+        ({"attention": "block_causal"}, r"`block_length` must be at least 1 for block-causal .* got None for 'block_causal'"),
+        ({"block_length": 4}, r"None for full attention, got 4 for 'full'"),
+        ({"attention": "block_causal", "block_length": 0}, r"must be at least 1 for block-causal .* got 0"),
+    ],
+)
+def test_families_that_contradict_themselves(changes, text):
+    with pytest.raises(ValueError, match=text):
+        TextFamily("sdar", 5, **changes)
+
+
+def test_a_stock_llama_reads_what_llada_was_saved_as(tmp_path):
+    model, _, family = load_text_model(write_llada(tmp_path / "model"))
+    model.save_pretrained(tmp_path / "saved")
+    stock = LlamaForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    ids = some_ids(model)
+    torch.testing.assert_close(everywhere(stock, family, ids), everywhere(model, family, ids), atol=1e-5, rtol=0)
