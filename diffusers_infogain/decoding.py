@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from . import scoring
 from .candidates import Generators, split_generator
 from .masked_logits import Logits, MaskedLogits
-from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
+from .scheduling_infogain import InfoGainProposal, InfoGainScheduler, at_least
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -104,6 +104,30 @@ class DecodingStep:
 
 
 Callback = Callable[[DecodingStep], torch.Tensor | None]
+
+
+def check_tensor_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises a ValueError if a pipeline's callback asks for something that there is not."""
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {', '.join(allowed)}, got {', '.join(unknown)}.")
+
+
+def call_back(
+    pipe: Any, callback: Callable[..., Any], step: DecodingStep, names: Sequence[str], **tokens: torch.Tensor
+) -> torch.Tensor | None:
+    """Calls a pipeline's `callback_on_step_end`; returns the tokens that it gives back, if any.
+
+    Args:
+        names: What it asks for: "logits", "scores", or the tokens under the name that the pipeline has for them.
+        tokens: That name, and the tokens in the pipeline's shape.
+    """
+    available: dict[str, Any] = {**tokens, "logits": step.logits, "scores": step.scores}
+    callback_kwargs = {name: available[name] for name in names}
+    if isinstance(callback_kwargs.get("logits"), MaskedLogits):
+        callback_kwargs["logits"] = callback_kwargs["logits"].dense()
+    returned = callback(pipe, step.index, step.timestep, callback_kwargs) or {}
+    return next((returned[name] for name in tokens if name in returned), None)
 
 
 class _TraceRecorder:
@@ -427,8 +451,7 @@ def decode_best_of(
 def check_search(num_beams: int, num_runs: int, callback: object) -> None:
     """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it."""
     for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+        at_least(name, value, 1, int)
     if num_beams > 1 and num_runs > 1:
         raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
     if callback is not None and (num_beams > 1 or num_runs > 1):

@@ -19,9 +19,17 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 
 from .candidates import Generators
-from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, check_search, decode_or_search
-from .masked_logits import MaskedLogits
-from .scheduling_infogain import InfoGainScheduler
+from .decoding import (
+    DecodingOutput,
+    DecodingStep,
+    DecodingTrace,
+    Denoise,
+    call_back,
+    check_search,
+    check_tensor_inputs,
+    decode_or_search,
+)
+from .scheduling_infogain import InfoGainScheduler, at_least
 
 GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -210,9 +218,7 @@ class ImageGeneration:
                 f"`mask_token_id` of the scheduler must be at least the codebook's size {self.codebook_size} and below the "
                 f"transformer's vocabulary size {self.vocab_size}, got {mask_token_id}."
             )
-        images = self.num_images_per_prompt
-        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-            raise ValueError(f"`num_images_per_prompt` must be an integer >= 1, got {images!r}.")
+        at_least("num_images_per_prompt", self.num_images_per_prompt, 1, int)
         check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
         if height % self.unit or width % self.unit or height <= 0 or width <= 0:
             raise ValueError(f"`height` and `width` must be positive multiples of {self.unit}, got {height} and {width}.")
@@ -228,12 +234,7 @@ class ImageGeneration:
                 f"`generator` must have one entry for each of the {self.batch_size} images ({self.num_prompts} prompts x "
                 f"{self.num_images_per_prompt} images per prompt), got a list of {len(self.generator)}."
             )
-        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSOR_INPUTS]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {', '.join(CALLBACK_TENSOR_INPUTS)}, "
-                f"got {', '.join(unknown)}."
-            )
+        check_tensor_inputs(self.callback_on_step_end_tensor_inputs, CALLBACK_TENSOR_INPUTS)
 
     def _check_latents(self, latents: torch.Tensor) -> None:
         check_latents(latents, (self.batch_size, *self.grid), self.codebook_size, self.mask_token_id)
@@ -287,16 +288,11 @@ class ImageGeneration:
                 progress_bar.update()
                 if self.callback_on_step_end is None:
                     return None
-                available: dict[str, Any] = {
-                    "latents": step.tokens.unflatten(1, self.grid),
-                    "logits": step.logits,
-                    "scores": step.scores,
-                }
-                callback_kwargs = {name: available[name] for name in self.callback_on_step_end_tensor_inputs}
-                if isinstance(callback_kwargs.get("logits"), MaskedLogits):
-                    callback_kwargs["logits"] = callback_kwargs["logits"].dense()
-                returned = self.callback_on_step_end(pipe, step.index, step.timestep, callback_kwargs)
-                edited = (returned or {}).get("latents", available["latents"])
+                latents = step.tokens.unflatten(1, self.grid)
+                edited = call_back(
+                    pipe, self.callback_on_step_end, step, self.callback_on_step_end_tensor_inputs, latents=latents
+                )
+                edited = latents if edited is None else edited
                 self._check_latents(edited)
                 return edited.flatten(1)
 

@@ -25,7 +25,7 @@ from .image_generation import (
 from .models.checkpoint import local_folder, read_config
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .models.stock import decode_vqvae, open_vqvae
-from .published import PublishedPipeline, hub_arguments, load_published, saved_class
+from .published import PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 PUBLISHED_CLASS = "LuminaDiMOOPipeline"
@@ -117,9 +117,7 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
         Raises:
             ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
         """
-        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
-            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
-        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @classmethod
     def open_published(cls, repository: str | os.PathLike[str], **hub: Any) -> PublishedPipeline:
@@ -139,7 +137,7 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
         models = {"transformer": open_llada(folder), "vqvae": open_vqvae(folder / "vqvae")}
         components = {
             "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder),
-            "scheduler": InfoGainScheduler(mask_token_id=models["vqvae"].skeleton().config.num_vq_embeddings),
+            "scheduler": InfoGainScheduler(mask_token_id=models["vqvae"].skeleton.config.num_vq_embeddings),
         }
         return PublishedPipeline(cls, models, components)
 

@@ -26,7 +26,7 @@ from .models.imagenet import imagenet_class_ids
 from .models.llamagen_vq import open_llamagen_vq
 from .models.maskgit_transformer import MaskGITTransformer2DModel, open_maskgit
 from .models.stock import decode_vqvae
-from .published import PublishedPipeline, hub_arguments, load_published, saved_class
+from .published import PublishedPipeline, load_published, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 REPOSITORY = "llvictorll/Halton-MaskGIT"
@@ -85,11 +85,9 @@ class InfoGainMaskGITPipeline(DiffusionPipeline):
         Raises:
             ValueError: For weights of another family, a pickle of more than tensors, or a missing, extra or misshapen tensor.
         """
-        if not cls.is_published(pretrained_model_name_or_path):
-            name = saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs))
-            if name == cls.__name__:
-                return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
-        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+        if cls.is_published(pretrained_model_name_or_path):
+            return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @staticmethod
     def is_published(repository: str | os.PathLike[str]) -> bool:
@@ -138,7 +136,7 @@ class InfoGainMaskGITPipeline(DiffusionPipeline):
                 local_folder(place, [llamagen_vq.WEIGHT_NAME], **{**hub, "revision": vqvae_revision}) / llamagen_vq.WEIGHT_NAME
             )
         transformer = open_maskgit(file)
-        mask_token_id = transformer.skeleton().config.codebook_size
+        mask_token_id = transformer.skeleton.config.codebook_size
         models = {"transformer": transformer, "vqvae": open_llamagen_vq(vq_file)}
         return PublishedPipeline(cls, models, {"scheduler": InfoGainScheduler(mask_token_id=mask_token_id)})
 

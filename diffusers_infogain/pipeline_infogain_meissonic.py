@@ -23,7 +23,7 @@ from .image_generation import (
 from .models.checkpoint import local_folder, read_config
 from .models.meissonic_transformer import MeissonicTransformer2DModel, open_meissonic_transformer
 from .models.stock import open_clip_text_encoder, open_vqvae
-from .published import MODEL_INDEX, PublishedPipeline, hub_arguments, load_published, saved_class
+from .published import MODEL_INDEX, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 DEFAULT_NUM_INFERENCE_STEPS = 48
@@ -89,9 +89,7 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
         Raises:
             ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
         """
-        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
-            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
-        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @staticmethod
     def is_published(index: Mapping[str, Any]) -> bool:

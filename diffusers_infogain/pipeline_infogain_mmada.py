@@ -26,7 +26,7 @@ from .image_generation import (
 from .models.checkpoint import local_folder, read_config
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .models.magvit_v2 import MagvitV2Model, open_magvit_v2
-from .published import PublishedPipeline, hub_arguments, load_published, saved_class
+from .published import PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 logger = logging.get_logger("diffusers." + __name__)
@@ -113,9 +113,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         Raises:
             ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
         """
-        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
-            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
-        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @classmethod
     def open_published(
@@ -143,7 +141,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'mmada', got {config.get('model_type')!r}.")
         transformer = open_llada(folder)
         image_tokenizer = open_magvit_v2(local_folder(vqvae, ["*.json", "*.safetensors"], **{**hub, "revision": vqvae_revision}))
-        codebook_size = image_tokenizer.skeleton().codebook_size
+        codebook_size = image_tokenizer.skeleton.codebook_size
         if config.get("codebook_size", codebook_size) != codebook_size:
             raise ValueError(
                 f"{folder / 'config.json'}: `codebook_size` {config['codebook_size']} is not that of the image tokenizer "

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .candidates import Generators
 from .models.text import TextFamily, open_text_model, text_family
-from .published import PublishedPipeline, hub_arguments, load_published, saved_class
-from .scheduling_infogain import PRESETS, InfoGainScheduler
+from .published import PublishedPipeline, load_saved_or_published
+from .scheduling_infogain import PRESETS, InfoGainScheduler, at_least
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
 
 DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
@@ -42,7 +42,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
             configuration.
 
     Raises:
-        ValueError: If `scheduler` is no `InfoGainScheduler`, its mask id is not the model's, or the family is not known.
+        ValueError: If `scheduler` is no `InfoGainScheduler`, or the family is not known.
     """
 
     model_cpu_offload_seq = "model"
@@ -87,9 +87,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
         if pretrained_model_name_or_path == "demo-text":
             pretrained_model_name_or_path = DEMO_TEXT_MODEL
             kwargs.setdefault("dtype", torch.float32)  # stored in half precision to be small
-        if saved_class(pretrained_model_name_or_path, **hub_arguments(kwargs)) == cls.__name__:
-            return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
-        return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @classmethod
     def open_published(cls, repository: str | os.PathLike[str], **hub: Any) -> PublishedPipeline:
@@ -148,8 +146,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
         rest = dict(arguments)
         rows = self.encode(*(rest.pop(name) for name in ("prompt", "messages", "input_ids")))
         copies = rest.pop("num_texts_per_prompt")
-        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-            raise ValueError(f"`num_texts_per_prompt` must be an integer >= 1, got {copies!r}.")
+        at_least("num_texts_per_prompt", copies, 1, int)
         return TextGeneration(pipe=self, rows=[row for row in rows for _ in range(copies)], **rest)
 
     @torch.no_grad()

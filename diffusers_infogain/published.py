@@ -53,7 +53,7 @@ class PublishedPipeline:
         if target.exists():
             raise ValueError(f"The target {str(target)!r} must not exist yet.")
         for source in self.models.values():
-            source.keys()
+            _ = source.keys  # all of them are checked before anything is written
         target.parent.mkdir(parents=True, exist_ok=True)
         sizes = {}
         with _folder_in_place(target) as folder, tqdm(total=2 * len(self.models), desc="convert", unit="part") as progress:
@@ -62,7 +62,7 @@ class PublishedPipeline:
                 progress.set_postfix_str(f"writing {name}")
                 sizes[name] = source.write(folder / name, dtype, shard_size)
                 progress.update()
-            skeletons = {name: source.skeleton() for name, source in self.models.items()}
+            skeletons = {name: source.skeleton for name, source in self.models.items()}
             pipe = self.pipeline(**skeletons, **self.components)
             pipe.save_config(folder)
             for name, component in self.components.items():
@@ -121,6 +121,20 @@ def hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of the arguments that say where on the Hub to look."""
     names = [name for name in inspect.signature(local_folder).parameters if name not in ("repository", "patterns")]
     return {name: arguments[name] for name in names if name in arguments}
+
+
+def load_saved_or_published(
+    kind: Any, load_saved: Callable[..., Any], repository: str | os.PathLike[str], arguments: dict[str, Any]
+) -> Any:
+    """What `kind.from_pretrained` does: a folder that `kind` was saved in by `load_saved`, any other as its publisher's.
+
+    Args:
+        load_saved: `DiffusionPipeline.from_pretrained` of the class. Weights are then read from safetensors, unless
+            `use_safetensors=False` is among the arguments.
+    """
+    if saved_class(repository, **hub_arguments(arguments)) == kind.__name__:
+        return load_saved(repository, **{"use_safetensors": True, **arguments})
+    return load_published(kind.open_published, repository, **arguments)
 
 
 def load_published(open_published: Callable[..., PublishedPipeline], repository: str | os.PathLike[str], **arguments: Any) -> Any:

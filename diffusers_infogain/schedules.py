@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -39,6 +40,7 @@ def _infer_initial_masks(num_masked: torch.Tensor, ratios: torch.Tensor, max_mas
     return largest.minimum(max_masks).maximum(num_masked)
 
 
+@functools.lru_cache(maxsize=16)  # asked for at every forward, always the same within a decoding
 def planned_masks(
     length: int, num_steps: int, masking_schedule: str = "cosine", *, tokens_per_step: int | None = None
 ) -> torch.Tensor:

@@ -135,7 +135,8 @@ def _is_number(value: object, kind: type = float) -> TypeGuard[float]:
     return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
 
 
-def _at_least(name: str, value: object, lowest: float, kind: type = float) -> None:
+def at_least(name: str, value: object, lowest: float, kind: type = float) -> None:
+    """Raises a ValueError that names the argument if the value is no finite number (`kind` int: no integer) from `lowest` on."""
     if not _is_number(value, kind) or not lowest <= value < float("inf"):
         raise ValueError(f"`{name}` must be {'an integer' if kind is int else 'a number'} >= {lowest:g}, got {value!r}.")
 
@@ -229,22 +230,22 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         klass_threshold: float = 5e-4,
         halton_randomize: bool = False,
     ):
-        _at_least("mask_token_id", mask_token_id, 0, int)
+        at_least("mask_token_id", mask_token_id, 0, int)
         _one_of("masking_schedule", masking_schedule, schedules.MASKING_SCHEDULES)
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("certainty", certainty, CERTAINTIES)
         _one_of("gain_reduction", gain_reduction, scoring.GAIN_REDUCTIONS)
-        _at_least("num_candidates", num_candidates, 1, int)
+        at_least("num_candidates", num_candidates, 1, int)
         for name, value in (("tokens_per_step", tokens_per_step), ("top_k", top_k)):
             if value is not None:
-                _at_least(name, value, 1, int)
+                at_least(name, value, 1, int)
         if isinstance(token_temperature, (tuple, list)):
             if len(token_temperature) != 2 or not all(_is_number(value) and value > 0 for value in token_temperature):
                 raise ValueError(
                     f"`token_temperature` must be a number or a pair (start, end) of numbers > 0, got {token_temperature!r}."
                 )
         else:
-            _at_least("token_temperature", token_temperature, 0)
+            at_least("token_temperature", token_temperature, 0)
         if not isinstance(halton_randomize, bool):
             raise ValueError(f"`halton_randomize` must be True or False, got {halton_randomize!r}.")
         numbers = {"gain_weight": gain_weight}
@@ -252,7 +253,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if entropy_bound is not None:
             numbers["entropy_bound"] = entropy_bound
         for name, number in numbers.items():
-            _at_least(name, number, 0)
+            at_least(name, number, 0)
         if position_temperature is not None:
             self._temperature_pair(position_temperature)
         if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
@@ -292,7 +293,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         Args:
             temperature: Replaces `position_temperature` for this run (the place where `AmusedPipeline` passes its own).
         """
-        _at_least("num_inference_steps", num_inference_steps, 1, int)
+        at_least("num_inference_steps", num_inference_steps, 1, int)
         if temperature is None:
             temperature = self.config.position_temperature
         if temperature is None:
@@ -331,7 +332,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if len(pair) != 2:
             raise ValueError(f"`position_temperature` must be a number or a pair (start, end), got {temperature!r}.")
         for value in pair:
-            _at_least("position_temperature", value, 0)
+            at_least("position_temperature", value, 0)
         return pair
 
     def undecided(self, tokens: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:

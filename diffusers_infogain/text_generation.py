@@ -12,10 +12,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from .candidates import Generators, split_generator
-from .decoding import DecodingStep, DecodingTrace, check_search, decode_or_search
-from .masked_logits import MaskedLogits
+from .decoding import DecodingStep, DecodingTrace, call_back, check_search, check_tensor_inputs, decode_or_search
 from .models.text_logits import CACHES, TextCache
-from .scheduling_infogain import InfoGainScheduler
+from .scheduling_infogain import InfoGainScheduler, at_least
 
 CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores"]
 
@@ -106,9 +105,7 @@ class TextGeneration:
         lowest = {"max_new_tokens": 0 if self.infilling else 1}
         lowest |= {name: 1 for name in ("block_length", "num_inference_steps") if getattr(self, name) is not None}
         for name, least in lowest.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+            at_least(name, getattr(self, name), least, int)
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
@@ -119,10 +116,7 @@ class TextGeneration:
             )
         if self.cache is not None and self.cache not in CACHES:
             raise ValueError(f"`cache` must be one of {', '.join(CACHES)} or None, got {self.cache!r}.")
-        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSOR_INPUTS]
-        if unknown:
-            allowed = ", ".join(CALLBACK_TENSOR_INPUTS)
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {allowed}, got {', '.join(unknown)}.")
+        check_tensor_inputs(self.callback_on_step_end_tensor_inputs, CALLBACK_TENSOR_INPUTS)
         config = self.pipe.model.config
         length, limit = max(map(len, self.rows)) + self.max_new_tokens, getattr(config, "max_position_embeddings", None)
         if limit is not None and length > limit:
@@ -211,12 +205,8 @@ class TextGeneration:
     def _after_step(self, step: DecodingStep) -> torch.Tensor | None:
         if self.callback_on_step_end is None:
             return None
-        available: dict[str, Any] = {"tokens": step.tokens, "logits": step.logits, "scores": step.scores}
-        callback_kwargs = {name: available[name] for name in self.callback_on_step_end_tensor_inputs}
-        if isinstance(callback_kwargs.get("logits"), MaskedLogits):
-            callback_kwargs["logits"] = callback_kwargs["logits"].dense()
-        returned = self.callback_on_step_end(self.pipe, step.index, step.timestep, callback_kwargs)
-        return (returned or {}).get("tokens")
+        names = self.callback_on_step_end_tensor_inputs
+        return call_back(self.pipe, self.callback_on_step_end, step, names, tokens=step.tokens)
 
     def run(self) -> Iterator[TextBlock]:
         """Decodes block after block; rows that are finished take no further part."""

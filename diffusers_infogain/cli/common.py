@@ -155,18 +155,9 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def default_guidance_scale(model: str) -> float:
+def default_guidance_scale(model: str, kind: type[DiffusionPipeline]) -> float:
     """What suits the model: its own for the demo model, else the default of its pipeline."""
-    if model == "demo":
-        return DEMO_GUIDANCE_SCALE
-    return inspect.signature(image_pipeline_class(model).__call__).parameters["guidance_scale"].default
-
-
-def guidance_scale(args: argparse.Namespace) -> float:
-    """The flag, or what suits the model."""
-    if args.guidance_scale is not None:
-        return args.guidance_scale
-    return default_guidance_scale(args.model)
+    return DEMO_GUIDANCE_SCALE if model == "demo" else inspect.signature(kind.__call__).parameters["guidance_scale"].default
 
 
 def require_positive(args: argparse.Namespace, *names: str) -> None:
@@ -203,15 +194,16 @@ def add_call_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per image")
 
 
-def call_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
     """The arguments of the pipeline's call that the flags name.
 
     Raises:
         ValueError: If the model's pipeline does not take one of them.
     """
+    kind, scale = type(pipe), args.guidance_scale
     call = {
         "num_inference_steps": args.steps,
-        "guidance_scale": guidance_scale(args),
+        "guidance_scale": default_guidance_scale(args.model, kind) if scale is None else scale,
         "guidance_schedule": args.guidance_schedule,
         "negative_prompt": args.negative_prompt,
         "height": args.height,
@@ -220,10 +212,19 @@ def call_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "num_beams": args.num_beams,
         "num_runs": args.num_runs,
     }
-    kind = image_pipeline_class(args.model)
     if "negative_prompt" not in inspect.signature(kind.__call__).parameters and call.pop("negative_prompt") is not None:
         raise ValueError(f"`negative_prompt` is not an argument of {kind.__name__}.")
     return call
+
+
+def prompts_of(args: argparse.Namespace) -> list[str]:
+    """Prompts from the arguments, then from the file."""
+    prompts = list(args.prompts)
+    if args.prompts_file is not None:
+        prompts += [prompt.text for prompt in read_prompts(args.prompts_file)]
+    if not prompts:
+        raise ValueError("No prompts: give them as arguments, or a file with one per line by --prompts-file.")
+    return prompts
 
 
 def add_sampler_flags(command: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ import diffusers_infogain
 from ..evaluation import comparison, prompts, report, runs
 from ..evaluation.measure import MeasureSettings, measure
 from ..files import save_text, writable_folder
+from ..loading import image_pipeline_class
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
@@ -29,7 +30,7 @@ def compare(args: argparse.Namespace) -> None:
     report.load_pyplot()
     every_prompt = common.run_prompts(args)
     samplers = [comparison.parse_sampler(text) for text in args.samplers]
-    guidance_scales = args.guidance_scales or [common.default_guidance_scale(args.model)]
+    guidance_scales = args.guidance_scales or [common.default_guidance_scale(args.model, image_pipeline_class(args.model))]
     cells = comparison.grid(samplers, args.steps, args.num_candidates, guidance_scales, args.seeds)
     folder = writable_folder(args.output)
     settings = {

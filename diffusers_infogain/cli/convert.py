@@ -25,8 +25,8 @@ def convert(args: argparse.Namespace) -> None:
     sizes = published.write(args.target, dtype, int(args.max_shard_size * 1e9))
     print(f"{args.source} as {kind.__name__}, written to {args.target}:")
     for name, source in published.models.items():
-        count = sum(value.numel() for value in source.skeleton().parameters())
-        print(f"  {name}: {len(source.keys())} tensors, {count / 1e6:.1f} M parameters, {sizes[name] / 1e9:.2f} GB")
+        count = sum(value.numel() for value in source.skeleton.parameters())
+        print(f"  {name}: {len(source.keys)} tensors, {count / 1e6:.1f} M parameters, {sizes[name] / 1e9:.2f} GB")
     print("Every key and shape fitted, and each model gives the same output as before. Load it with:")
     print(f"  {kind.__name__}.from_pretrained({str(args.target)!r})")
 

@@ -29,7 +29,7 @@ def evaluate(args: argparse.Namespace) -> None:
     state = common.start_process(args)
     pipe = common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
-    call = common.call_arguments(args)
+    call = common.call_arguments(args, pipe)
     settings = {
         **common.model_settings(args),
         **call,

@@ -8,29 +8,18 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..evaluation.prompts import read_prompts
 from ..files import save_png, writable_folder
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
 
-def prompts_of(args: argparse.Namespace) -> list[str]:
-    """Prompts from the arguments, then from the file."""
-    prompts = list(args.prompts)
-    if args.prompts_file is not None:
-        prompts += [prompt.text for prompt in read_prompts(args.prompts_file)]
-    if not prompts:
-        raise ValueError("No prompts: give them as arguments, or a file with one per line by --prompts-file.")
-    return prompts
-
-
 def generate(args: argparse.Namespace) -> None:
     """Images from prompts, as PNG files that carry their settings."""
     common.require_positive(args, "num_images", "batch_size")
-    prompts, folder = prompts_of(args), writable_folder(args.output)
+    prompts, folder = common.prompts_of(args), writable_folder(args.output)
     pipe = common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
-    call = common.call_arguments(args)
+    call = common.call_arguments(args, pipe)
     every = [prompt for prompt in prompts for _ in range(args.num_images)]
     seeds = [args.seed + i for _ in prompts for i in range(args.num_images)]
     shared = {**common.model_settings(args), **call, "scheduler": common.scheduler_config(pipe)}

@@ -11,7 +11,6 @@ import torch
 from tqdm.auto import tqdm
 
 from ..evaluation import comparison, text_comparison
-from ..evaluation.prompts import read_prompts
 from ..files import save_text, writable_folder
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
@@ -29,11 +28,7 @@ def _pipeline(args: argparse.Namespace) -> Any:
 def text(args: argparse.Namespace) -> None:
     """Texts from prompts, by a masked language model; with --output as JSON lines, going on where a run was killed."""
     common.require_positive(args, "num_texts", "batch_size", "max_new_tokens")
-    prompts = list(args.prompts)
-    if args.prompts_file is not None:
-        prompts += [prompt.text for prompt in read_prompts(args.prompts_file)]
-    if not prompts:
-        raise ValueError("No prompts: give them as arguments, or a file with one per line by --prompts-file.")
+    prompts = common.prompts_of(args)
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = _pipeline(args)

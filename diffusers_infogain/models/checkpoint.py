@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import pickle
@@ -71,6 +73,12 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold a JSON object, got {type(config).__name__}.")
     return config
+
+
+def known_fields(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those fields of a configuration that are arguments of the class."""
+    names = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    return {name: value for name, value in config.items() if name in names}
 
 
 @dataclass
@@ -203,18 +211,20 @@ class ModelSource:
     convert_key: Callable[[str], str | None] = _same_key
     convert_tensor: Callable[[str, torch.Tensor], torch.Tensor] = _same_tensor
 
+    @functools.cached_property
     def skeleton(self) -> Any:
         """The model without memory for its weights."""
         with torch.device("meta"):
             return self.build()
 
+    @functools.cached_property
     def keys(self) -> dict[str, str]:
         """Every tensor of the model, by name, and the key of the checkpoint that it comes from.
 
         Raises:
             ValueError: For a key that the model does not have, one that is missing, or one of another shape.
         """
-        model = self.skeleton()
+        model, tied = self.skeleton, tied_names(self.skeleton)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         kind, shapes = type(model).__name__, self.checkpoint.shapes
         found: dict[str, str] = {}
@@ -226,7 +236,7 @@ class ModelSource:
         if extra:
             file = self.checkpoint.file_of(extra[0]).name
             raise ValueError(f"{file} has {len(extra)} keys that a {kind} does not have: {_some(extra)}.")
-        missing = [name for name in expected if name not in found and name not in tied_names(model)]
+        missing = [name for name in expected if name not in found and name not in tied]
         if missing:
             files = ", ".join(sorted({file.name for file in self.checkpoint.files}))
             raise ValueError(f"{files}: {len(missing)} tensors of the {kind} are missing: {_some(missing)}.")
@@ -243,9 +253,9 @@ class ModelSource:
         Args:
             dtype: For floating-point tensors, except those that the model keeps in float32; by default as stored.
         """
-        keys, float32 = self.keys(), getattr(self.skeleton(), "_keep_in_fp32_modules", None) or ()
+        float32 = getattr(self.skeleton, "_keep_in_fp32_modules", None) or ()
         order = {file: place for place, file in enumerate(self.checkpoint.files)}
-        for name, key in sorted(keys.items(), key=lambda item: order[self.checkpoint.file_of(item[1])]):
+        for name, key in sorted(self.keys.items(), key=lambda item: order[self.checkpoint.file_of(item[1])]):
             tensor = self.convert_tensor(name, self.checkpoint.tensor(key))
             cast = dtype is not None and tensor.is_floating_point() and not set(float32) & set(name.split("."))
             yield name, tensor.to(dtype) if cast else tensor
@@ -257,7 +267,7 @@ class ModelSource:
             model = self.build()
         for name, tensor in self.tensors(dtype):
             model.load_state_dict({name: tensor}, strict=False, assign=True)
-        for name, first in tied_names(self.skeleton()).items():
+        for name, first in tied_names(self.skeleton).items():
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
         return model.eval().requires_grad_(False)
@@ -268,8 +278,7 @@ class ModelSource:
         Args:
             folder: Exists and is empty.
         """
-        model = self.skeleton()
-        tied = tied_names(model)
+        model, tied = self.skeleton, tied_names(self.skeleton)
         if hasattr(model, "save_config"):
             model.save_config(folder)
             stem = "diffusion_pytorch_model"

@@ -100,6 +100,20 @@ def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") ->
     )
 
 
+def count_positions(real: torch.Tensor) -> torch.Tensor:
+    """Positions (R, L) of tokens that are no padding, counted from a row's first one."""
+    return (real.cumsum(-1) - 1).clamp(min=0)
+
+
+def additive_mask(visible: torch.Tensor, num_queries: int, dtype: torch.dtype) -> torch.Tensor:
+    """What transformers adds to attention's logits, (R, 1, Q, K), from which keys each query sees, (R, Q or 1, K) bool.
+
+    An explicit mask, since what `is_causal=False` does depends on the version of transformers.
+    """
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+    return hidden[:, None].expand(-1, -1, num_queries, -1)
+
+
 class BidirectionalLlama(LlamaForCausalLM):
     """transformers' Llama in which every token sees every other: LLaDA's network.
 
@@ -132,12 +146,9 @@ class BidirectionalLlama(LlamaForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
         if attention_mask.ndim == 2:
-            # An explicit mask, since what `is_causal=False` does depends on the version of transformers. Keys alone are hidden:
-            # a row without any key would be NaN.
-            hidden = torch.zeros(attention_mask.shape, dtype=self.dtype, device=input_ids.device)
-            hidden = hidden.masked_fill(~attention_mask, torch.finfo(self.dtype).min)
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0) if position_ids is None else position_ids
-            attention_mask = hidden[:, None, None, :].expand(-1, 1, input_ids.shape[1], -1)
+            position_ids = count_positions(attention_mask) if position_ids is None else position_ids
+            # Keys alone are hidden: a row without any key would be NaN.
+            attention_mask = additive_mask(attention_mask[:, None, :], input_ids.shape[1], self.dtype)
         states = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
         ).last_hidden_state

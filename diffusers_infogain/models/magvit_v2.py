@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
-from .checkpoint import ModelSource, find_weights, read_config
+from .checkpoint import ModelSource, find_weights, known_fields, read_config
 
 WEIGHT_NAMES = ("pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 
@@ -294,8 +293,7 @@ def open_magvit_v2(folder: Path) -> ModelSource:
     Raises:
         ValueError: If the folder has no config.json or no weights, or a size makes no model.
     """
-    names = inspect.signature(MagvitV2Model.__init__).parameters
-    config = {name: value for name, value in read_config(folder / "config.json").items() if name in names}
+    config = known_fields(MagvitV2Model, read_config(folder / "config.json"))
     return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: MagvitV2Model(**config), _probe, convert_key)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxSin
 from diffusers.models.unets.uvit_2d import ConvMlmLayer, UVit2DConvEmbed
 from torch import nn
 
-from .checkpoint import ModelSource, find_weights, read_config
+from .checkpoint import ModelSource, find_weights, known_fields, read_config
 from .stock import weight_names
 
 NUM_MICRO_CONDS = 5
@@ -234,8 +233,7 @@ def open_meissonic_transformer(folder: Path, variant: str | None = None) -> Mode
     Raises:
         ValueError: If the configuration or the weights are missing, or a size makes no model.
     """
-    names = inspect.signature(MeissonicTransformer2DModel.__init__).parameters
-    config = {name: value for name, value in read_config(folder / "config.json").items() if name in names}
+    config = known_fields(MeissonicTransformer2DModel, read_config(folder / "config.json"))
     checkpoint = find_weights(folder, weight_names("diffusion_pytorch_model", variant))
     return ModelSource(checkpoint, lambda: MeissonicTransformer2DModel(**config), _probe)
 

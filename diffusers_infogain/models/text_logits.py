@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from .llada import BidirectionalLlama
+from .llada import BidirectionalLlama, additive_mask, count_positions
 from .text import TextFamily
 
 Places = tuple[torch.Tensor, torch.Tensor]
@@ -50,7 +50,7 @@ def masked_lm_logits(
 def _layout(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tokens are no padding, (R, L) bool, and the tokens' positions, (R, L) long."""
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    return real, (real.cumsum(-1) - 1).clamp(min=0)
+    return real, count_positions(real)
 
 
 def _read_at(where: torch.Tensor, positions: torch.Tensor, shifted: bool) -> Places:
@@ -79,9 +79,7 @@ def _native_logits(
     cache: DynamicCache | None = None,
 ) -> torch.Tensor:
     """Outputs (M, V) of a Llama, Qwen2 or Qwen3; `cache` grows by the input."""
-    # An explicit mask, since what `is_causal=False` does depends on the version of transformers.
-    hidden = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
-    hidden = hidden.masked_fill(~visible, torch.finfo(model.dtype).min)[:, None].expand(-1, -1, input_ids.shape[1], -1)
+    hidden = additive_mask(visible, input_ids.shape[1], model.dtype)
     arguments: dict[str, Any] = {"attention_mask": hidden, "position_ids": positions, "use_cache": cache is not None}
     if cache is not None:
         names = inspect.signature(type(model.base_model).forward).parameters
