@@ -244,7 +244,7 @@ def decode(
                     f"got {tokens.dtype} {tuple(tokens.shape)}."
                 )
             if not torch.equal(tokens, before):
-                logits = previous_logits = settled = None
+                logits = previous_logits = None
         if not scheduler.compares_steps:
             previous_logits = None
     if scheduler.undecided(tokens, allowed).any():

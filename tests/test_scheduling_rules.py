@@ -462,6 +462,18 @@ def test_pc_sampler_counts_positions_of_the_active_region_and_clips_the_confiden
         assert set(proposal.selected[b, 0].nonzero()[:, 0].tolist()) == top_positions(scores, 2)
 
 
+def test_pc_sampler_decodes_a_block_far_into_a_text_as_one_at_its_beginning():
+    scheduler = make_scheduler(MASK, LENGTH, sampler="pc_sampler", tokens_per_step=2, token_temperature=0, pc_decay=0.1)
+    for seed in range(10):
+        logits, far = random_logits(1, LENGTH, MASK, seed=seed), torch.zeros(1, 2000 + LENGTH, MASK)
+        far[:, 2000:] = logits
+        tokens, allowed = torch.full((1, 2000 + LENGTH), MASK), torch.zeros(1, 2000 + LENGTH).bool()
+        allowed[:, 2000:] = True
+        here = scheduler.propose(logits, LENGTH - 1, tokens[:, 2000:], generator=generators(0))
+        there = scheduler.propose(far, LENGTH - 1, tokens, allowed, generator=generators(0))
+        assert torch.equal(there.selected[..., 2000:], here.selected)
+
+
 def test_pc_sampler_reads_its_file_once_and_keeps_no_more_than_the_path_in_its_configuration(tmp_path):
     path = tmp_path / "frequencies.safetensors"
     save_token_frequencies(token_frequencies([[0, 1, 1], [3]], 5), path)
