@@ -222,6 +222,7 @@ def decode(
     halton_offsets = scheduler.draw_halton_offsets(generators, tokens.shape[1])
     logits: Logits | None = None
     previous_logits: Logits | None = None
+    settled: torch.Tensor | None = None
     for index, timestep in enumerate(scheduler.timesteps):
         active = scheduler.undecided(tokens, allowed).any(-1)
         if not active.any():
@@ -240,6 +241,7 @@ def decode(
             initial_masks=initial_masks,
             grid=grid,
             halton_offsets=halton_offsets,
+            settled=settled,
         )
         lookahead = None
         if proposal.needs_lookahead:
@@ -247,6 +249,7 @@ def decode(
             model_rows += proposal.distinct.sum(-1)
         output = scheduler.select(lookahead, timestep, proposal)
         tokens, previous_logits, logits = output.prev_sample, logits, output.pred_logits
+        settled = proposal.settled
         recorder.record(
             num_decoded=proposal.num_decoded[samples, output.winner],
             cost=proposal.cost[samples, output.winner],
@@ -267,7 +270,7 @@ def decode(
                 )
             if not torch.equal(tokens, before):
                 logits = previous_logits = None
-        if scheduler.heuristic != "klass":
+        if not scheduler.compares_steps:
             previous_logits = None
     if scheduler.undecided(tokens, allowed).any():
         raise ValueError("`callback` masked tokens again after the last step, where no step is left to decode them.")

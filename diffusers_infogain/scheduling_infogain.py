@@ -18,10 +18,12 @@ from . import schedules, scoring
 from .masked_logits import Logits, MaskedLogits
 
 LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
-CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot")
-SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound")
+CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot", "pc_sampler")
+PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
+SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLERS)
 
 DEFAULT_ENTROPY_BOUNDS = {"info_gain": 0.5, "lookum": 0.5, "entropy_bound": 0.1}
+DEFAULT_PARALLEL_THRESHOLD = 0.9
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -77,6 +79,8 @@ class InfoGainProposal(BaseOutput):
         entropies: (B, L) float32, H_l(z_t) in nats on M_t, 0 elsewhere.
         duplicate_of: (B, N) long, the first candidate with the same state; only that one's logits are read.
         logits: (B, L, V) of z_t, where the gain compares distributions ("kl"), else None.
+        settled: (B, L) long, for "klass_parallel": in how many steps on end, this one included, the position's distribution has
+            hardly changed; the next step's `propose` takes it. None for other samplers.
     """
 
     candidates: torch.Tensor
@@ -87,6 +91,7 @@ class InfoGainProposal(BaseOutput):
     entropies: torch.Tensor
     duplicate_of: torch.Tensor
     logits: Logits | None = None
+    settled: torch.Tensor | None = None
 
     @property
     def num_decoded(self) -> torch.Tensor:
@@ -135,6 +140,28 @@ def _is_number(value: object, kind: type = float) -> TypeGuard[float]:
     return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
 
 
+def _token_surprisals(path: str | None) -> torch.Tensor:
+    """-log f (V,) of the reference frequencies f in a file; a token that never occurs counts as the rarest one that does."""
+    if path is None:
+        raise ValueError(
+            "`pc_frequencies` must be the path of a file with token frequencies for the rule 'pc_sampler', got None: build one "
+            "with `token_frequencies` and `save_token_frequencies` of diffusers_infogain.token_frequencies."
+        )
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        frequencies = load_file(path).get("frequencies")
+    except SafetensorError as error:
+        raise ValueError(f"`pc_frequencies` must be the path of a safetensors file, got {path!r}: {error}.") from error
+    if frequencies is None or frequencies.ndim != 1 or frequencies.dtype != torch.float32:
+        got = "none" if frequencies is None else f"{frequencies.dtype} {tuple(frequencies.shape)}"
+        raise ValueError(f'`pc_frequencies` must hold a float32 tensor "frequencies" of shape (V,), got {got} in {path!r}.')
+    if not ((frequencies >= 0) & (frequencies <= 1)).all() or not frequencies.any():
+        raise ValueError(f"`pc_frequencies` must hold numbers in [0, 1], not all of them 0, got others in {path!r}.")
+    return -frequencies.clamp(min=frequencies[frequencies > 0].min()).log()
+
+
 def at_least(name: str, value: object, lowest: float, kind: type = float) -> None:
     """Raises a ValueError that names the argument if the value is no finite number (`kind` int: no integer) from `lowest` on."""
     if not _is_number(value, kind) or not lowest <= value < float("inf"):
@@ -173,8 +200,12 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             of the sampled token plus annealed Gumbel noise, as MaskGIT and aMUSEd do), "entropy" (-H), "margin" (lead of the
             most probable token), "uniform" (random), "halton" (a low-discrepancy order over the image grid), "klass"
             (confidence, positions whose distribution has settled first), "pivot" (the most uncertain position, together with
-            the most certain ones); "entropy_bound" decodes, in order of entropy, as many as its bound allows.
-        certainty: The φ by which "info_gain" and "lookum" propose positions; any greedy rule but "entropy_bound".
+            the most certain ones), "pc_sampler" (probability of the sampled token, times how rare the token is in text, earlier
+            positions first); "entropy_bound" decodes, in order of entropy, as many as its bound allows. Two more go ahead of
+            the schedule: "confidence_parallel" decodes every position with a probability above `confidence_threshold`
+            (Fast-dLLM's rule), "klass_parallel" those of them that have settled for `klass_history` steps (KLASS as published).
+        certainty: The φ by which "info_gain" and "lookum" propose positions; any greedy rule but "entropy_bound" and the two
+            parallel ones.
         num_candidates: N, the actions proposed per step by "info_gain" and "lookum". 1 makes them greedy by `certainty`.
         token_temperature: τ_token, tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one. A pair
             (start, end) of temperatures above 0 is annealed so that the factor on the logits, 1 / τ_token, is linear.
@@ -187,7 +218,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         top_k, top_p: Draw tokens from the `top_k` most probable, or from the smallest set that holds the mass `top_p`. Scores
             are always taken on the whole distribution.
         confidence_threshold: γ. Positions with a probability above it (at most k_t, the most confident) are in every candidate,
-            with their most probable token; a step that they fill needs no lookahead.
+            with their most probable token; a step that they fill needs no lookahead. For "confidence_parallel" and
+            "klass_parallel" it is the rule's own threshold instead (None: 0.9): all positions above it, however many, with their
+            drawn tokens (`token_temperature` 0: the most probable); where the schedule asks for more, the most confident of the
+            others come with them, so the schedule is the slowest pace and one token a step gives the published rules.
         gain_weight: w >= 0.
         gain_reduction: "mean" over the masked positions, as in the paper, or "sum", which has the scale of the cost; with
             w = 1 J is then the realised fall of entropy at the positions not decoded. "kl" takes KL(after ‖ before) there in
@@ -197,9 +231,17 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             of their entropies without the largest at or below this; the canvas is then finished early, and the schedule is the
             slowest pace. 0 switches it off. The sampler "entropy_bound" follows its bound alone. None: 0.5 for "info_gain" and
             "lookum", 0.1 for "entropy_bound", off for the other rules.
-        klass_threshold: For "klass", in nats: a position has settled when KL(now ‖ previous step) is below this.
+        klass_threshold: For "klass" and "klass_parallel", in nats: a position has settled when KL(now ‖ previous step) is below
+            this.
+        klass_history: For "klass_parallel": in how many steps on end a position must have settled, the present one included. In
+            `step`, which knows of no step before, none ever has.
         halton_randomize: For "halton": every sample starts at its own random place of the order and goes round, as published. In
             `step`, which knows of no sample's beginning, all start at the first.
+        pc_frequencies: For "pc_sampler": path of a safetensors file with one float32 tensor "frequencies" (V,), how often each
+            token occurs in reference text (`token_frequencies.save_token_frequencies` writes it). It is read by the first
+            `set_timesteps`; numbers beyond the logits' V are not used. Tokens of frequency 0 count as the rarest that occurs.
+        pc_decay: λ of "pc_sampler", whose φ falls by exp(-λ) from one position of the active region to the next.
+        pc_clip: α of "pc_sampler", the most that the calibrated confidence counts.
 
     Raises:
         ValueError: For a value outside these ranges, naming it and what is allowed.
@@ -209,6 +251,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
     timesteps: torch.Tensor
     position_temperatures: torch.Tensor
+    _surprisals: torch.Tensor
 
     @register_to_config
     def __init__(
@@ -229,6 +272,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         entropy_bound: float | None = None,
         klass_threshold: float = 5e-4,
         halton_randomize: bool = False,
+        klass_history: int = 2,
+        pc_frequencies: str | None = None,
+        pc_decay: float = 0.25,
+        pc_clip: float = 10.0,
     ):
         at_least("mask_token_id", mask_token_id, 0, int)
         _one_of("masking_schedule", masking_schedule, schedules.MASKING_SCHEDULES)
@@ -236,6 +283,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         _one_of("certainty", certainty, CERTAINTIES)
         _one_of("gain_reduction", gain_reduction, scoring.GAIN_REDUCTIONS)
         at_least("num_candidates", num_candidates, 1, int)
+        at_least("klass_history", klass_history, 1, int)
         for name, value in (("tokens_per_step", tokens_per_step), ("top_k", top_k)):
             if value is not None:
                 at_least(name, value, 1, int)
@@ -249,7 +297,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if not isinstance(halton_randomize, bool):
             raise ValueError(f"`halton_randomize` must be True or False, got {halton_randomize!r}.")
         numbers = {"gain_weight": gain_weight}
-        numbers |= {"klass_threshold": klass_threshold}
+        numbers |= {"klass_threshold": klass_threshold, "pc_decay": pc_decay, "pc_clip": pc_clip}
         if entropy_bound is not None:
             numbers["entropy_bound"] = entropy_bound
         for name, number in numbers.items():
@@ -260,8 +308,11 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`top_p` must be a number in (0, 1], got {top_p!r}.")
         if confidence_threshold is not None and not (_is_number(confidence_threshold) and 0 <= confidence_threshold <= 1):
             raise ValueError(f"`confidence_threshold` must be a number in [0, 1], got {confidence_threshold!r}.")
+        if pc_frequencies is not None and not isinstance(pc_frequencies, str):
+            raise ValueError(f"`pc_frequencies` must be the path of a file, as a string, or None, got {pc_frequencies!r}.")
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]
+        self._surprisals = None  # type: ignore[assignment]  # for "pc_sampler" only
 
     @property
     def looks_ahead(self) -> bool:
@@ -280,7 +331,14 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         """The φ in use: `certainty` for a lookahead sampler, else the sampler's own."""
         if self.config.sampler in LOOKAHEAD_SAMPLERS:
             return self.config.certainty
+        if self.config.sampler in PARALLEL_SAMPLERS:
+            return "confidence"
         return "entropy" if self.config.sampler == "entropy_bound" else self.config.sampler
+
+    @property
+    def compares_steps(self) -> bool:
+        """Whether the rule reads the logits of the step before."""
+        return self.heuristic == "klass" or self.config.sampler == "klass_parallel"
 
     def set_timesteps(
         self,
@@ -292,8 +350,13 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             temperature: Replaces `position_temperature` for this run (the place where `AmusedPipeline` passes its own).
+
+        Raises:
+            ValueError: For numbers outside these ranges, or for "pc_sampler" without usable `pc_frequencies`.
         """
         at_least("num_inference_steps", num_inference_steps, 1, int)
+        if self.heuristic == "pc_sampler" and self._surprisals is None:
+            self._surprisals = _token_surprisals(self.config.pc_frequencies)
         if temperature is None:
             temperature = self.config.position_temperature
         if temperature is None:
@@ -386,6 +449,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         initial_masks: torch.Tensor | None = None,
         grid: tuple[int, int] | None = None,
         halton_offsets: torch.Tensor | None = None,
+        settled: torch.Tensor | None = None,
     ) -> InfoGainProposal:
         """Draws the candidate actions of a step. Changes neither its arguments nor the scheduler.
 
@@ -396,11 +460,12 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             tokens: (B, L) long, z_t.
             allowed: (B, L) bool, positions that may be decoded now, such as the active block; by default all.
             generator: One generator, drawn from sample after sample, or a list with one per sample.
-            previous_logits: (B, L, V) of the step before, for "klass".
+            previous_logits: (B, L, V) of the step before, for "klass" and "klass_parallel".
             initial_masks: (B,) masked positions before the first step. Without it the schedule goes by what is left, which is
                 exact for canvases that were masked completely, and nearly so otherwise.
             grid: (height, width) of the tokens, for "halton"; by default a square.
             halton_offsets: (B,) from `draw_halton_offsets`, the same in all steps; by default 0.
+            settled: (B, L) long, for "klass_parallel": `settled` of the proposal before; by default 0.
 
         Raises:
             ValueError: For shapes that do not fit, an unknown timestep, or logits that are NaN, +inf or -inf for all tokens.
@@ -429,6 +494,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         max_masks = torch.full_like(num_masked, length) if allowed is None else allowed.sum(-1)
         share = num_masked / (max_masks if initial_masks is None else initial_masks).clamp(min=1)
         temperature = self._temperatures(index, share)
+        previous = None
+        if previous_logits is not None and self.compares_steps:
+            previous = self._codebook_logits(previous_logits, masked, timestep)
         phi = torch.full((batch, length, num), -torch.inf, device=device)
         if self.heuristic == "pivot":
             phi[masked] = self._pivot_scores(entropies, masked, uniform[:, :, 1], temperature).transpose(1, 2)[masked]
@@ -439,12 +507,14 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
                 if halton_offsets is not None:
                     rank = (rank + halton_offsets.to(device)[:, None]) % length
                 row_phi = -rank[masked].float()
+            elif self.heuristic == "pc_sampler":
+                place = (torch.ones_like(masked) if allowed is None else allowed).cumsum(-1)[masked] - 1
+                row_phi = self._calibrated_confidence(rows, row_tokens, place)
             else:
-                previous = None
-                if previous_logits is not None and self.heuristic == "klass":
-                    previous = self._codebook_logits(previous_logits, masked, timestep)
                 row_phi = self._row_scores(rows, entropies[masked], row_tokens, row_uniform[..., 1], row_temperature, previous)
-            phi[masked] = self._perturb(row_phi, row_uniform[..., 1], row_temperature)
+            # "maskgit" has noise of its own, and "uniform" is nothing else.
+            draws = self.heuristic not in ("maskgit", "uniform")
+            phi[masked] = self._perturb(row_phi, row_uniform[..., 1], row_temperature) if draws else row_phi
         phi = phi.transpose(1, 2)
 
         count = schedules.decode_counts(
@@ -456,7 +526,17 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             initial_masks=initial_masks,
             max_masks=max_masks,
         )
-        if config.confidence_threshold is not None:
+        next_settled = None
+        if config.sampler in PARALLEL_SAMPLERS:
+            ready = phi[:, 0] > (
+                DEFAULT_PARALLEL_THRESHOLD if config.confidence_threshold is None else config.confidence_threshold
+            )
+            if config.sampler == "klass_parallel":
+                next_settled = self._settled(rows, previous, masked, settled)
+                ready &= next_settled >= config.klass_history
+            phi = torch.where(ready[:, None], torch.inf, phi)
+            count = torch.maximum(count, ready.sum(-1))
+        elif config.confidence_threshold is not None:
             confidence = torch.zeros(batch, length, device=device)
             confidence[masked] = scoring.top_probability(rows)
             above = (confidence > config.confidence_threshold).sum(-1)
@@ -477,6 +557,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             entropies=entropies,
             duplicate_of=draw.first_occurrence(candidates),
             logits=logits if self.looks_ahead and config.sampler == "info_gain" and config.gain_reduction == "kl" else None,
+            settled=next_settled,
         )
         differ = (proposal.duplicate_of > 0).any(-1) & proposal.next_masked.flatten(1).any(-1)
         proposal.needs_lookahead = self.looks_ahead and bool(differ.any())
@@ -499,6 +580,17 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             return draw.select_within_bound(phi, entropies, bound) | (phi == torch.inf)
         selected = draw.select_top(phi, count)
         return selected if bound == 0 else selected | draw.select_within_bound(phi, entropies, bound)
+
+    def _settled(
+        self, rows: torch.Tensor, previous: torch.Tensor | None, masked: torch.Tensor, settled: torch.Tensor | None
+    ) -> torch.Tensor:
+        """In how many steps on end (B, L) a position has been within `klass_threshold` of the step before; 0 in the first."""
+        steps = torch.zeros(masked.shape, dtype=torch.long, device=masked.device)
+        if previous is not None:
+            before = steps if settled is None else settled
+            close = scoring.kl_divergence(rows, previous) < self.config.klass_threshold
+            steps[masked] = torch.where(close, before[masked] + 1, 0)
+        return steps
 
     @staticmethod
     def _pivot_scores(
@@ -529,9 +621,20 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if self.heuristic == "margin":
             return scoring.margin(rows)
         phi = scoring.top_probability(rows)
-        if previous is not None:
+        if previous is not None and self.heuristic == "klass":
             phi = phi + (scoring.kl_divergence(rows, previous) < self.config.klass_threshold)
         return phi
+
+    def _calibrated_confidence(self, rows: torch.Tensor, tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """φ (M, N) of "pc_sampler" for the drawn `tokens` (M, N) at positions that are the `place`-th (M,) of those allowed."""
+        if len(self._surprisals) < rows.shape[-1]:
+            raise ValueError(
+                f"`pc_frequencies` must hold a number for each of the model's {rows.shape[-1]} tokens, got "
+                f"{len(self._surprisals)} in {self.config.pc_frequencies!r}."
+            )
+        probability = rows.softmax(-1).gather(-1, tokens)
+        surprisal = self._surprisals.to(tokens.device)[tokens]
+        return scoring.calibrated_confidence(probability, surprisal, place[:, None], self.config.pc_decay, self.config.pc_clip)
 
     @staticmethod
     def _perturb(phi: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -539,9 +642,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
         τ_pos (M, 1) = 0 leaves φ as it is.
         """
-        if phi.ndim == uniform.ndim:
-            return phi
-        phi = phi[:, None].expand(uniform.shape)
+        phi = (phi if phi.ndim == uniform.ndim else phi[:, None]).expand(uniform.shape)
         noisy = torch.where(temperature > 0, phi / temperature + draw.gumbel(uniform), phi)
         return torch.cat([phi[:, :1], noisy[:, 1:]], dim=1)
 

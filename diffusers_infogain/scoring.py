@@ -43,6 +43,16 @@ def kl_divergence(logits: torch.Tensor, other_logits: torch.Tensor) -> torch.Ten
     return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def calibrated_confidence(
+    probability: torch.Tensor, surprisal: torch.Tensor, place: torch.Tensor, decay: float, clip: float
+) -> torch.Tensor:
+    """φ = exp(-λ i) · min(p_l(v_l) · (-log f(v_l)), α), v_l a token, f its frequency in text, i the position's place.
+
+    "PC-Sampler: Position-Aware Calibration of Decoding Bias in Masked Diffusion Models" (arXiv 2508.13021).
+    """
+    return (-decay * place).exp() * (probability * surprisal).clamp(max=clip)
+
+
 def action_cost(entropies: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
     """C(a | z_t) = Σ_{l in A} H_l(z_t): entropies and A (..., L) to (...)."""
     return torch.where(selected, entropies, 0.0).sum(-1)

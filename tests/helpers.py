@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from diffusers_infogain import InfoGainScheduler
+from diffusers_infogain.token_frequencies import save_token_frequencies
 
 MODULUS = 4099
 
@@ -21,11 +25,31 @@ def random_logits(*shape: int, seed: int = 0, scale: float = 2.0) -> torch.Tenso
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def plain_frequencies() -> list[float]:
+    """Of 64 tokens; token 2 never occurs."""
+    weights = [0 if token == 2 else 1 / (1 + token % 5) ** 3 for token in range(64)]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+@functools.cache
+def _frequencies_folder() -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory(prefix="frequencies-")
+    save_token_frequencies(torch.tensor(plain_frequencies()), Path(folder.name) / "frequencies.safetensors")
+    return folder
+
+
+def frequencies_file() -> str:
+    """A file with `plain_frequencies`, gone when the tests have ended."""
+    return f"{_frequencies_folder().name}/frequencies.safetensors"
+
+
 def make_scheduler(mask_token_id: int, steps: int, temperature: float | None = None, **config) -> InfoGainScheduler:
     """A scheduler that follows its schedule alone, with 8 candidates and the gain "sum", where `config` says nothing else."""
     plain = {"num_candidates": 8, "gain_reduction": "sum"}
     if config.get("sampler") != "entropy_bound":
         plain["entropy_bound"] = 0
+    if "pc_sampler" in (config.get("sampler"), config.get("certainty")):
+        plain["pc_frequencies"] = frequencies_file()
     config = {**plain, **config}
     scheduler = InfoGainScheduler(mask_token_id=mask_token_id, **config)
     scheduler.set_timesteps(steps, temperature)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_infogain import decode
-from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
+from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS
 
 CODES, MASK = 6, 6
-GREEDY = (*CERTAINTIES, "entropy_bound")
+GREEDY = (*CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLERS)
 
 
 def canvas(batch: int, length: int, share: float, seed: int = 0) -> torch.Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import CODEBOOK_SIZE, GRID, generators, make_components
 from diffusers import AmusedPipeline, AmusedScheduler, DDIMScheduler, DiffusionPipeline, UVit2DModel
+from helpers import frequencies_file
 
 import diffusers_infogain
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
@@ -113,7 +114,8 @@ def test_the_scheduler_loads_from_a_stock_folder(stock_repository):
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in LOOKAHEAD_SAMPLERS])
 def test_greedy_samplers_run_in_the_stock_pipeline(components, sampler):
     stock = AmusedPipeline(**components)
-    stock.scheduler = InfoGainScheduler.from_config(stock.scheduler.config, sampler=sampler)
+    settings = {"sampler": sampler, "pc_frequencies": frequencies_file()}
+    stock.scheduler = InfoGainScheduler.from_config(stock.scheduler.config, **settings)
     tokens = tokens_of(stock, generator=torch.Generator().manual_seed(0), width=12)
     assert tokens.shape == (1, GRID, 6)
     assert (tokens < CODEBOOK_SIZE).all()

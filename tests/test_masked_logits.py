@@ -64,7 +64,8 @@ def assert_equal(dense, masked) -> None:
         {"gain_reduction": "kl", "confidence_threshold": 0.4, "certainty": "margin"},
         {"certainty": "klass"},
         {"sampler": "lookum"},
-        *({"sampler": name} for name in ("klass", "halton", "maskgit", "entropy_bound", "pivot")),
+        *({"sampler": name} for name in ("klass", "halton", "maskgit", "entropy_bound", "pivot", "pc_sampler")),
+        {"sampler": "klass_parallel", "confidence_threshold": 0.4, "klass_threshold": 2.0},
     ],
     ids=str,
 )

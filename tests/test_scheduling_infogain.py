@@ -11,20 +11,20 @@ from diffusers import AmusedScheduler
 from helpers import generators, make_scheduler, random_logits
 
 from diffusers_infogain import PRESETS, InfoGainScheduler
-from diffusers_infogain.scheduling_infogain import CERTAINTIES, SAMPLERS
+from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS
 
 MASK = 9
 INTEGER, NUMBER = "an integer >= {}", "a number >= 0"
 INVALID = [
     *(("mask_token_id", value, INTEGER.format(0)) for value in (-1, 1.5, True, None, "8")),
     ("masking_schedule", "sqrt", "cosine, linear, arccos"),
-    ("sampler", "pc_sampler", ", ".join(SAMPLERS)),
-    *(("certainty", value, ", ".join(CERTAINTIES)) for value in ("info_gain", "entropy_bound", None)),
-    *(("num_candidates", value, INTEGER.format(1)) for value in (0, 2.0, True)),
+    ("sampler", "best", ", ".join(SAMPLERS)),
+    *(("certainty", value, ", ".join(CERTAINTIES)) for value in ("info_gain", "entropy_bound", *PARALLEL_SAMPLERS, None)),
+    *((name, value, INTEGER.format(1)) for name in ("num_candidates", "klass_history") for value in (0, 2.0, True)),
     *((name, value, INTEGER.format(1)) for name in ("tokens_per_step", "top_k") for value in (0, 1.0, "1")),
     *(
         (name, value, NUMBER)
-        for name in ("token_temperature", "gain_weight", "entropy_bound", "klass_threshold")
+        for name in ("token_temperature", "gain_weight", "entropy_bound", "klass_threshold", "pc_decay", "pc_clip")
         for value in (-0.5, math.nan, "1")
     ),
     *(("position_temperature", value, NUMBER) for value in (-1, math.nan)),
@@ -37,6 +37,7 @@ INVALID = [
         for value in ((1, 0), (1,), (1, -1), [1, "1"])
     ),
     *(("halton_randomize", value, "True or False") for value in (1, None)),
+    *(("pc_frequencies", value, "the path of a file, as a string, or None") for value in (1, True, b"f")),
 ]
 
 
@@ -157,7 +158,7 @@ def test_propose_and_select_change_neither_the_scheduler_nor_their_arguments(sam
         assert same, name
 
 
-@pytest.mark.parametrize("sampler", [*CERTAINTIES, "entropy_bound"])
+@pytest.mark.parametrize("sampler", [*CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLERS])
 def test_step_equals_propose_and_select_in_every_layout(sampler):
     scheduler = make_scheduler(MASK, 5, sampler=sampler)
     tokens, logits = state(2, 16), random_logits(2, 16, MASK)
@@ -296,6 +297,7 @@ def test_presets_are_settings_of_the_scheduler():
     # Whatever a model's own configuration says, a preset is complete.
     settings = set(inspect.signature(InfoGainScheduler.__init__).parameters) - {"self", "mask_token_id", "tokens_per_step"}
     other = settings - {"top_k", "top_p", "confidence_threshold", "klass_threshold", "halton_randomize"}
+    other -= {"klass_history", "pc_frequencies", "pc_decay", "pc_clip"}
     assert other <= set(PRESETS["paper"])
     assert set(PRESETS["default"]) == set(PRESETS["paper"])
     plain, default = InfoGainScheduler(mask_token_id=4).config, InfoGainScheduler(mask_token_id=4, **PRESETS["default"]).config

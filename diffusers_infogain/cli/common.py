@@ -33,13 +33,20 @@ SCHEDULER_FLAGS: dict[str, tuple[Any, str]] = {
     "token_temperature": (float, "of the token draws; 0 takes the most probable token"),
     "top_k": (int, "draw from the k most probable tokens"),
     "top_p": (float, "draw from the smallest set of tokens with this probability"),
-    "confidence_threshold": (float, "commit tokens above this probability without lookahead"),
+    "confidence_threshold": (
+        float,
+        "commit tokens above this probability without lookahead; of the samplers confidence_parallel and klass_parallel",
+    ),
     "gain_weight": (float, "weight of the information gain against the cost"),
     "gain_reduction": (str, "mean, sum or kl: what the lookahead counts as gain"),
     "masking_schedule": (str, "cosine, linear or arccos"),
     "tokens_per_step": (int, "fixed number of tokens per step"),
     "entropy_bound": (float, "in nats; decode more tokens than the schedule asks for while they are this independent; 0: off"),
-    "klass_threshold": (float, "of the sampler klass, in nats"),
+    "klass_threshold": (float, "of the samplers klass and klass_parallel, in nats"),
+    "klass_history": (int, "of the sampler klass_parallel: steps on end that a position must have settled for"),
+    "pc_frequencies": (str, "of the sampler pc_sampler: safetensors file with the frequency of every token"),
+    "pc_decay": (float, "of the sampler pc_sampler: how fast it prefers earlier positions"),
+    "pc_clip": (float, "of the sampler pc_sampler: the most that its confidence counts"),
 }
 
 

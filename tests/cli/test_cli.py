@@ -92,6 +92,10 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
         "tokens_per_step": 8,
         "entropy_bound": 0.2,
         "klass_threshold": 0.01,
+        "klass_history": 3,
+        "pc_frequencies": "frequencies.safetensors",
+        "pc_decay": 0.1,
+        "pc_clip": 5.0,
     }
     flags = [text for name, value in settings.items() for text in ("--" + name.replace("_", "-"), value)]
     code, _, _ = generate(capsys, stock_repository, tmp_path, "a", *flags, "--halton-randomize", "--position-temperature", 1.5, 0)

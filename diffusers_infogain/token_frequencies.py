@@ -1,0 +1,58 @@
+"""How often each token occurs in reference text: the file that the rule "pc_sampler" reads.
+
+```python
+from diffusers_infogain.token_frequencies import save_token_frequencies, token_frequencies
+
+texts = (tokenizer(text)["input_ids"] for text in corpus)
+save_token_frequencies(token_frequencies(texts, vocab_size), "frequencies.safetensors")
+scheduler = InfoGainScheduler(mask_token_id, sampler="pc_sampler", pc_frequencies="frequencies.safetensors")
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from .files import replacing
+
+
+def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> torch.Tensor:
+    """The share of each token in all sequences together, (vocab_size,) float32; the numbers add up to 1.
+
+    Args:
+        token_ids: Sequences of token ids, read one by one.
+        vocab_size: V, the number of the model's logits.
+
+    Raises:
+        ValueError: If there is no token at all, or one outside the vocabulary.
+    """
+    if not isinstance(vocab_size, int) or vocab_size < 1:
+        raise ValueError(f"`vocab_size` must be an integer >= 1, got {vocab_size!r}.")
+    counts = torch.zeros(vocab_size, dtype=torch.long)
+    for sequence in token_ids:
+        ids = torch.as_tensor(sequence, dtype=torch.long)
+        outside = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(outside):
+            raise ValueError(f"`token_ids` must be in [0, {vocab_size}), got {int(outside[0])}.")
+        counts += torch.bincount(ids, minlength=vocab_size)
+    if not counts.any():
+        raise ValueError("`token_ids` must hold at least one token, got none.")
+    return (counts.double() / counts.sum()).float()
+
+
+def save_token_frequencies(frequencies: torch.Tensor, path: str | Path) -> None:
+    """Writes frequencies (V,) in one go, as a safetensors file with the float32 tensor "frequencies".
+
+    Raises:
+        ValueError: If they are not float32 of one dimension, in [0, 1] and not all 0.
+    """
+    if frequencies.ndim != 1 or frequencies.dtype != torch.float32:
+        raise ValueError(f"`frequencies` must be float32 of shape (V,), got {frequencies.dtype} {tuple(frequencies.shape)}.")
+    if not ((frequencies >= 0) & (frequencies <= 1)).all() or not frequencies.any():
+        raise ValueError("`frequencies` must be numbers in [0, 1], not all of them 0.")
+    with replacing(Path(path)) as file:
+        file.write(save({"frequencies": frequencies.cpu().contiguous()}))
