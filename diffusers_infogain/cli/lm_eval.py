@@ -10,9 +10,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..files import save_text, writable_folder
+from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
-from . import common, text
+from . import common
 
 
 def lm_eval(args: argparse.Namespace) -> None:
@@ -29,7 +32,8 @@ def lm_eval(args: argparse.Namespace) -> None:
     manager = TaskManager(include_path=args.include_path)
     check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
     folder = writable_folder(args.output)
-    pipe = text._pipeline(args)
+    pipe: Any = InfoGainTextPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     settings = {
         "model": args.model,
@@ -134,10 +138,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--gen-kwargs", help="settings over the task's own, such as max_gen_toks=512,do_sample=true,temperature=1"
     )
     command.add_argument("--max-gen-toks", type=int, default=256, help="new tokens where a task does not say (default: 256)")
-    text_greedy = "requests without sampling set the token temperature to 0 (default: they leave the sampler as it is)"
-    command.add_argument("--greedy-tokens", action="store_true", help=text_greedy)
-    text_code = "run the programs that the model writes, on this machine (HumanEval, MBPP); refused otherwise"
-    command.add_argument("--allow-code-execution", action="store_true", help=text_code)
+    greedy = "requests without sampling set the token temperature to 0 (default: they leave the sampler as it is)"
+    command.add_argument("--greedy-tokens", action="store_true", help=greedy)
+    code = "run the programs that the model writes, on this machine (HumanEval, MBPP); refused otherwise"
+    command.add_argument("--allow-code-execution", action="store_true", help=code)
     command.add_argument(
         "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
     )
@@ -146,7 +150,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
     command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
     command.add_argument(
-        "--cache", choices=("none", "exact", "prefix"), help="of keys and values (default: exact where possible)"
+        "--cache", choices=("none", "exact", "prefix"), help="of keys and values (default: exact if possible)"
     )
     common.add_machine_flags(command)
     common.add_sampler_flags(command)

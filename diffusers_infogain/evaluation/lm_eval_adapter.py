@@ -127,7 +127,8 @@ class InfoGainLM(LM):
     scheduler's `token_temperature`, and `top_k` and `top_p`. Requests without sampling leave the scheduler as it is, since a
     temperature is part of what some samplers are: their texts are fixed by the seed. See `greedy_tokens`.
 
-    lm-eval's cache (`use_cache`) keeps every batch as it is finished. It knows prompts, not models: use one per model and settings.
+    lm-eval's cache (`use_cache`) keeps every batch as it is finished. It knows prompts, not models: use one per model and
+    settings.
 
     Args:
         pipe: An `InfoGainTextPipeline`, on its device, with the scheduler to use.
@@ -415,6 +416,6 @@ def check_tasks(index: Mapping[str, Any], names: Sequence[str], allow_code_execu
             raise ValueError(f"The task {name} has the output type {kind}. {NO_LIKELIHOOD}")
         if config.get("unsafe_code") and not allow_code_execution:
             raise ValueError(
-                f"The task {name} runs programs that the model writes, on this machine and with your rights: it is refused without "
-                "--allow-code-execution (in Python: allow_code_execution=True), best in a container without network."
+                f"The task {name} runs programs that the model writes, on this machine and with your rights: it is refused "
+                "without --allow-code-execution (in Python: allow_code_execution=True), best in a container without network."
             )
