@@ -57,6 +57,9 @@ def lm_eval(args: argparse.Namespace) -> None:
     # lm-eval's cache knows prompts only: texts of other settings are kept in other files.
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
     costs_path = folder / f"costs_{digest}.jsonl"
+    if costs_path.exists():
+        whole = costs_path.read_text(encoding="utf-8")
+        save_text(whole[: whole.rfind("\n") + 1], costs_path)  # without a line that a killed run left unfinished
 
     def keep(cost: dict[str, Any]) -> None:
         with costs_path.open("a", encoding="utf-8") as file:
@@ -109,10 +112,7 @@ def _totals(path: Path, tasks: list[str]) -> dict[str, dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     texts: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in lines:
-        try:
-            cost = json.loads(line)
-        except ValueError:  # a killed run's last line
-            continue
+        cost = json.loads(line)
         texts[cost["task"], cost["doc_id"], cost["repeat"], cost["seed"]] = cost
     by_task = defaultdict(list)
     for cost in texts.values():
@@ -149,8 +149,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
     command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
     command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
-    command.add_argument(
-        "--cache", choices=("none", "exact", "prefix"), help="of keys and values (default: exact if possible)"
-    )
+    command.add_argument("--cache", choices=("none", "exact", "prefix"), help="of keys and values (default: exact if possible)")
     common.add_machine_flags(command)
     common.add_sampler_flags(command)

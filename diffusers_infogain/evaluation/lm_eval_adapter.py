@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 
 from ..scheduling_infogain import InfoGainScheduler
@@ -205,14 +206,18 @@ class InfoGainLM(LM):
         """A chat as text, by the tokenizer's template; without `add_generation_prompt` its last message is to be continued.
 
         Raises:
-            ValueError: If the tokenizer has no template.
+            ValueError: If the tokenizer has no template, or one that does not take this chat, such as its system message.
         """
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in chat_history)
+            raise ValueError(f"The chat template does not take a chat of the roles {roles}: {error}") from error
         self._rendered.add(text)
         return text
 
