@@ -16,7 +16,7 @@ from diffusers_infogain import InfoGainTextPipeline, cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md", "docs/results.md", "docs/text.md")
+PAGES = ("README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md", "docs/lm_eval.md", "docs/results.md", "docs/text.md")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -58,7 +58,7 @@ def test_command_line_examples_parse():
                 continue
             cli.build_parser().parse_args(words[1:])
             commands.add(words[1])
-    assert commands == {"generate", "demo", "exact", "evaluate", "compare", "convert", "text", "compare-text"}
+    assert commands == {"generate", "demo", "exact", "evaluate", "compare", "convert", "text", "compare-text", "lm-eval"}
 
 
 def test_ci_runs_the_test_command_of_the_readme():

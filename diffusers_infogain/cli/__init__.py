@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import compare, convert, demo, evaluate, exact, generate, text
+from . import compare, convert, demo, evaluate, exact, generate, lm_eval, text
 
 _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]], ...] = (
     ("generate", generate.generate, generate.add_arguments),
@@ -17,6 +17,7 @@ _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argp
     ("compare", compare.compare, compare.add_arguments),
     ("text", text.text, text.add_text_arguments),
     ("compare-text", text.compare_text, text.add_compare_arguments),
+    ("lm-eval", lm_eval.lm_eval, lm_eval.add_arguments),
     ("convert", convert.convert, convert.add_arguments),
 )
 

@@ -1,0 +1,154 @@
+"""`diffusers-infogain lm-eval`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import save_text, writable_folder
+from ..pipeline_infogain_text import InfoGainTextPipeline
+from ..scheduling_infogain import InfoGainScheduler
+from . import common
+
+
+def lm_eval(args: argparse.Namespace) -> None:
+    """Tasks of lm-eval that generate text, such as gsm8k: scores, samples and what they cost, going on where a run was killed."""
+    from ..evaluation.lm_eval_adapter import InfoGainLM, check_tasks  # before all else, since it says how to install lm-eval
+
+    from lm_eval import simple_evaluate  # isort: skip
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    common.require_positive(args, "batch_size", "max_gen_toks")
+    if args.limit is not None:
+        common.require_positive(args, "limit")
+    manager = TaskManager(include_path=args.include_path)
+    check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
+    folder = writable_folder(args.output)
+    pipe: Any = InfoGainTextPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    settings = {
+        "model": args.model,
+        "dtype": args.dtype,
+        "seed": args.seed,
+        "max_gen_toks": args.max_gen_toks,
+        "greedy_tokens": args.greedy_tokens,
+        "scheduler": common.scheduler_config(pipe),
+        "call": {
+            "block_length": args.block_length,
+            "num_inference_steps": args.steps,
+            "num_beams": args.num_beams,
+            "num_runs": args.num_runs,
+            "cache": args.cache,
+        },
+        "num_fewshot": args.num_fewshot,
+        "chat": args.chat,
+        "system_instruction": args.system_instruction,
+        "gen_kwargs": args.gen_kwargs,
+    }
+    # lm-eval's cache knows prompts only: texts of other settings are kept in other files.
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    costs_path = folder / f"costs_{digest}.jsonl"
+    if costs_path.exists():
+        whole = costs_path.read_text(encoding="utf-8")
+        save_text(whole[: whole.rfind("\n") + 1], costs_path)  # without a line that a killed run left unfinished
+
+    def keep(cost: dict[str, Any]) -> None:
+        with costs_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(cost) + "\n")
+
+    model = InfoGainLM(
+        pipe,
+        batch_size=args.batch_size,
+        max_gen_toks=args.max_gen_toks,
+        seed=args.seed,
+        greedy_tokens=args.greedy_tokens,
+        on_text=keep,
+        lookahead_batch_size=args.lookahead_batch_size,
+        **settings["call"],
+    )
+    if args.allow_code_execution:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    results: Any = simple_evaluate(
+        model=model,
+        tasks=list(args.tasks),
+        num_fewshot=args.num_fewshot,
+        batch_size=args.batch_size,
+        device=args.device,
+        use_cache=str(folder / f"cache_{digest}"),
+        limit=args.limit,
+        system_instruction=args.system_instruction,
+        apply_chat_template=args.chat,
+        fewshot_as_multiturn=args.chat,
+        gen_kwargs=args.gen_kwargs,
+        task_manager=manager,
+        confirm_run_unsafe_code=args.allow_code_execution,
+    )
+    samples = results.pop("samples")
+    results["infogain"] = {"settings": settings, "costs": _totals(costs_path, list(samples))}
+    for name, records in samples.items():
+        lines = "".join(json.dumps(one, default=handle_non_serializable, ensure_ascii=False) + "\n" for one in records)
+        save_text(lines, folder / f"samples_{name.replace('/', '_').replace(':', '_')}.jsonl")
+    save_text(json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False) + "\n", folder / "results.json")
+    print(make_table(results))
+    for name, cost in results["infogain"]["costs"].items():
+        print(
+            f"{name}: {cost['num_texts']} texts, {cost['model_rows']} states run, {cost['cumulative_entropy']:.2f} nats, "
+            f"{cost['seconds']:.1f} s"
+        )
+    print(f"Written to {folder}: results.json, samples_*.jsonl, {costs_path.name}.")
+
+
+def _totals(path: Path, tasks: list[str]) -> dict[str, dict[str, Any]]:
+    """Per task, what its texts cost, those of earlier runs with the same settings among them; one made twice counts once."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    texts: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in lines:
+        cost = json.loads(line)
+        texts[cost["task"], cost["doc_id"], cost["repeat"], cost["seed"]] = cost
+    by_task = defaultdict(list)
+    for cost in texts.values():
+        by_task[cost["task"]].append(cost)
+    names = ("model_rows", "cumulative_entropy", "seconds")
+    return {
+        task: {"num_texts": len(by_task[task]), **{name: sum(cost[name] for cost in by_task[task]) for name in names}}
+        for task in tasks
+    }
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    command.add_argument("--tasks", nargs="+", required=True, help="names of tasks, groups or tags that generate text")
+    command.add_argument("--include-path", type=Path, help="folder with further tasks (YAML)")
+    command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
+    command.add_argument("--output", type=Path, default=Path("outputs/lm_eval"), help="folder (default: outputs/lm_eval)")
+    command.add_argument("--limit", type=int, help="the first so many problems of every task")
+    command.add_argument("--num-fewshot", type=int, help="examples in the prompt (default: the task's)")
+    command.add_argument("--chat", action="store_true", help="prompts are chats, by the tokenizer's template")
+    command.add_argument("--system-instruction", help="in front of every prompt")
+    command.add_argument(
+        "--gen-kwargs", help="settings over the task's own, such as max_gen_toks=512,do_sample=true,temperature=1"
+    )
+    command.add_argument("--max-gen-toks", type=int, default=256, help="new tokens where a task does not say (default: 256)")
+    greedy = "requests without sampling set the token temperature to 0 (default: they leave the sampler as it is)"
+    command.add_argument("--greedy-tokens", action="store_true", help=greedy)
+    code = "run the programs that the model writes, on this machine (HumanEval, MBPP); refused otherwise"
+    command.add_argument("--allow-code-execution", action="store_true", help=code)
+    command.add_argument(
+        "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
+    )
+    command.add_argument("--steps", type=int, help="decoding steps in all (default: one token a step, or --tokens-per-step)")
+    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
+    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
+    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
+    command.add_argument("--cache", choices=("none", "exact", "prefix"), help="of keys and values (default: exact if possible)")
+    common.add_machine_flags(command)
+    common.add_sampler_flags(command)
