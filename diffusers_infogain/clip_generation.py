@@ -9,8 +9,9 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
+from .calls import prompt_list
 from .decoding import DecodingTrace
-from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each, count_prompts, in_float32
+from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each, in_float32
 from .models.stock import decode_vqvae
 
 logger = logging.get_logger("diffusers." + __name__)
@@ -32,7 +33,7 @@ def check_prompts(
         raise ValueError("Either `prompt` or `prompt_embeds` must be given, and not both.")
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if text is not None:
-            count_prompts(name, text)
+            prompt_list(name, text)
     pairs = (
         ("prompt_embeds", prompt_embeds, "encoder_hidden_states", encoder_hidden_states),
         (
@@ -49,7 +50,7 @@ def check_prompts(
             raise ValueError(f"`{name}` and `{other}` must have the same length, got {len(embeds)} and {len(states)}.")
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("`negative_prompt` and `negative_prompt_embeds` must not both be given.")
-    num_prompts = len(prompt_embeds) if prompt_embeds is not None else count_prompts("prompt", prompt)
+    num_prompts = len(prompt_embeds) if prompt_embeds is not None else len(prompt_list("prompt", prompt))
     check_one_each("negative_prompt", negative_prompt, num_prompts)
     check_one_each("negative_prompt_embeds", negative_prompt_embeds, num_prompts)
     return num_prompts

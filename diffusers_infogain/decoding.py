@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,20 +11,21 @@ import torch
 from . import scoring
 from .candidates import Generators, split_generator
 from .masked_logits import Logits, MaskedLogits
-from .scheduling_infogain import InfoGainProposal, InfoGainScheduler, at_least
+from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def count_model_calls(model_rows: torch.Tensor, looks_ahead: bool) -> torch.Tensor:
+def count_model_calls(model_rows: torch.Tensor, looks_ahead: bool, starts: Sequence[int] = (0,)) -> torch.Tensor:
     """How often the model ran in sequence for each sample, (B,), from its rows per step (T, B).
 
-    What decoding costs where candidates and runs fit on the device beside each other: one call a step, and in the first step of a
-    lookahead two, for the empty canvas and then for the candidates, if they differ. (After a step in which all candidates of a
-    batch coincided the next one has a call more, which the rows do not tell and which is not counted.)
+    What decoding costs where candidates and runs fit on the device beside each other: one call a step, and in a step that begins
+    a canvas (`starts`) with a lookahead two, for the empty canvas and then for the candidates, if they differ. (After a step in
+    which all candidates of a batch coincided the next one has a call more, which the rows do not tell and which is not counted.)
     """
     calls = (model_rows > 0).sum(0)
-    return calls + (model_rows[:1] > 1).sum(0) if looks_ahead else calls
+    first = [start for start in starts if start < len(model_rows)]
+    return calls + (model_rows[first] > 1).sum(0) if looks_ahead else calls
 
 
 @dataclass
@@ -39,6 +40,7 @@ class DecodingTrace:
         winner: (T, B) long, the committed candidate; 0 is the greedy one.
         selected: (T, B, L) bool, the positions committed.
         model_rows: (T, B) long, rows that went through `denoise` for the sample in the step.
+        starts: The steps that begin a canvas: several where blocks of a text were decoded one after the other.
     """
 
     num_decoded: torch.Tensor
@@ -48,6 +50,7 @@ class DecodingTrace:
     winner: torch.Tensor
     selected: torch.Tensor
     model_rows: torch.Tensor
+    starts: tuple[int, ...] = (0,)
 
     @property
     def cumulative_entropy(self) -> torch.Tensor:
@@ -57,7 +60,7 @@ class DecodingTrace:
     @property
     def model_calls(self) -> torch.Tensor:
         """(B,) long: how often the model ran one after the other, `count_model_calls`."""
-        return count_model_calls(self.model_rows, looks_ahead=self.objective.shape[-1] > 1)
+        return count_model_calls(self.model_rows, looks_ahead=self.objective.shape[-1] > 1, starts=self.starts)
 
     @property
     def decoded_at(self) -> torch.Tensor:
@@ -73,7 +76,10 @@ class DecodingTrace:
 
     def take(self, rows: torch.Tensor) -> DecodingTrace:
         """The trace of some of the samples."""
-        return DecodingTrace(**{name: value[:, rows] for name, value in vars(self).items()})
+        per_sample: dict[str, Any] = {
+            name: value[:, rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **per_sample)
 
 
 @dataclass
@@ -106,30 +112,6 @@ class DecodingStep:
 Callback = Callable[[DecodingStep], torch.Tensor | None]
 
 
-def check_tensor_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises a ValueError if a pipeline's callback asks for something that there is not."""
-    unknown = [name for name in names if name not in allowed]
-    if unknown:
-        raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {', '.join(allowed)}, got {', '.join(unknown)}.")
-
-
-def call_back(
-    pipe: Any, callback: Callable[..., Any], step: DecodingStep, names: Sequence[str], **tokens: torch.Tensor
-) -> torch.Tensor | None:
-    """Calls a pipeline's `callback_on_step_end`; returns the tokens that it gives back, if any.
-
-    Args:
-        names: What it asks for: "logits", "scores", or the tokens under the name that the pipeline has for them.
-        tokens: That name, and the tokens in the pipeline's shape.
-    """
-    available: dict[str, Any] = {**tokens, "logits": step.logits, "scores": step.scores}
-    callback_kwargs = {name: available[name] for name in names}
-    if isinstance(callback_kwargs.get("logits"), MaskedLogits):
-        callback_kwargs["logits"] = callback_kwargs["logits"].dense()
-    returned = callback(pipe, step.index, step.timestep, callback_kwargs) or {}
-    return next((returned[name] for name in tokens if name in returned), None)
-
-
 class _TraceRecorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -142,7 +124,8 @@ class _TraceRecorder:
             none, real = torch.zeros(0, batch, dtype=torch.long), torch.zeros(0, batch)
             selected = torch.zeros(0, batch, length, dtype=torch.bool)
             return DecodingTrace(none, real, real, torch.zeros(0, batch, num), none, selected, none)
-        return DecodingTrace(**{name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]})
+        columns: dict[str, Any] = {name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]}
+        return DecodingTrace(**columns)
 
 
 def _forward(
@@ -449,16 +432,6 @@ def decode_best_of(
     trace = output.trace.take(best)
     trace.model_rows = output.trace.model_rows.view(-1, batch, num_runs).sum(-1)
     return DecodingOutput(output.tokens[best.to(tokens.device)], trace)
-
-
-def check_search(num_beams: int, num_runs: int, callback: object) -> None:
-    """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it."""
-    for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
-        at_least(name, value, 1, int)
-    if num_beams > 1 and num_runs > 1:
-        raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
-    if callback is not None and (num_beams > 1 or num_runs > 1):
-        raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
 
 
 def decode_or_search(

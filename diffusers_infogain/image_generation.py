@@ -9,26 +9,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import AmusedScheduler, DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 
+from .calls import StepCallback, call_back, check_search, prompt_list, tensor_inputs
 from .candidates import Generators
-from .decoding import (
-    DecodingOutput,
-    DecodingStep,
-    DecodingTrace,
-    Denoise,
-    call_back,
-    check_search,
-    check_tensor_inputs,
-    decode_or_search,
-)
+from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, decode_or_search
 from .scheduling_infogain import InfoGainScheduler, at_least
 
 GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -37,8 +28,6 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda u: (1 - math.cos(math.pi * u)) / 2,
 }
 CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
-
-StepCallback: TypeAlias = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
 
 
 @dataclass
@@ -74,18 +63,6 @@ def _check_scheduler(scheduler: Any) -> InfoGainScheduler:
     return scheduler
 
 
-def count_prompts(name: str, prompt: Any) -> int:
-    """How many prompts `prompt` is, a string or a list of strings that is not empty.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not (isinstance(texts, list) and texts and all(isinstance(one, str) for one in texts)):
-        raise ValueError(f"`{name}` must be a string or a list of strings that is not empty, got {prompt!r}.")
-    return len(texts)
-
-
 def check_one_each(name: str, value: Any, num_prompts: int) -> None:
     """Raises a ValueError if `value` is a list or tensor with neither one entry nor one for each prompt."""
     if value is not None and not isinstance(value, str) and len(value) not in (1, num_prompts):
@@ -98,9 +75,9 @@ def check_prompts(prompt: Any, negative_prompt: Any) -> int:
     Raises:
         ValueError: If they are not, or one of both is neither a string nor a list of strings.
     """
-    num_prompts = count_prompts("prompt", prompt)
+    num_prompts = len(prompt_list("prompt", prompt))
     if negative_prompt is not None:
-        count_prompts("negative_prompt", negative_prompt)
+        prompt_list("negative_prompt", negative_prompt)
         check_one_each("negative_prompt", negative_prompt, num_prompts)
     return num_prompts
 
@@ -189,8 +166,6 @@ class ImageGeneration:
     num_runs: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            self.callback_on_step_end_tensor_inputs = self.callback_on_step_end.tensor_inputs
         default = (self.default_size, self.default_size)
         if self.latents is not None and self.latents.ndim == 3:
             default = (self.latents.shape[1], self.latents.shape[2])
@@ -234,7 +209,8 @@ class ImageGeneration:
                 f"`generator` must have one entry for each of the {self.batch_size} images ({self.num_prompts} prompts x "
                 f"{self.num_images_per_prompt} images per prompt), got a list of {len(self.generator)}."
             )
-        check_tensor_inputs(self.callback_on_step_end_tensor_inputs, CALLBACK_TENSOR_INPUTS)
+        names = self.callback_on_step_end_tensor_inputs
+        self.callback_on_step_end_tensor_inputs = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
 
     def _check_latents(self, latents: torch.Tensor) -> None:
         check_latents(latents, (self.batch_size, *self.grid), self.codebook_size, self.mask_token_id)

@@ -15,12 +15,12 @@ from diffusers.loaders import AmusedLoraLoaderMixin
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import clip_generation
+from .calls import StepCallback
 from .candidates import Generators
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
-    StepCallback,
     as_infogain_scheduler,
 )
 from .scheduling_infogain import InfoGainScheduler

@@ -12,12 +12,12 @@ from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import clip_generation
+from .calls import StepCallback
 from .candidates import Generators
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
-    StepCallback,
     as_infogain_scheduler,
 )
 from .models.checkpoint import local_folder, read_config

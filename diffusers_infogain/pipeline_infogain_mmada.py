@@ -12,12 +12,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .calls import StepCallback
 from .candidates import Generators
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
-    StepCallback,
     as_infogain_scheduler,
     check_prompts,
     in_float32,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .calls import StepCallback, prompt_list
 from .candidates import Generators
 from .models.text import TextFamily, open_text_model, text_family
 from .published import PublishedPipeline, load_saved_or_published
@@ -126,10 +127,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
                 f"Exactly one of `prompt`, `messages` and `input_ids` must be given, got {', '.join(names) or 'none'}."
             )
         if prompt is not None:
-            texts = [prompt] if isinstance(prompt, str) else prompt
-            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"`prompt` must be a string or a list of strings that is not empty, got {prompt!r}.")
-            return [list(self.tokenizer(text).input_ids) for text in texts]
+            return [list(self.tokenizer(text).input_ids) for text in prompt_list("prompt", prompt)]
         if messages is not None:
             chats = [messages] if messages and isinstance(messages[0], dict) else messages
             if not chats:
@@ -162,7 +160,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
         generator: Generators = None,
         stop_at_eos: bool = True,
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
         lookahead_batch_size: int | None = None,
         num_beams: int = 1,

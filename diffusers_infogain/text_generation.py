@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
+from .calls import StepCallback, call_back, check_search, tensor_inputs
 from .candidates import Generators, split_generator
-from .decoding import DecodingStep, DecodingTrace, call_back, check_search, check_tensor_inputs, decode_or_search
+from .decoding import DecodingStep, DecodingTrace, decode_or_search
 from .models.text_logits import CACHES, TextCache
 from .scheduling_infogain import InfoGainScheduler, at_least
 
@@ -72,7 +73,7 @@ class TextGeneration:
     num_inference_steps: int | None
     generator: Generators
     stop_at_eos: bool
-    callback_on_step_end: Callable[..., Any] | None
+    callback_on_step_end: StepCallback
     callback_on_step_end_tensor_inputs: Sequence[str]
     lookahead_batch_size: int | None
     num_beams: int
@@ -92,6 +93,7 @@ class TextGeneration:
         if self.num_inference_steps is None and self.scheduler.config.tokens_per_step is None:
             self.scheduler = InfoGainScheduler.from_config(self.scheduler.config, tokens_per_step=1)
         self.finished = torch.zeros(len(self.rows), dtype=torch.bool)
+        self._running = torch.arange(len(self.rows), device=self.tokens.device)  # the rows of the cache
         self._traces: list[tuple[slice, torch.Tensor, DecodingTrace]] = []
 
     def _check(self) -> None:
@@ -116,7 +118,8 @@ class TextGeneration:
             )
         if self.cache is not None and self.cache not in CACHES:
             raise ValueError(f"`cache` must be one of {', '.join(CACHES)} or None, got {self.cache!r}.")
-        check_tensor_inputs(self.callback_on_step_end_tensor_inputs, CALLBACK_TENSOR_INPUTS)
+        names = self.callback_on_step_end_tensor_inputs
+        self.callback_on_step_end_tensor_inputs = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
         config = self.pipe.model.config
         length, limit = max(map(len, self.rows)) + self.max_new_tokens, getattr(config, "max_position_embeddings", None)
         if limit is not None and length > limit:
@@ -181,11 +184,12 @@ class TextGeneration:
             self._decode_rows(same.nonzero()[:, 0], start + kind[0], end)
 
     def _decode_rows(self, rows: torch.Tensor, start: int, end: int) -> None:
-        block, scheduler = self.tokens[rows, start:end], self.scheduler
-        self._cache.begin_block(self.tokens, self.kept, start, end)
+        block, scheduler, running = self.tokens[rows, start:end], self.scheduler, self._running
+        self._cache.begin_block(self.tokens[running], self.kept[running], start, end)
+        cached = torch.searchsorted(running, rows)
 
         def denoise(tokens: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-            return self._cache.logits(tokens, rows[owners], tokens == self.mask_token_id)
+            return self._cache.logits(tokens, cached[owners], tokens == self.mask_token_id)
 
         scheduler.set_timesteps(self._steps(int((block == self.mask_token_id).sum(-1).max())), device=self.tokens.device)
         output = decode_or_search(
@@ -219,6 +223,10 @@ class TextGeneration:
             yield TextBlock(index, texts, self.finished | (index == len(self.blocks) - 1))
             if self.finished.all():
                 return
+            if not torch.equal(self.finished, before):
+                running = (~self.finished).nonzero()[:, 0].to(self._running.device)
+                self._cache.keep_rows(torch.searchsorted(self._running, running))
+                self._running = running
 
     def _finish(self, end: int) -> None:
         """Finishes the rows with an end of text before `end` behind decoded tokens only; what follows becomes that token too."""
@@ -255,11 +263,14 @@ class TextGeneration:
             winner=torch.zeros(steps, batch, dtype=torch.long),
             selected=torch.zeros(steps, batch, length, dtype=torch.bool),
             model_rows=torch.zeros(steps, batch, dtype=torch.long),
+            starts=tuple(itertools.accumulate((len(trace.winner) for _, _, trace in self._traces[:-1]), initial=0)),
         )
         first = 0
         for columns, rows, trace in self._traces:
             span = slice(first, first + len(trace.winner))
             for name, value in vars(whole).items():
+                if name == "starts":
+                    continue
                 part = value[span, :, columns] if name == "selected" else value[span]
                 part[:, rows] = getattr(trace, name)
             first = span.stop

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
 import torch
 from checkpoint_helpers import make_word_tokenizer
+from diffusers.callbacks import PipelineCallback
 from helpers import generators
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,6 +211,75 @@ def test_callbacks_see_and_edit_the_block(pipe):
     output = pipe(["a cat", "fog"], max_new_tokens=4, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
     assert seen[0] == ((2, 4), (2, 4, WORDS))
     assert (output.sequences[:, 2] == 7).all()
+
+
+def test_callback_objects_get_what_they_ask_for(pipe):
+    class Watch(PipelineCallback):
+        tensor_inputs = ["scores"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            seen.append(set(callback_kwargs))
+            return callback_kwargs
+
+    seen: list[set[str]] = []
+    pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
+    assert seen == [{"scores"}] * 2
+    Watch.tensor_inputs = ["latents"]
+    with pytest.raises(ValueError, match="must be among tokens, logits, scores, got latents"):
+        pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
+
+
+def test_image_tokens_are_never_written(pipe):
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, token_temperature=20.0)
+    prompts = {"prompt": ["a cat"] * 8, "max_new_tokens": 16, "stop_at_eos": False}
+    assert (pipe(**prompts, generator=torch.Generator().manual_seed(0)).sequences == MASK + 1).any()
+    pipe.register_to_config(family={**pipe.config.family, "num_text_tokens": MASK + 1})
+    written = pipe(**prompts, generator=torch.Generator().manual_seed(0)).sequences
+    assert (written < MASK).all()
+    with pytest.raises(ValueError, match="`num_text_tokens` must be above the mask token 22, got 22"):
+        TextFamily("mmada", MASK, num_text_tokens=MASK)
+
+
+@contextlib.contextmanager
+def forwards(pipe) -> Iterator[list[int]]:
+    """The rows of every forward of the model."""
+    rows: list[int] = []
+    hook = pipe.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+    )
+    yield rows
+    hook.remove()
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+@pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
+def test_the_trace_counts_every_row_and_call_of_the_model(sampler, cache):
+    pipe = make_pipe(sampler=sampler, tokens_per_step=2, gain_reduction="sum")
+    with forwards(pipe) as rows:
+        trace = pipe("a red cat", max_new_tokens=12, block_length=4, cache=cache, stop_at_eos=False).trace
+    assert trace.starts == (0, 2, 4)
+    assert trace.model_rows.sum() == sum(rows)
+    assert trace.model_calls.tolist() == [len(rows)]
+
+
+def test_finished_texts_are_no_longer_run():
+    pipe = make_block_pipe(sampler="confidence")
+
+    def end_one(pipe, index, timestep, kwargs):
+        tokens = kwargs["tokens"].clone()
+        if len(tokens) == 3 and (tokens == MASK).sum() == 0:
+            tokens[1, -1] = EOS
+        return {"tokens": tokens}
+
+    prompts = ["a red cat on", "the mat on fog", "a dog on fog"]
+    with forwards(pipe) as rows:
+        output = pipe(prompts, max_new_tokens=12, callback_on_step_end=end_one, generator=generators(0, 1, 2))
+    assert EOS in output.sequences[1].tolist()
+    first = rows.index(2)
+    assert set(rows[:first]) == {3}
+    assert set(rows[first:]) <= {1, 2}
+    alone = pipe(prompts[:1], max_new_tokens=12, generator=generators(0))
+    assert torch.equal(output.sequences[0], alone.sequences[0])
 
 
 @pytest.mark.parametrize("search", [{"num_beams": 2}, {"num_runs": 3}])

@@ -16,7 +16,7 @@ from diffusers_infogain import InfoGainTextPipeline, cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md", "docs/lm_eval.md", "docs/results.md", "docs/text.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("algorithm", "checkpoints", "evaluation", "lm_eval", "results", "text")))
 
 
 def blocks(text: str, language: str) -> list[str]:

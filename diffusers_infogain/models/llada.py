@@ -66,7 +66,7 @@ def convert_key(key: str) -> str:
 
 
 def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") -> LlamaConfig:
-    """transformers' configuration from LLaDA's; `mask_token_id` is kept.
+    """transformers' configuration from LLaDA's; `mask_token_id` and MMaDA's `llm_vocab_size` are kept.
 
     Raises:
         ValueError: For a model type or a field that stands for another network, naming it.
@@ -97,6 +97,7 @@ def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") ->
         is_causal=False,
         use_cache=False,
         mask_token_id=config["mask_token_id"],
+        llm_vocab_size=config.get("llm_vocab_size"),
     )
 
 

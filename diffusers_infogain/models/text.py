@@ -45,9 +45,10 @@ class TextFamily:
         attention: "full", or "block_causal": a token sees its own block and those before it.
         block_length: Of a block-causal model: position p lies in block p // block_length, counted from the first real token.
         eos_token_ids: Tokens that end a text.
+        num_text_tokens: Ids from here on, such as MMaDA's image tokens, are no text and are never predicted; None: all are text.
 
     Raises:
-        ValueError: If the attention is another one, or `block_length` does not go with it.
+        ValueError: If the attention is another one, `block_length` does not go with it, or the mask token is no text.
     """
 
     name: str
@@ -56,6 +57,7 @@ class TextFamily:
     attention: str = "full"
     block_length: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    num_text_tokens: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
@@ -67,6 +69,10 @@ class TextFamily:
             raise ValueError(
                 f"`block_length` must be at least 1 for block-causal and None for full attention, got {self.block_length!r} "
                 f"for {self.attention!r}."
+            )
+        if self.num_text_tokens is not None and self.num_text_tokens <= self.mask_token_id:
+            raise ValueError(
+                f"`num_text_tokens` must be above the mask token {self.mask_token_id}, got {self.num_text_tokens!r}."
             )
 
 
@@ -139,7 +145,13 @@ def text_family(
         family = TextFamily(**settings["text_family"])
         return family if block_length is None else _with_blocks(family, block_length)
     require_fields(settings, _SUPPORTED.get(kind, {}), "config.json")
-    family = TextFamily(kind, _mask_token(settings, tokenizer), kind == "dream", eos_token_ids=_end_tokens(settings, tokenizer))
+    family = TextFamily(
+        kind,
+        _mask_token(settings, tokenizer),
+        shifted=kind == "dream",
+        eos_token_ids=_end_tokens(settings, tokenizer),
+        num_text_tokens=settings.get("llm_vocab_size"),
+    )
     if kind == "sdar":
         length = block_length or settings.get("block_size")
         if length is None:

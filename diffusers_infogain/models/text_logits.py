@@ -37,14 +37,14 @@ def masked_lm_logits(
         where: (R, L) bool, M positions, none of them padding.
 
     Returns:
-        (M, V), in row-major order, in the model's dtype.
+        (M, V), in row-major order, in the model's dtype; V is `family.num_text_tokens` where that is given.
     """
     real, positions = _layout(input_ids, attention_mask)
     places = _read_at(where, positions, family.shifted)
     if family.name == "masked_lm":
         return _encoder_logits(model, input_ids, real, places)
     visible = _visible(family, real, positions, real, positions)
-    return _native_logits(model, input_ids, visible, positions, places)
+    return _native_logits(model, input_ids, visible, positions, places)[:, : family.num_text_tokens]
 
 
 def _layout(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,17 +123,17 @@ class TextCache:
                 logits = cache.logits(states, rows, where)          # (S, end - start), (S,), (S, end - start) -> (M, V)
             sequences[:, start:end] = decoded                       # begin_block of the next block reads them
 
-    `logits` never changes the cache: any number of states of any rows, in any order, may be asked for. Rows with padding on the
-    left or right work with every kind; a block is a range of columns, and may hold prompt tokens and padding.
+    `logits` never changes what is kept: any number of states of any rows, in any order, may be asked for. Rows with padding on
+    the left or right work with every kind; a block is a range of columns, and may hold prompt tokens and padding.
 
     Kinds:
         "none": every call runs the whole row (of a block-causal model: up to the end of the block). Every family.
         "exact": block-causal models: keys and values of finished blocks are kept, and a call runs the active block alone. The
             logits are those of "none" up to rounding. Columns that do not coincide with a row's own blocks are still exact: as
             many columns more as it takes are run on either side.
-        "prefix": full attention: an approximation. `begin_block` runs the whole rows once and keeps what lies before the block;
-            calls run the block and all that follows. The first call of a block, with the tokens that `begin_block` saw, gives the
-            logits of "none"; after that the prefix does not see what was decoded in the block.
+        "prefix": full attention: an approximation. The first call of a block runs the whole rows, as `begin_block` saw them, and
+            keeps what lies before the block; calls run the block and all that follows. With the tokens that `begin_block` saw
+            they give the logits of "none"; the prefix does not see what is decoded in the block later.
 
     Args:
         model, family: As from `load_text_model`.
@@ -159,8 +159,7 @@ class TextCache:
         self.kind = kind
         self.packed = packed
         self._kept = DynamicCache()
-        self._tokens: torch.Tensor | None = None
-        self._real = self._positions = torch.empty(0, 0)
+        self._tokens = self._real = self._positions = torch.empty(0, 0)
 
     @property
     def length(self) -> int:
@@ -183,7 +182,7 @@ class TextCache:
         """
         if not 0 <= start < end <= sequences.shape[1]:
             raise ValueError(f"`start` and `end` must be columns of the {sequences.shape[1]}, in order, got {start} and {end}.")
-        if self._tokens is not None and sequences.shape != self._tokens.shape:
+        if self._tokens.numel() and sequences.shape != self._tokens.shape:
             raise ValueError(f"`sequences` must keep the shape {tuple(self._tokens.shape)}, got {tuple(sequences.shape)}.")
         old_tokens, old_real = self._tokens, self._real
         self._tokens = sequences.clone()
@@ -199,10 +198,10 @@ class TextCache:
             self._first = 0
         elif self.kind == "prefix":
             self._crop(0)
-            self._fill(sequences.shape[1])
         else:
             self._crop(min(self._first, self._unchanged(sequences, old_tokens, old_real)))
-            self._fill(start)
+            if self._first > self.length:
+                self._fill(start, torch.zeros_like(self._real))
 
     def _own_block(self, column: int) -> tuple[int, int]:
         """The first column, and the last + 1, of the model's own block around a column, over all rows."""
@@ -211,24 +210,26 @@ class TextCache:
         columns = own.any(0).nonzero()[:, 0].tolist() or [column]
         return min(columns[0], column), max(columns[-1], column) + 1
 
-    def _unchanged(self, tokens: torch.Tensor, old_tokens: torch.Tensor | None, old_real: torch.Tensor) -> int:
+    def _unchanged(self, tokens: torch.Tensor, old_tokens: torch.Tensor, old_real: torch.Tensor) -> int:
         """Columns whose keys and values are still those of the tokens."""
-        if old_tokens is None or not torch.equal(old_real, self._real):
+        if not torch.equal(old_real, self._real):
             return 0
         changed = (old_tokens != tokens)[:, : self.length].any(0).nonzero()[:, 0].tolist()
         return self._own_block(changed[0])[0] if changed else self.length
 
-    def _fill(self, end: int) -> None:
-        """Runs the columns from the kept ones to `end`; keeps what lies before the columns that `logits` runs."""
-        length, tokens = self.length, self._tokens
-        if self._first > length and tokens is not None:
-            queries, keys = slice(length, end), slice(0, end)
-            real, positions = self._real, self._positions
-            visible = _visible(self.family, real[:, queries], positions[:, queries], real[:, keys], positions[:, keys])
-            nowhere = torch.zeros(0, dtype=torch.long, device=tokens.device)
-            places = nowhere, nowhere
-            _native_logits(self.model, tokens[:, queries], visible, positions[:, queries], places, self._kept)
-            self._crop(self._first)
+    def _fill(self, end: int, where: torch.Tensor) -> torch.Tensor:
+        """Runs the columns from the kept ones to `end`, and keeps what lies before the columns that `logits` runs.
+
+        Returns:
+            (M, V), what stands at the positions `where` (R, L), none of which is kept.
+        """
+        queries, keys = slice(self.length, end), slice(0, end)
+        real, positions = self._real, self._positions
+        visible = _visible(self.family, real[:, queries], positions[:, queries], real[:, keys], positions[:, keys])
+        places = _read_at(where[:, queries], positions[:, queries], self.family.shifted)
+        logits = _native_logits(self.model, self._tokens[:, queries], visible, positions[:, queries], places, self._kept)
+        self._crop(self._first)
+        return logits
 
     def _crop(self, length: int) -> None:
         if length == 0:
@@ -262,12 +263,22 @@ class TextCache:
         Raises:
             ValueError: If no block was begun, or shapes do not fit.
         """
-        if self._tokens is None:
+        if not self._tokens.numel():
             raise ValueError("`begin_block` must be called before `logits`.")
         shape = (len(rows), self._end - self._start)
         for name, value in (("states", states), ("where", where)):
             if value.shape != shape:
                 raise ValueError(f"`{name}` must have the shape {shape}, got {tuple(value.shape)}.")
+        return self._logits(states, rows, where)[:, : self.family.num_text_tokens]
+
+    def _logits(self, states: torch.Tensor, rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        if self.kind == "prefix" and self._first > self.length:
+            every = torch.zeros_like(self._real)
+            active = self._tokens[:, self._start : self._end]
+            if rows.tolist() == list(range(len(active))) and torch.equal(states, active):
+                every[:, self._start : self._end] = where
+                return self._fill(self._tokens.shape[1], every)
+            self._fill(self._tokens.shape[1], every)
         columns = slice(self._first, self._last)
         block = slice(self._start - self._first, self._end - self._first)
         tokens, positions = self._tokens[rows, columns], self._positions[rows, columns]
@@ -310,7 +321,7 @@ class TextCache:
         Raises:
             ValueError: If no block was begun.
         """
-        if self._tokens is None:
+        if not self._tokens.numel():
             raise ValueError("`begin_block` must be called before `keep_rows`.")
         self._kept = self._copy(rows) or DynamicCache()
         self._tokens, self._real, self._positions = self._tokens[rows], self._real[rows], self._positions[rows]

@@ -214,9 +214,9 @@ def test_what_is_kept_never_changes_by_reading(kind, loaded):
     for packed in (False, True):
         cache = TextCache(model, family, kind, packed)
         cache.begin_block(ids, real, 8, 12)
-        kept = [(layer.keys.clone(), layer.values.clone()) for layer in cache._kept.layers]
         all_of_it = torch.ones(4, 4, dtype=torch.bool)
         first = cache.logits(ids[[0, 1, 1, 0], 8:12], torch.tensor([0, 1, 1, 0]), all_of_it)
+        kept = [(layer.keys.clone(), layer.values.clone()) for layer in cache._kept.layers]
         again = cache.logits(ids[:, 8:12], torch.arange(2), all_of_it[:2])
         torch.testing.assert_close(again, first[:8], atol=1e-4, rtol=0)
         assert cache.length == kept[0][0].shape[-2] > 0
@@ -265,17 +265,18 @@ def test_rows_that_are_finished_can_be_dropped(kind, loaded):
 @pytest.mark.parametrize("name", FULL)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("left", [True, False])
-def test_the_prefix_cache_is_exact_for_what_it_was_made_of(name, packed, left, loaded):
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_the_prefix_cache_is_exact_for_what_it_was_made_of(name, packed, left, whole_first, loaded):
     model, family = loaded[name]
     ids, real = draw_rows(model, [14, 9], left)
     cache, none = TextCache(model, family, "prefix", packed), TextCache(model, family)
     for start in (0, 4, 8):
         cache.begin_block(ids, real, start, start + 4)
         none.begin_block(ids, real, start, start + 4)
-        assert cache.length == max(start - family.shifted, 0)
-        block, rows = ids[[1, 0, 1], start : start + 4], torch.tensor([1, 0, 1])
-        where = real[rows, start : start + 4]
-        torch.testing.assert_close(cache.logits(block, rows, where), none.logits(block, rows, where), atol=1e-4, rtol=0)
+        for rows in (torch.arange(2), torch.tensor([1, 0, 1])) if whole_first else (torch.tensor([1, 0, 1]), torch.arange(2)):
+            block, where = ids[rows, start : start + 4], real[rows, start : start + 4]
+            torch.testing.assert_close(cache.logits(block, rows, where), none.logits(block, rows, where), atol=1e-4, rtol=0)
+            assert cache.length == max(start - family.shifted, 0)
         ids[:, start : start + 4] = (ids[:, start : start + 4] + 1) % model.config.vocab_size
 
 
