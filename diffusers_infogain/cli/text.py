@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from ..evaluation import comparison, text_comparison
+from ..decoding import DecodingTrace
+from ..evaluation import comparison, text_comparison, text_tasks
 from ..files import save_text, writable_folder
+from ..models.text_logits import CACHES
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -38,6 +42,7 @@ def text(args: argparse.Namespace) -> None:
         "block_length": args.block_length,
         "num_inference_steps": args.steps,
         "lookahead_batch_size": args.lookahead_batch_size,
+        "cache": args.cache,
         "num_beams": args.num_beams,
         "num_runs": args.num_runs,
     }
@@ -82,6 +87,11 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
     return len(lines)
 
 
+def _add_call_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
+    command.add_argument("--cache", choices=CACHES, help="of keys and values (default: exact if possible, else none)")
+
+
 def add_text_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
     command.add_argument("prompts", nargs="*", help="what to answer")
@@ -95,20 +105,68 @@ def add_text_arguments(command: argparse.ArgumentParser) -> None:
         "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
     )
     command.add_argument("--steps", type=int, help="decoding steps in all (default: one token a step, or --tokens-per-step)")
-    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
+    _add_call_flags(command)
     command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
     command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
     common.add_machine_flags(command)
     common.add_sampler_flags(command)
 
 
+def _filled_in(pipe: Any, problems: Sequence[Any], seeds: list[int], **call: Any) -> tuple[list[str], DecodingTrace]:
+    """Answers from templates whose masks the model fills in."""
+    rows = [list(pipe.tokenizer(problem.letter + problem.template).input_ids) for problem in problems]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    output = pipe(input_ids=rows, max_new_tokens=0, generator=generators, **call)
+    return [text.removeprefix(problem.letter) for problem, text in zip(problems, output.texts, strict=True)], output.trace
+
+
+def _replied(
+    pipe: Any, problems: Sequence[Any], seeds: list[int], chat: bool, shots: int | None, **call: Any
+) -> tuple[list[str], DecodingTrace]:
+    """Answers from the model's replies to the tasks in words."""
+    prompts = [text_tasks.few_shot_prompt(problem, shots) for problem in problems]
+    given: dict[str, Any] = {"prompt": prompts}
+    if chat:
+        given = {"messages": [[{"role": "user", "content": prompt}] for prompt in prompts]}
+    output = pipe(**given, generator=[torch.Generator().manual_seed(seed) for seed in seeds], **call)
+    return [text_tasks.final_answer(text) for text in output.texts], output.trace
+
+
+def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Keeps the settings of a comparison beside its results.
+
+    Raises:
+        ValueError: If the folder has results of others.
+    """
+    path = folder / "settings.json"
+    if (folder / "results.jsonl").exists():
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"`output` must be a folder without results of other settings, got {folder}, where `{name}` was "
+                    f"{found.get(name)!r} and not {value!r}."
+                )
+    save_text(json.dumps(settings, indent=1) + "\n", path)
+
+
 def compare_text(args: argparse.Namespace) -> None:
-    """Samplers x tokens per step x seeds on text tasks with exact checkers, with the embedded text model: figures and tables."""
-    common.require_positive(args, "num_problems", "batch_size")
+    """Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables."""
+    common.require_positive(args, "num_problems", "batch_size", "max_new_tokens")
+    infilled = args.ask == "infill"
+    tasks = args.tasks or list(text_comparison.INFILLED if infilled else text_comparison.TASKS)
+    if infilled and "countdown" in tasks:
+        raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
     samplers = [comparison.parse_sampler(name) for name in args.samplers]
-    cells = text_comparison.grid(args.tasks, samplers, args.tokens_per_step, args.seeds)
-    problems = {task: text_comparison.problems_of(task, args.num_problems) for task in args.tasks}
+    cells = text_comparison.grid(tasks, samplers, args.tokens_per_step, args.seeds)
+    problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed) for task in tasks}
     folder = writable_folder(args.output)
+    call: dict[str, Any] = {"cache": args.cache, "lookahead_batch_size": args.lookahead_batch_size}
+    if not infilled:
+        call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
+        call |= {"max_new_tokens": args.max_new_tokens, "block_length": args.block_length}
+    names = ("model", "dtype", "ask", "problem_seed")
+    _same_settings(folder, {**{name: getattr(args, name) for name in names}, **call})
     results = folder / "results.jsonl"
     records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
     done = {(record["task"], record["sampler"], record["tokens_per_step"], record["seed"]): record for record in records}
@@ -120,15 +178,8 @@ def compare_text(args: argparse.Namespace) -> None:
         settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
         pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
 
-        def write(rows: list[list[int]], seeds: list[int], call: dict[str, int] = cell.sampler.call) -> Any:
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            output = pipe(input_ids=rows, max_new_tokens=0, generator=generators, **call)
-            return output.texts, output.trace
-
-        def encode(template: str) -> list[int]:
-            return list(pipe.tokenizer(template).input_ids)
-
-        done[cell.key] = text_comparison.run(cell, problems[cell.task], encode, write, args.batch_size)
+        answer = partial(_filled_in if infilled else _replied, pipe, **call, **cell.sampler.call)
+        done[cell.key] = text_comparison.run(cell, problems[cell.task], answer, args.batch_size, infilled)
         save_text("".join(json.dumps(record) + "\n" for record in done.values()), results)
     groups = text_comparison.summarize([done[cell.key] for cell in cells])
     report = text_comparison.table(groups)
@@ -139,13 +190,22 @@ def compare_text(args: argparse.Namespace) -> None:
 
 def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    command.add_argument("--tasks", nargs="+", default=list(text_comparison.TASKS), choices=text_comparison.TASKS)
+    command.add_argument("--tasks", nargs="+", choices=text_comparison.TASKS, help="(default: all that can be asked so)")
+    ask = (
+        "infill: fill in the answer's template, for models of single characters such as demo-text; prompt: ask in words; chat: "
+        "ask in words, as a user's turn (default: infill)"
+    )
+    command.add_argument("--ask", choices=("infill", "prompt", "chat"), default="infill", help=ask)
+    shots = "solved problems before each, with --ask prompt or chat (default: 5 for sudoku, 3 for countdown, else none)"
+    command.add_argument("--num-fewshot", type=int, help=shots)
+    command.add_argument("--max-new-tokens", type=int, default=128, help="with --ask prompt or chat (default: 128)")
+    command.add_argument("--block-length", type=int, help="with --ask prompt or chat: decode blocks of so many tokens in turn")
     command.add_argument("--samplers", nargs="+", default=list(DEFAULT_TEXT_SAMPLERS), metavar="NAME[:KEY=VALUE,...]")
     command.add_argument("--tokens-per-step", type=int, nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     command.add_argument("--num-problems", type=int, default=200, help="per task (default: 200)")
-    command.add_argument(
-        "--model", default="demo-text", help="'demo-text' or a folder of the same characters (default: demo-text)"
-    )
+    command.add_argument("--problem-seed", type=int, default=0, help="which problems (default: 0)")
+    command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
+    _add_call_flags(command)
     command.add_argument("--output", type=Path, default=Path("outputs/text"), help="folder (default: outputs/text)")
     common.add_device_flags(command, batch_size=50)

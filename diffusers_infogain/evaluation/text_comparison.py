@@ -15,11 +15,14 @@ from . import text_tasks
 from .comparison import SamplerSpec
 from .statistics import Figure, clustered_mean
 
-TASKS = ("multiplication", "equation", "sudoku")
+INFILLED = ("multiplication", "equation", "sudoku")
 """Products of given factors; whole equations, of which nothing is given; grids with some cells given."""
 
-Write = Callable[[list[list[int]], list[int]], tuple[list[str], DecodingTrace]]
-"""Fills in rows of token ids, each with its own seed; texts of whole rows, and the trace over their columns."""
+TASKS = (*INFILLED, "countdown")
+"""The last one has no template to fill in: it is asked in words only."""
+
+Answer = Callable[[Sequence[Any], list[int]], tuple[list[str], DecodingTrace]]
+"""Answers problems, each with its own seed; the trace of filled in templates is over their letter and their columns."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +62,31 @@ def problems_of(task: str, num: int, seed: int = 0) -> list[Any]:
         return text_tasks.sample_multiplications(num, generator)
     if task == "equation":
         return text_tasks.sample_multiplications(num, generator, given="nothing")
+    if task == "countdown":
+        return text_tasks.sample_countdowns(num, generator, held_out=True)
     raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
 
 
-def run(
-    cell: TextCell, problems: Sequence[Any], encode: Callable[[str], list[int]], write: Write, batch_size: int
-) -> dict[str, Any]:
+def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int, infilled: bool = True) -> dict[str, Any]:
     """Answers all problems and checks the answers.
+
+    Args:
+        infilled: Whether `answer` fills in templates.
 
     Returns:
         A record for JSON: "right" (a 1 or 0 per problem), "cumulative_entropies" (nats), "model_rows", "steps" and
-        "product_first" per problem (None where nothing is open in the product or in the factors), "seconds" in all.
+        "product_first" per problem (None but where a whole equation is filled in), "distinct" answers, "seconds" in all.
     """
     right, entropies, rows, steps, first, distinct = "", [], [], [], [], set()
     begun = time.perf_counter()
     for start in range(0, len(problems), batch_size):
         part = problems[start : start + batch_size]
         seeds = [1_000_000 * cell.seed + start + i for i in range(len(part))]
-        texts, trace = write([encode(problem.letter + problem.template) for problem in part], seeds)
+        texts, trace = answer(part, seeds)
         for row, (problem, text) in enumerate(zip(part, texts, strict=True)):
-            answer = text.removeprefix(problem.letter)
-            right += str(int(problem.check(answer)))
-            distinct.add(answer)
-            first.append(_product_first(problem, trace.selected[0, row]))
+            right += str(int(problem.check(text)))
+            distinct.add(text)
+            first.append(_product_first(problem, trace.selected[0, row]) if infilled else None)
         entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
         rows += trace.model_rows.sum(0).tolist()
         steps += (trace.num_decoded > 0).sum(0).tolist()

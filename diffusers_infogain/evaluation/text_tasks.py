@@ -1,9 +1,10 @@
 """Text tasks whose answers a rule can check: one-way multiplication, 4x4 Sudoku, Countdown.
 
-A problem is a frozen dataclass with `check(answer)`, which parses the whole answer and never looks for a part of it, `prompt`
-for chat models and `held_out`, its side of a fixed split of all problems, seven to one. The first two tasks are for infilling
-as well: `template` is the text with `MASK` at every character that is asked for, and `letter` stands before it in the rows of
-the embedded model (see `diffusers_infogain/demo/text_model`). `sample_*` draw problems with a `torch.Generator`.
+A problem is a frozen dataclass with `check(answer)`, which parses the whole answer and never looks for a part of it, `rules`,
+`question` and `solution` for `few_shot_prompt`, and `held_out`, its side of a fixed split of all problems, seven to one. The
+first two tasks are for infilling as well: `template` is the text with `MASK` at every character that is asked for, and `letter`
+stands before it in the rows of the embedded model (see `diffusers_infogain/demo/text_model`). `sample_*` draw problems with a
+`torch.Generator`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 
@@ -101,6 +102,11 @@ class MultiplicationProblem:
     """
 
     letter: ClassVar[str] = "M"
+    shots: ClassVar[int] = 0
+    rules: ClassVar[str] = (
+        f"Replace every {MASK} of the equation below so that it holds. The factors are decimal numbers up to {MAX_FACTOR} with "
+        f"{FACTOR_DIGITS} digits; the product is a binary number with {PRODUCT_BITS}. Reply with the equation."
+    )
     a: int
     b: int
     given: Given = "factors"
@@ -124,14 +130,13 @@ class MultiplicationProblem:
         return f"{factors}={product}"
 
     @property
-    def prompt(self) -> str:
-        """The task in words and the template."""
-        return (
-            f"Replace every {MASK} of the equation below so that it holds. The factors are decimal numbers up to {MAX_FACTOR} "
-            f"with {FACTOR_DIGITS} digits; the product is a binary number with {PRODUCT_BITS}. Reply with the equation."
-            "\n\n"
-            f"Equation: {self.template}\nAnswer:"
-        )
+    def question(self) -> str:
+        """The template, and where the answer goes."""
+        return f"Equation: {self.template}\nAnswer:"
+
+    def similar(self, generator: torch.Generator) -> MultiplicationProblem:
+        """Another problem with as much given, of the larger side."""
+        return sample_multiplications(1, generator, given=self.given, held_out=False)[0]
 
     @property
     def held_out(self) -> bool:
@@ -184,6 +189,11 @@ class SudokuProblem:
     """A grid of which some cells are given, in one line of 16 characters; every valid grid that keeps the clues is right."""
 
     letter: ClassVar[str] = "S"
+    shots: ClassVar[int] = 5
+    rules: ClassVar[str] = (
+        f"Solve the 4x4 Sudoku, whose rows are written one after the other. Replace every {MASK} by a digit from 1 to 4 so that "
+        "every row, every column and every 2x2 box holds each digit once. Reply with the 16 digits in one line."
+    )
     template: str
     """The clues, `MASK` at the other cells: "12__3___________"."""
 
@@ -197,13 +207,19 @@ class SudokuProblem:
         return tuple(grid for grid in sudoku_grids() if _agrees(self.template, grid))
 
     @property
-    def prompt(self) -> str:
-        """The task in words and the template."""
-        return f"{_SUDOKU_RULES}\n\n{self._question}"
+    def solution(self) -> str:
+        """One right answer."""
+        return self.solutions[0]
 
     @property
-    def _question(self) -> str:
+    def question(self) -> str:
+        """The template, and where the answer goes."""
         return f"Puzzle: {self.template}\nAnswer:"
+
+    def similar(self, generator: torch.Generator) -> SudokuProblem:
+        """Another problem, with one right answer, of the larger side."""
+        drawn = (sample_sudokus(1, generator, held_out=False)[0] for _ in itertools.count())
+        return next(problem for problem in drawn if len(problem.solutions) == 1)
 
     @property
     def held_out(self) -> bool:
@@ -213,12 +229,6 @@ class SudokuProblem:
     def check(self, answer: str) -> bool:
         """Whether the answer is a valid grid that keeps the clues."""
         return check_grid(answer) and _agrees(self.template, answer)
-
-
-_SUDOKU_RULES = (
-    f"Solve the 4x4 Sudoku, whose rows are written one after the other. Replace every {MASK} by a digit from 1 to 4 so that "
-    "every row, every column and every 2x2 box holds each digit once. Reply with the 16 digits in one line."
-)
 
 
 def sample_sudokus(
@@ -245,21 +255,6 @@ def sample_sudokus(
         return SudokuProblem("".join(digit if i in kept else MASK for i, digit in enumerate(grid)))
 
     return _sample(draw, num, held_out)
-
-
-def few_shot_sudoku(problem: SudokuProblem, shots: int = 5, seed: int = 0) -> str:
-    """The rules, `shots` solved problems with a unique answer from the larger side of the split, then `problem`, in plain text.
-
-    Raises:
-        ValueError: For negative `shots`.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw() -> SudokuProblem:
-        return next(s for s in iter(lambda: sample_sudokus(1, generator, held_out=False)[0], None) if len(s.solutions) == 1)
-
-    examples = _examples(draw, problem, shots)
-    return _few_shot(_SUDOKU_RULES, [f"{e._question} {e.solutions[0]}" for e in examples], problem._question)
 
 
 # Countdown.
@@ -330,6 +325,11 @@ class CountdownProblem:
     A number that stands twice in `numbers` may be used twice. Steps in between may be negative or fractions.
     """
 
+    shots: ClassVar[int] = 3
+    rules: ClassVar[str] = (
+        "Combine the numbers with +, -, *, / and parentheses into an expression that equals the target. Each number may be used "
+        "at most once, and not all of them have to be used. Reply with the expression only, in one line."
+    )
     numbers: tuple[int, ...]
     target: int
     solution: str = field(default="", compare=False)
@@ -340,13 +340,13 @@ class CountdownProblem:
             raise ValueError(f"`numbers` must be at least one positive integer, got {self.numbers}.")
 
     @property
-    def prompt(self) -> str:
-        """The task in words."""
-        return f"{_COUNTDOWN_RULES}\n\n{self._question}"
-
-    @property
-    def _question(self) -> str:
+    def question(self) -> str:
+        """Numbers and target, and where the answer goes."""
         return f"Numbers: {', '.join(map(str, self.numbers))}\nTarget: {self.target}\nAnswer:"
+
+    def similar(self, generator: torch.Generator) -> CountdownProblem:
+        """Another problem with as many numbers, of the larger side."""
+        return sample_countdowns(1, generator, count=len(self.numbers), held_out=False)[0]
 
     @property
     def held_out(self) -> bool:
@@ -366,12 +366,6 @@ class CountdownProblem:
         if found and right.strip(" ") != str(self.target):
             return False
         return value == self.target and not Counter(used) - Counter(self.numbers)
-
-
-_COUNTDOWN_RULES = (
-    "Combine the numbers with +, -, *, / and parentheses into an expression that equals the target. Each number may be used at "
-    "most once, and not all of them have to be used. Reply with the expression only, in one line."
-)
 
 
 def sample_countdowns(
@@ -421,34 +415,27 @@ def sample_countdowns(
     return _sample(draw, num, held_out)
 
 
-def few_shot_countdown(problem: CountdownProblem, shots: int = 3, seed: int = 0) -> str:
-    """The rules, `shots` solved problems from the larger side of the split, then `problem`, in plain text.
+# Prompts.
 
-    The examples have as many numbers as `problem`.
+
+def few_shot_prompt(
+    problem: MultiplicationProblem | SudokuProblem | CountdownProblem, shots: int | None = None, seed: int = 0
+) -> str:
+    """The rules, `shots` solved problems like it from the larger side of the split, then `problem`, in plain text.
+
+    Args:
+        shots: Solved problems, all different; None: as many as arXiv 2602.18176 has for Sudoku (5) and Countdown (3), else none.
 
     Raises:
-        ValueError: For negative `shots`, or a `problem` with a single number.
+        ValueError: For negative `shots`.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw() -> CountdownProblem:
-        return sample_countdowns(1, generator, count=len(problem.numbers), held_out=False)[0]
-
-    examples = _examples(draw, problem, shots)
-    return _few_shot(_COUNTDOWN_RULES, [f"{e._question} {e.solution}" for e in examples], problem._question)
-
-
-def _examples(draw: Callable[[], Problem], problem: Problem, shots: int) -> list[Problem]:
-    """`shots` distinct problems, none of which is `problem`."""
+    shots = problem.shots if shots is None else shots
     if shots < 0:
         raise ValueError(f"`shots` must be at least 0, got {shots}.")
-    examples: list[Problem] = []
+    generator = torch.Generator().manual_seed(seed)
+    examples: list[Any] = []
     while len(examples) < shots:
-        example = draw()
+        example = problem.similar(generator)
         if example != problem and example not in examples:
             examples.append(example)
-    return examples
-
-
-def _few_shot(rules: str, examples: Sequence[str], question: str) -> str:
-    return "\n\n".join([rules, *examples, question])
+    return "\n\n".join([problem.rules, *(f"{one.question} {one.solution}" for one in examples), problem.question])

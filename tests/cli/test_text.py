@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import types
 
 import pytest
+from test_pipeline_infogain_text import make_pipe
 
 from diffusers_infogain import cli
+from diffusers_infogain.cli.text import _replied
+from diffusers_infogain.evaluation import text_comparison
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -83,3 +87,51 @@ def test_a_comparison_writes_a_table_and_runs_only_what_is_missing(capsys, tmp_p
     assert second.startswith(first)
     assert len(second.splitlines()) == 4
     assert "paper:gain_reduction=sum" in (tmp_path / "table.md").read_text()
+
+
+def test_a_folder_of_results_is_of_one_kind_of_runs(capsys, tmp_path):
+    flags = ["--tasks", "sudoku", "--num-problems", 2, "--seeds", 0, "--tokens-per-step", 8, "--device", "cpu"]
+    flags += ["--output", tmp_path, "--samplers", "confidence"]
+    assert run(capsys, "compare-text", *flags)[0] == 0
+    code, _, err = run(capsys, "compare-text", *flags, "--problem-seed", 1)
+    assert code == 2
+    assert f"without results of other settings, got {tmp_path}, where `problem_seed` was 0 and not 1." in err
+
+
+def test_a_comparison_asks_in_words(capsys, tmp_path):
+    pipe = make_pipe()
+    pipe.model.config.max_position_embeddings = 2048
+    pipe.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    pipe.save_pretrained(tmp_path / "model")
+    flags = ["--model", tmp_path / "model", "--samplers", "confidence", "--num-problems", 3, "--seeds", 0, "--tokens-per-step", 4]
+    flags += ["--max-new-tokens", 8, "--block-length", 4, "--cache", "prefix", "--device", "cpu", "--output", tmp_path / "out"]
+    for ask in ("prompt", "chat"):
+        code, out, _ = run(capsys, "compare-text", *flags[:-1], tmp_path / ask, "--ask", ask)
+        assert code == 0
+        for task in text_comparison.TASKS:
+            assert f"**{task}**" in out
+        records = [json.loads(line) for line in (tmp_path / ask / "results.jsonl").read_text().splitlines()]
+        assert [record["right"] for record in records] == ["000"] * 4
+        assert all(record["model_rows"] == [2, 2, 2] for record in records)
+    code, _, err = run(capsys, "compare-text", *flags, "--tasks", "countdown")
+    assert code == 2
+    assert "`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill." in err
+
+
+@pytest.mark.parametrize("task", text_comparison.TASKS)
+@pytest.mark.parametrize("chat", [True, False])
+def test_replies_are_read_behind_the_last_answer(task, chat):
+    problems = text_comparison.problems_of(task, 2)
+
+    def pipe(generator, prompt=None, messages=None, **call):
+        asked = [chat[0]["content"] for chat in messages] if prompt is None else prompt
+        assert (prompt is None) == chat
+        assert all(problem.question in one for problem, one in zip(problems, asked, strict=True))
+        assert [one.count("Answer:") for one in asked] == [2, 2]
+        assert call == {"max_new_tokens": 9}
+        assert [one.initial_seed() for one in generator] == [5, 6]
+        texts = [f"Answer: no, wait. Answer: {problems[0].solution}\nAs you see.", problems[1].solution + "0"]
+        return types.SimpleNamespace(texts=texts, trace=None)
+
+    answers, _ = _replied(pipe, problems, [5, 6], chat, 1, max_new_tokens=9)
+    assert [problem.check(answer) for problem, answer in zip(problems, answers, strict=True)] == [True, False]

@@ -30,21 +30,17 @@ def cell(task: str, seed: int = 0) -> text_comparison.TextCell:
     return text_comparison.TextCell(task, parse_sampler("confidence"), 2, seed)
 
 
-def encode(template: str) -> list[int]:
-    return [ord(character) for character in template]
-
-
 @pytest.mark.parametrize(("first", "share"), [(1, 0.0), (8, 1.0)])
 def test_answers_are_checked_and_the_first_decision_is_told(first, share):
     problems = text_comparison.problems_of("equation", 5)
     seen = []
 
-    def write(rows, seeds):
+    def answer(part, seeds):
         seen.extend(seeds)
-        assert all(len(row) == len(rows[0]) for row in rows)
-        return ["M03*05=0000001111"] * (len(rows) - 1) + ["M03*05=0000001110"], fake_trace(len(rows), len(rows[0]), first)
+        texts = ["03*05=0000001111"] * (len(part) - 1) + ["03*05=0000001110"]
+        return texts, fake_trace(len(part), 1 + len(part[0].template), first)
 
-    record = text_comparison.run(cell("equation", seed=2), problems, encode, write, batch_size=3)
+    record = text_comparison.run(cell("equation", seed=2), problems, answer, batch_size=3)
     assert record["right"] == "11010"
     assert record["cumulative_entropies"] == [1.5] * 5
     assert record["model_rows"] == [4] * 5
@@ -57,17 +53,22 @@ def test_answers_are_checked_and_the_first_decision_is_told(first, share):
 def test_only_whole_equations_have_a_first_decision():
     for task in ("multiplication", "sudoku"):
         problems = text_comparison.problems_of(task, 2)
-        answers = [problem.letter + (problem.solutions[0] if task == "sudoku" else problem.solution) for problem in problems]
-        record = text_comparison.run(cell(task), problems, encode, lambda rows, seeds, a=answers: (a, fake_trace(2, 17, 1)), 2)
+        answers = [problem.solution for problem in problems]
+        record = text_comparison.run(cell(task), problems, lambda part, seeds, a=answers: (a, fake_trace(2, 17, 1)), 2)
         assert record["right"] == "11"
         assert record["product_first"] == [None, None]
+    problems = text_comparison.problems_of("equation", 2)
+    record = text_comparison.run(
+        cell("equation"), problems, lambda part, seeds: (["", ""], fake_trace(2, 3, 1)), 2, infilled=False
+    )
+    assert (record["right"], record["product_first"]) == ("00", [None, None])
 
 
 def test_problems_are_the_same_for_the_same_seed():
     for task in text_comparison.TASKS:
         assert text_comparison.problems_of(task, 4) == text_comparison.problems_of(task, 4)
         assert text_comparison.problems_of(task, 4) != text_comparison.problems_of(task, 4, seed=1)
-    with pytest.raises(ValueError, match="`task` must be one of multiplication, equation, sudoku, got 'chess'"):
+    with pytest.raises(ValueError, match="`task` must be one of multiplication, equation, sudoku, countdown, got 'chess'"):
         text_comparison.problems_of("chess", 1)
 
 

@@ -390,7 +390,7 @@ def read_examples(prompt: str, *fields: str) -> list[list[str]]:
 @pytest.mark.parametrize("held_out", [False, True])
 def test_few_shot_sudoku_shows_solved_problems_of_the_larger_side(held_out):
     for problem in text_tasks.sample_sudokus(3, seeded(), held_out=held_out):
-        *examples, (last, empty) = read_examples(text_tasks.few_shot_sudoku(problem), "Puzzle", "Answer")
+        *examples, (last, empty) = read_examples(text_tasks.few_shot_prompt(problem), "Puzzle", "Answer")
         assert (last, empty) == (problem.template, "")
         assert len(examples) == 5
         for template, answer in examples:
@@ -403,7 +403,7 @@ def test_few_shot_sudoku_shows_solved_problems_of_the_larger_side(held_out):
 
 def test_few_shot_countdown_shows_solved_problems_of_the_larger_side():
     for problem in text_tasks.sample_countdowns(3, seeded(), count=3):
-        blocks = read_examples(text_tasks.few_shot_countdown(problem), "Numbers", "Target", "Answer")
+        blocks = read_examples(text_tasks.few_shot_prompt(problem), "Numbers", "Target", "Answer")
         assert len(blocks) == 4
         for numbers, target, answer in blocks[:-1]:
             example = CountdownProblem(tuple(map(int, numbers.split(", "))), int(target))
@@ -413,16 +413,25 @@ def test_few_shot_countdown_shows_solved_problems_of_the_larger_side():
         assert blocks[-1] == [", ".join(map(str, problem.numbers)), str(problem.target), ""]
 
 
-def test_few_shot_prompts_are_seeded_and_end_as_the_plain_prompt():
-    (sudoku,), (countdown,) = text_tasks.sample_sudokus(1, seeded()), text_tasks.sample_countdowns(1, seeded())
-    for build, problem in ((text_tasks.few_shot_sudoku, sudoku), (text_tasks.few_shot_countdown, countdown)):
-        assert build(problem) == build(problem, seed=0) != build(problem, seed=1)
-        assert build(problem, shots=0) == problem.prompt
+def test_few_shot_prompts_are_seeded_and_end_with_the_question():
+    for problem in (
+        *text_tasks.sample_sudokus(1, seeded()),
+        *text_tasks.sample_countdowns(1, seeded()),
+        *text_tasks.sample_multiplications(1, seeded(), given="product"),
+    ):
+        build = text_tasks.few_shot_prompt
+        assert build(problem, 2) == build(problem, 2, seed=0) != build(problem, 2, seed=1)
+        assert build(problem, shots=0) == f"{problem.rules}\n\n{problem.question}"
         assert build(problem).endswith("\nAnswer:")
         with pytest.raises(ValueError, match="`shots` must be at least 0, got -1"):
             build(problem, shots=-1)
 
 
-def test_the_multiplication_prompt_holds_the_template():
+def test_the_multiplication_prompt_holds_the_template_and_its_examples_have_as_much_given():
     problem = MultiplicationProblem(7, 12)
-    assert problem.prompt.endswith(f"Equation: {problem.template}\nAnswer:")
+    assert text_tasks.few_shot_prompt(problem).endswith(f"Equation: {problem.template}\nAnswer:")
+    *examples, _ = read_examples(text_tasks.few_shot_prompt(problem, shots=3), "Equation", "Answer")
+    assert len(examples) == 3
+    for template, answer in examples:
+        assert text_tasks.check_equation(answer)
+        assert template == answer.partition("=")[0] + "=" + problem.template.partition("=")[2]
