@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,16 +16,18 @@ from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def count_model_calls(model_rows: torch.Tensor, looks_ahead: bool, starts: Sequence[int] = (0,)) -> torch.Tensor:
+def count_model_calls(model_rows: torch.Tensor, looks_ahead: bool, starts: torch.Tensor | None = None) -> torch.Tensor:
     """How often the model ran in sequence for each sample, (B,), from its rows per step (T, B).
 
     What decoding costs where candidates and runs fit on the device beside each other: one call a step, and in a step that begins
-    a canvas (`starts`) with a lookahead two, for the empty canvas and then for the candidates, if they differ. (After a step in
-    which all candidates of a batch coincided the next one has a call more, which the rows do not tell and which is not counted.)
+    a canvas (`starts` (T, B); by default the first) with a lookahead two, for the empty canvas and then for the candidates, if
+    they differ. (After a step in which all candidates of a batch coincided the next one has a call more, which the rows do not
+    tell and which is not counted.)
     """
     calls = (model_rows > 0).sum(0)
-    first = [start for start in starts if start < len(model_rows)]
-    return calls + (model_rows[first] > 1).sum(0) if looks_ahead else calls
+    if not looks_ahead:
+        return calls
+    return calls + (model_rows[:1] > 1 if starts is None else starts & (model_rows > 1)).sum(0)
 
 
 @dataclass
@@ -40,7 +42,7 @@ class DecodingTrace:
         winner: (T, B) long, the committed candidate; 0 is the greedy one.
         selected: (T, B, L) bool, the positions committed.
         model_rows: (T, B) long, rows that went through `denoise` for the sample in the step.
-        starts: The steps that begin a canvas: several where blocks of a text were decoded one after the other.
+        starts: (T, B) bool, steps that begin a canvas: several where blocks of a text were decoded one after the other.
     """
 
     num_decoded: torch.Tensor
@@ -50,7 +52,7 @@ class DecodingTrace:
     winner: torch.Tensor
     selected: torch.Tensor
     model_rows: torch.Tensor
-    starts: tuple[int, ...] = (0,)
+    starts: torch.Tensor
 
     @property
     def cumulative_entropy(self) -> torch.Tensor:
@@ -76,10 +78,7 @@ class DecodingTrace:
 
     def take(self, rows: torch.Tensor) -> DecodingTrace:
         """The trace of some of the samples."""
-        per_sample: dict[str, Any] = {
-            name: value[:, rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **per_sample)
+        return DecodingTrace(**{name: value[:, rows] for name, value in vars(self).items()})
 
 
 @dataclass
@@ -123,9 +122,10 @@ class _TraceRecorder:
         if not self.steps:
             none, real = torch.zeros(0, batch, dtype=torch.long), torch.zeros(0, batch)
             selected = torch.zeros(0, batch, length, dtype=torch.bool)
-            return DecodingTrace(none, real, real, torch.zeros(0, batch, num), none, selected, none)
-        columns: dict[str, Any] = {name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]}
-        return DecodingTrace(**columns)
+            return DecodingTrace(none, real, real, torch.zeros(0, batch, num), none, selected, none, none.bool())
+        starts = torch.arange(len(self.steps))[:, None].expand(-1, batch) == 0
+        columns = {name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]}
+        return DecodingTrace(**columns, starts=starts)
 
 
 def _forward(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -263,14 +262,12 @@ class TextGeneration:
             winner=torch.zeros(steps, batch, dtype=torch.long),
             selected=torch.zeros(steps, batch, length, dtype=torch.bool),
             model_rows=torch.zeros(steps, batch, dtype=torch.long),
-            starts=tuple(itertools.accumulate((len(trace.winner) for _, _, trace in self._traces[:-1]), initial=0)),
+            starts=torch.zeros(steps, batch, dtype=torch.bool),
         )
         first = 0
         for columns, rows, trace in self._traces:
             span = slice(first, first + len(trace.winner))
             for name, value in vars(whole).items():
-                if name == "starts":
-                    continue
                 part = value[span, :, columns] if name == "selected" else value[span]
                 part[:, rows] = getattr(trace, name)
             first = span.stop

@@ -257,7 +257,7 @@ def test_the_trace_counts_every_row_and_call_of_the_model(sampler, cache):
     pipe = make_pipe(sampler=sampler, tokens_per_step=2, gain_reduction="sum")
     with forwards(pipe) as rows:
         trace = pipe("a red cat", max_new_tokens=12, block_length=4, cache=cache, stop_at_eos=False).trace
-    assert trace.starts == (0, 2, 4)
+    assert trace.starts[:, 0].tolist() == [True, False] * 3
     assert trace.model_rows.sum() == sum(rows)
     assert trace.model_calls.tolist() == [len(rows)]
 

@@ -23,6 +23,7 @@ def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
         winner=torch.zeros(2, rows, dtype=torch.long),
         selected=selected,
         model_rows=torch.tensor([[3], [1]]).expand(2, rows),
+        starts=torch.tensor([[True], [False]]).expand(2, rows),
     )
 
 
