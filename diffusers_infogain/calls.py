@@ -52,17 +52,16 @@ def tensor_inputs(callback: StepCallback, names: Sequence[str], allowed: Sequenc
 
 
 def call_back(
-    pipe: Any, callback: Callable[..., Any], step: DecodingStep, names: Sequence[str], **tokens: torch.Tensor
+    pipe: Any, callback: Callable[..., Any], step: DecodingStep, names: Sequence[str], tokens_name: str, **tensors: torch.Tensor
 ) -> torch.Tensor | None:
     """Calls a pipeline's `callback_on_step_end`; returns the tokens that it gives back, if any.
 
     Args:
-        names: What it asks for: "logits", "scores", or the tokens under the name that the pipeline has for them.
-        tokens: That name, and the tokens in the pipeline's shape.
+        names: What it asks for: "logits", "scores" or one of `tensors`.
+        tokens_name: The one of `tensors` that are the tokens, in the pipeline's shape.
     """
-    available: dict[str, Any] = {**tokens, "logits": step.logits, "scores": step.scores}
+    available: dict[str, Any] = {**tensors, "logits": step.logits, "scores": step.scores}
     callback_kwargs = {name: available[name] for name in names}
     if isinstance(callback_kwargs.get("logits"), MaskedLogits):
         callback_kwargs["logits"] = callback_kwargs["logits"].dense()
-    returned = callback(pipe, step.index, step.timestep, callback_kwargs) or {}
-    return next((returned[name] for name in tokens if name in returned), None)
+    return (callback(pipe, step.index, step.timestep, callback_kwargs) or {}).get(tokens_name)

@@ -411,7 +411,8 @@ def decode_best_of(
 ) -> DecodingOutput:
     """Best-of-N: decodes every sample `num_runs` times and returns the run with the smallest cumulative entropy.
 
-    Arguments as in `decode`; the trace is the returned run's, its `model_rows` are those of all runs together.
+    Arguments as in `decode`; the trace is the returned run's, its `model_rows` are those of all runs together. Runs within 1e-4
+    nats of the smallest count as equal, so that rounding decides nothing; the first of them is taken.
     """
     _check(tokens, scheduler, lookahead_batch_size)
     if not isinstance(num_runs, int) or num_runs < 1:
@@ -427,7 +428,8 @@ def decode_best_of(
         lookahead_batch_size=lookahead_batch_size,
         grid=grid,
     )
-    run = output.trace.cumulative_entropy.view(batch, num_runs).argmin(1)
+    entropies = output.trace.cumulative_entropy.view(batch, num_runs)
+    run = (entropies <= entropies.amin(1, keepdim=True) + 1e-4).int().argmax(1)
     best = torch.arange(batch) * num_runs + run
     trace = output.trace.take(best)
     trace.model_rows = output.trace.model_rows.view(-1, batch, num_runs).sum(-1)

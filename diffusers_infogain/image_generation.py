@@ -266,7 +266,7 @@ class ImageGeneration:
                     return None
                 latents = step.tokens.unflatten(1, self.grid)
                 edited = call_back(
-                    pipe, self.callback_on_step_end, step, self.callback_on_step_end_tensor_inputs, latents=latents
+                    pipe, self.callback_on_step_end, step, self.callback_on_step_end_tensor_inputs, "latents", latents=latents
                 )
                 edited = latents if edited is None else edited
                 self._check_latents(edited)

@@ -134,10 +134,14 @@ class InfoGainTextPipeline(DiffusionPipeline):
                 raise ValueError("`messages` must be a chat or a list of chats that is not empty, got [].")
             texts = [self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
             return [list(self.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-        rows = [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in input_ids or []]
-        if not rows or not all(row and all(isinstance(one, int) for one in row) for row in rows):
-            raise ValueError("`input_ids` must be a list of lists of token ids, none of them empty.")
-        return rows
+        rows = [one.tolist() if isinstance(one, torch.Tensor) else one for one in (() if input_ids is None else input_ids)]
+        if (
+            not rows
+            or not all(isinstance(row, (list, tuple)) and row for row in rows)
+            or not all(isinstance(one, int) for row in rows for one in row)
+        ):
+            raise ValueError("`input_ids` must be a list of lists of token ids or a tensor (B, L), none of them empty.")
+        return [list(row) for row in rows]
 
     def _generation(self, arguments: dict[str, Any]) -> TextGeneration:
         """A call, checked; `arguments` are those of `__call__` by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,10 +14,10 @@ from diffusers.utils import BaseOutput
 from .calls import StepCallback, call_back, check_search, tensor_inputs
 from .candidates import Generators, split_generator
 from .decoding import DecodingStep, DecodingTrace, decode_or_search
-from .models.text_logits import CACHES, TextCache
+from .models.text_logits import TextCache, fitting_caches, longest_text
 from .scheduling_infogain import InfoGainScheduler, at_least
 
-CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores"]
+CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores", "rows"]
 
 
 @dataclass
@@ -42,7 +43,8 @@ class TextBlock:
 
     Attributes:
         index: Number of the block, from 0.
-        texts: What each row has in this block; empty for rows that were finished before.
+        texts: What each row's text has gained: together the texts of the output. Bytes of a character that ends in a later block
+            wait for it.
         finished: (B,) bool, rows whose text is complete.
     """
 
@@ -85,14 +87,14 @@ class TextGeneration:
         self.mask_token_id = self.family.mask_token_id
         self._check()
         self._lay_out()
-        kind = self.cache or ("exact" if self.family.attention == "block_causal" else "none")
-        self._cache = TextCache(self.pipe.model, self.family, kind, packed=self.pack_candidates)
+        self._cache = TextCache(self.pipe.model, self.family, self._kind, packed=self.pack_candidates)
         self.generators = split_generator(self.generator, len(self.rows))
         self.scheduler: InfoGainScheduler = self.pipe.scheduler
         if self.num_inference_steps is None and self.scheduler.config.tokens_per_step is None:
             self.scheduler = InfoGainScheduler.from_config(self.scheduler.config, tokens_per_step=1)
         self.finished = torch.zeros(len(self.rows), dtype=torch.bool)
         self._running = torch.arange(len(self.rows), device=self.tokens.device)  # the rows of the cache
+        self._streamed = [""] * len(self.rows)
         self._traces: list[tuple[slice, torch.Tensor, DecodingTrace]] = []
 
     def _check(self) -> None:
@@ -102,11 +104,16 @@ class TextGeneration:
         found = scheduler.config.mask_token_id
         if found != self.mask_token_id:
             raise ValueError(f"`mask_token_id` of the scheduler must be the model's, {self.mask_token_id}, got {found}.")
-        self.infilling = any(self.mask_token_id in row for row in self.rows)
-        lowest = {"max_new_tokens": 0 if self.infilling else 1}
+        self.infilled = [self.mask_token_id in row for row in self.rows]
+        lowest = {"max_new_tokens": 0 if any(self.infilled) else 1}
         lowest |= {name: 1 for name in ("block_length", "num_inference_steps") if getattr(self, name) is not None}
         for name, least in lowest.items():
             at_least(name, getattr(self, name), least, int)
+        if self.num_inference_steps is not None and scheduler.config.tokens_per_step is not None:
+            raise ValueError(
+                f"`num_inference_steps` must be None with the scheduler's `tokens_per_step` = "
+                f"{scheduler.config.tokens_per_step}, got {self.num_inference_steps}."
+            )
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
@@ -115,12 +122,19 @@ class TextGeneration:
             raise ValueError(
                 f"`generator` must have one entry for each of the {len(self.rows)} texts, got a list of {len(self.generator)}."
             )
-        if self.cache is not None and self.cache not in CACHES:
-            raise ValueError(f"`cache` must be one of {', '.join(CACHES)} or None, got {self.cache!r}.")
+        caches = fitting_caches(self.family)
+        self._kind = self.cache or ("exact" if "exact" in caches else "none")
+        if self._kind not in caches:
+            raise ValueError(
+                f"`cache` must be {', '.join(caches)} or None for {self.family.name} with {self.family.attention} attention, got "
+                f"{self.cache!r}."
+            )
+        if self.pack_candidates and self._kind != "exact":
+            raise ValueError(f"`pack_candidates` must be False without the cache 'exact', got True with {self._kind!r}.")
         names = self.callback_on_step_end_tensor_inputs
         self.callback_on_step_end_tensor_inputs = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
         config = self.pipe.model.config
-        length, limit = max(map(len, self.rows)) + self.max_new_tokens, getattr(config, "max_position_embeddings", None)
+        length, limit = max(map(len, self.rows)) + self.max_new_tokens, longest_text(self.pipe.model)
         if limit is not None and length > limit:
             raise ValueError(
                 f"The longest prompt and `max_new_tokens` = {self.max_new_tokens} make {length} tokens; the model takes {limit}."
@@ -135,69 +149,78 @@ class TextGeneration:
         """Prompts, each with `max_new_tokens` masks behind it, and the blocks, ranges of columns that are decoded in turn.
 
         Where attention is full, blocks are counted from the end of the prompts, which stand in one column since shorter ones are
-        padded on the left. Where it is block-causal, they are counted from the first token, and rows are padded on the right.
+        padded on the left; with masks in its prompt, a row's first block begins with it. Where attention is block-causal, blocks
+        are counted from the first token, and rows are padded on the right.
         """
-        tokenizer, device = self.pipe.tokenizer, self.pipe._execution_device
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        device, pad = self.pipe._execution_device, self.pipe.tokenizer.pad_token_id
+        if pad is None or pad == self.mask_token_id:  # no token sees padding, but a mask would be decoded
+            pad = int(self.mask_token_id == 0)
         full = [[*row, *[self.mask_token_id] * self.max_new_tokens] for row in self.rows]
         longest, left = max(map(len, full)), self.family.attention == "full"
-        step = self.block_length or self.family.block_length or longest
+        step = self.block_length or self.family.block_length or max(self.max_new_tokens, 1)
         if not left:
             # Whole blocks only: a block, and so the random numbers for it, is as wide for a text alone as in any batch.
             longest = math.ceil(longest / step) * step
-        tokens, kept = [], []
-        for row in full:
-            padding = [pad] * (longest - len(row))
-            tokens.append(padding + row if left else row + padding)
-            kept.append([bool(left and place >= len(padding)) or (not left and place < len(row)) for place in range(longest)])
+        padding = [longest - len(row) for row in full]
+        tokens = [[pad] * n + row if left else row + [pad] * n for row, n in zip(full, padding, strict=True)]
+        kept = [[(left and place >= n) or (not left and place < longest - n) for place in range(longest)] for n in padding]
         self.tokens, self.kept = torch.tensor(tokens, device=device), torch.tensor(kept, device=device)
         self.first_columns = [longest - self.max_new_tokens if left else len(row) for row in self.rows]
+        starts = list(range(longest - self.max_new_tokens if left else 0, longest, step))
+        self._begins = [0] * len(self.rows)
         if left:
-            starts = list(range(longest - self.max_new_tokens, longest, self.block_length or max(self.max_new_tokens, 1)))
-            if self.infilling:
+            rows = zip(self.infilled, padding, self.first_columns, strict=True)
+            self._begins = [start if infilled else first for infilled, start, first in rows]
+            if any(self.infilled):
                 starts = [0, *starts[1:]]
-        else:
-            starts = list(range(0, longest, step))
-        waiting = self.tokens == self.mask_token_id
-        every = zip(starts, [*starts[1:], longest], strict=True)
+        waiting, every = self.tokens == self.mask_token_id, zip(starts, [*starts[1:], longest], strict=True)
         self.blocks = [(start, end) for start, end in every if waiting[:, start:end].any()]
+        own = torch.stack([waiting[:, start:end].any(-1) for start, end in self.blocks]).cpu()
+        self._num_blocks, self._block_numbers = own.sum(0).tolist(), own.cumsum(0).sub(1).tolist()
+        if self.num_inference_steps is not None and self.num_inference_steps < max(self._num_blocks):
+            raise ValueError(
+                f"`num_inference_steps` must be at least 1 for each of the {max(self._num_blocks)} blocks, got "
+                f"{self.num_inference_steps}."
+            )
 
-    def _steps(self, masks: int) -> int:
-        """Steps of a block: its share of `num_inference_steps`, or what `tokens_per_step` takes."""
-        if self.num_inference_steps is not None:
-            return math.ceil(self.num_inference_steps / len(self.blocks))
-        return math.ceil(masks / self.scheduler.config.tokens_per_step)
+    def _steps(self, block: int, row: int, masks: int) -> int:
+        """Steps of a row's block: its share of `num_inference_steps`, or what `tokens_per_step` takes."""
+        if self.num_inference_steps is None:
+            return math.ceil(masks / self.scheduler.config.tokens_per_step)
+        steps, rest = divmod(self.num_inference_steps, self._num_blocks[row])
+        return steps + (self._block_numbers[block][row] < rest)
 
     @torch.no_grad()
-    def _decode(self, start: int, end: int) -> None:
+    def _decode(self, block: int) -> None:
         """Decodes a block of the rows that are not finished."""
-        # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block.
-        waiting = (self.tokens[:, start:end] == self.mask_token_id).any(-1) & ~self.finished.to(self.tokens.device)
-        # A block's width and its number of steps must be what they are for a text alone: infilled texts differ in length, and
-        # all in how many masks their first block has.
-        masks = (self.tokens[:, start:end] == self.mask_token_id).sum(-1)
-        firsts = self.kept[:, start:end].int().argmax(-1) if self.infilling and start == 0 else torch.zeros_like(masks)
-        kinds = torch.stack([firsts, masks], dim=-1)
-        for kind in sorted({(first, count) for first, count in kinds[waiting].tolist()}):
-            same = waiting & (kinds == kinds.new_tensor(kind)).all(-1)
-            self._decode_rows(same.nonzero()[:, 0], start + kind[0], end)
+        # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block. Its width
+        # and its number of steps must be what they are for a text alone, so rows that differ in them are decoded apart.
+        start, end = self.blocks[block]
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for row, masks in enumerate((self.tokens[:, start:end] == self.mask_token_id).sum(-1).tolist()):
+            if masks and not self.finished[row]:
+                kind = (max(start, self._begins[row]), masks, self._steps(block, row, masks))
+                groups.setdefault(kind, []).append(row)
+        for (first, _, steps), rows in sorted(groups.items()):
+            self._decode_rows(torch.tensor(rows, device=self.tokens.device), first, end, steps)
 
-    def _decode_rows(self, rows: torch.Tensor, start: int, end: int) -> None:
-        block, scheduler, running = self.tokens[rows, start:end], self.scheduler, self._running
+    def _decode_rows(self, rows: torch.Tensor, start: int, end: int, steps: int) -> None:
+        block, scheduler = self.tokens[rows, start:end], self.scheduler
+        running = self._running if self._kind == "exact" else rows  # the others keep nothing from block to block
         self._cache.begin_block(self.tokens[running], self.kept[running], start, end)
         cached = torch.searchsorted(running, rows)
 
         def denoise(tokens: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
             return self._cache.logits(tokens, cached[owners], tokens == self.mask_token_id)
 
-        scheduler.set_timesteps(self._steps(int((block == self.mask_token_id).sum(-1).max())), device=self.tokens.device)
+        scheduler.set_timesteps(steps, device=self.tokens.device)
         output = decode_or_search(
             denoise,
             scheduler,
             block,
             num_beams=self.num_beams,
             num_runs=self.num_runs,
-            callback=self._after_step,
+            callback=partial(self._after_step, rows),
             # Anew for every block, since how often a batch draws depends on its slowest text.
             generator=[split_generator(self.generators[row], 1)[0] for row in rows.tolist()],
             lookahead_batch_size=self.lookahead_batch_size,
@@ -205,24 +228,24 @@ class TextGeneration:
         self.tokens[rows, start:end] = output.tokens
         self._traces.append((slice(start, end), rows.cpu(), output.trace))
 
-    def _after_step(self, step: DecodingStep) -> torch.Tensor | None:
+    def _after_step(self, rows: torch.Tensor, step: DecodingStep) -> torch.Tensor | None:
         if self.callback_on_step_end is None:
             return None
         names = self.callback_on_step_end_tensor_inputs
-        return call_back(self.pipe, self.callback_on_step_end, step, names, tokens=step.tokens)
+        return call_back(self.pipe, self.callback_on_step_end, step, names, "tokens", tokens=step.tokens, rows=rows)
 
     def run(self) -> Iterator[TextBlock]:
         """Decodes block after block; rows that are finished take no further part."""
-        for index, (start, end) in enumerate(self.blocks):
+        for index, (_, end) in enumerate(self.blocks):
             before = self.finished.clone()
-            self._decode(start, end)
-            if self.stop_at_eos and not self.infilling:
+            self._decode(index)
+            if self.stop_at_eos:
                 self._finish(end)
-            texts = ["" if before[row] else self.text(row, start, end) for row in range(len(self.rows))]
-            yield TextBlock(index, texts, self.finished | (index == len(self.blocks) - 1))
+            complete = ~(self.tokens == self.mask_token_id).any(-1).cpu()
+            yield TextBlock(index, [self._gained(row, end, whole) for row, whole in enumerate(complete.tolist())], complete)
             if self.finished.all():
                 return
-            if not torch.equal(self.finished, before):
+            if self._kind == "exact" and not torch.equal(self.finished, before):
                 running = (~self.finished).nonzero()[:, 0].to(self._running.device)
                 self._cache.keep_rows(torch.searchsorted(self._running, running))
                 self._running = running
@@ -237,11 +260,19 @@ class TextGeneration:
                 after = torch.arange(self.tokens.shape[1], device=self.tokens.device) > self.first_columns[row] + place
                 self.tokens[row] = self.tokens[row].masked_fill(after & self.kept[row], own[place])
 
-    def text(self, row: int, start: int = 0, end: int | None = None) -> str:
-        """A row's own tokens between two columns, up to the end of its text; its prompt's too where that is infilled."""
+    def _gained(self, row: int, end: int, whole: bool) -> str:
+        """What a row's text up to a column has beyond what was streamed."""
+        text = self.text(row, end)
+        if not whole:
+            text = text.rstrip("\ufffd")  # bytes of a character whose others are still masked
+        gained, self._streamed[row] = text[len(self._streamed[row]) :], text
+        return gained
+
+    def text(self, row: int, end: int | None = None) -> str:
+        """A row's own tokens up to a column, or to the end of its text; its prompt's too where that is infilled."""
         ids, kept, first = self.tokens[row].tolist(), self.kept[row].tolist(), self.first_columns[row]
         stop = next((place for place in range(first, len(ids)) if ids[place] in self.family.eos_token_ids), len(ids))
-        columns = range(max(start, 0 if self.infilling else first), min(len(ids) if end is None else end, stop))
+        columns = range(0 if self.infilled[row] else first, min(len(ids) if end is None else end, stop))
         return self.pipe.tokenizer.decode([ids[place] for place in columns if kept[place]], skip_special_tokens=True)
 
     def output(self) -> InfoGainTextOutput:

@@ -13,7 +13,15 @@ from diffusers.callbacks import PipelineCallback
 from helpers import generators
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from diffusers_infogain import InfoGainScheduler, decode
 from diffusers_infogain.evaluation.text_tasks import sample_sudokus
@@ -114,6 +122,8 @@ def test_prompts_of_different_lengths_are_decoded_as_each_alone(sampler, bound, 
     stop=st.booleans(),
 )
 def test_no_mask_is_left_and_prompts_are_untouched(new, block, steps, k, threshold, num, prompts, stop):
+    if steps is not None:
+        steps, k = max(steps, -(-new // (block or new))), None
     pipe = make_pipe(num_candidates=num, tokens_per_step=k, confidence_threshold=threshold)
     output = pipe(prompts, max_new_tokens=new, block_length=block, num_inference_steps=steps, stop_at_eos=stop)
     for row, prompt in enumerate(prompts):
@@ -136,6 +146,11 @@ def test_masks_within_a_text_are_filled_in_and_the_rest_stays(pipe):
         assert MASK not in tokens
         assert all(token == known for token, known in zip(tokens, given_ids, strict=True) if known != MASK)
     assert len(output.texts[0].split()) <= 6
+    tensors = [torch.tensor(row) for row in rows]
+    again = pipe(input_ids=tensors, max_new_tokens=0, generator=generators(0, 1))
+    assert torch.equal(again.sequences, output.sequences)
+    whole = pipe(input_ids=torch.tensor([rows[0], rows[0]]), max_new_tokens=0, generator=generators(0, 0))
+    assert whole.sequences.tolist() == [output.sequences[0].tolist()] * 2
     alone = pipe(input_ids=rows[1:], max_new_tokens=0, generator=generators(1))
     assert alone.sequences[0].tolist() == output.sequences[1][output.attention_mask[1]].tolist()
 
@@ -171,6 +186,100 @@ def test_a_text_is_finished_with_the_block_in_which_it_ends():
     whole = pipe(["a red cat", "dogs"], max_new_tokens=9, block_length=3, stop_at_eos=False)
     assert whole.trace.model_rows.sum(0).tolist() == [9, 9]
     assert whole.texts == output.texts
+
+
+class WritingModel(EndingModel):
+    """Wants given tokens, one after the other, and the second 0 at each place."""
+
+    wanted: list[int]
+
+    def forward(self, input_ids, position_ids=None, where=None, **kwargs):
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for place, token in enumerate(self.wanted):
+            logits[position_ids == place, token] = 50.0
+        return logits[where]
+
+
+def test_streams_add_up_to_the_text_where_characters_have_several_bytes():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.add_special_tokens({"mask_token": "<m>", "pad_token": "<p>", "eos_token": "<e>"})
+    config = LlamaConfig(**{**make_model().config.to_dict(), "vocab_size": 259, "mask_token_id": 256, "eos_token_id": 258})
+    model = WritingModel(config)
+    text = "é中文🦊é"
+    model.wanted = tokenizer("a" + text).input_ids
+    family = TextFamily("llada", 256, eos_token_ids=(258,))
+    pipe = InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(mask_token_id=256, sampler="confidence"), asdict(family))
+    call = {"max_new_tokens": len(model.wanted) - 1, "block_length": 2, "generator": generators(0)}
+    assert pipe("a", **call).texts == [text]
+    parts = [block.texts[0] for block in pipe.stream("a", **call)]
+    assert "".join(parts) == text
+    assert "\ufffd" not in "".join(parts)
+
+
+def test_masks_in_one_prompt_change_nothing_for_the_others():
+    for pipe in (make_pipe(sampler="info_gain"), make_block_pipe(sampler="info_gain")):
+        rows = [[0, MASK, 2], [1, 2, 3, 4], [MASK, MASK]]
+        together = pipe(input_ids=rows, max_new_tokens=6, block_length=4, generator=generators(0, 1, 2))
+        for row, ids in enumerate(rows):
+            alone = pipe(input_ids=[ids], max_new_tokens=6, block_length=4, generator=generators(row))
+            assert together.texts[row] == alone.texts[0]
+            found = together.sequences[row][together.attention_mask[row]]
+            assert torch.equal(found, alone.sequences[alone.attention_mask])
+
+
+def test_an_infilled_text_stops_at_its_end_too():
+    output = ending_pipe(place=5)(input_ids=[[0, MASK, 2]], max_new_tokens=12, block_length=3)
+    assert output.texts == ["a on cat on on"]
+    assert output.trace.model_rows.sum() == 4
+    streamed = ending_pipe(place=5).stream(input_ids=[[0, MASK, 2]], max_new_tokens=12, block_length=3)
+    assert [block.texts for block in streamed] == [output.texts]
+
+
+def test_a_text_is_complete_when_its_own_masks_are_gone():
+    blocks = list(
+        make_block_pipe(sampler="confidence").stream(["a", "a red cat on the mat"], max_new_tokens=3, stop_at_eos=False)
+    )
+    assert [block.finished.tolist() for block in blocks] == [[True, False], [True, False], [True, True]]
+
+
+@pytest.mark.parametrize("mask_token_id", [0, 22])
+@pytest.mark.parametrize("pad", [True, False])
+def test_padding_is_never_decoded(mask_token_id, pad):
+    pipe = make_block_pipe(sampler="confidence")
+    pipe.register_to_config(family={**pipe.config.family, "mask_token_id": mask_token_id})
+    pipe.scheduler = InfoGainScheduler(mask_token_id=mask_token_id, sampler="confidence", entropy_bound=0)
+    pipe.tokenizer.pad_token = pipe.tokenizer.convert_ids_to_tokens(mask_token_id) if pad else None
+    output = pipe(input_ids=[[1], [1, 2, 3]], max_new_tokens=4, stop_at_eos=False)
+    assert output.trace.num_decoded.sum(0).tolist() == [4, 4]
+
+
+def test_steps_are_shared_out_over_a_texts_own_blocks():
+    prompts = ["a", "the mat on fog", "a red cat on the mat"]
+    for pipe in (make_block_pipe(sampler="confidence"), make_pipe(sampler="confidence")):
+        call = {"max_new_tokens": 8, "block_length": 4, "num_inference_steps": 5, "stop_at_eos": False}
+        together = pipe(prompts, **call, generator=generators(0, 1, 2))
+        assert (together.trace.num_decoded > 0).sum(0).tolist() == [5] * 3
+        for row, prompt in enumerate(prompts):
+            alone = pipe(prompt, **call, generator=generators(row))
+            assert together.texts[row] == alone.texts[0]
+        blocks = 3 if pipe.family.block_length else 2
+        with pytest.raises(ValueError, match=f"must be at least 1 for each of the {blocks} blocks, got 1"):
+            pipe(prompts, **{**call, "num_inference_steps": 1})
+
+
+def test_a_length_limit_counts_from_where_positions_begin():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=WORDS, max_position_embeddings=18, pad_token_id=1, **sizes)
+    family = TextFamily("masked_lm", MASK, eos_token_ids=(EOS,))
+    model = RobertaForMaskedLM(config).eval()
+    tokenizer, scheduler = make_word_tokenizer(WORDS, BOS, EOS), InfoGainScheduler(mask_token_id=MASK)
+    pipe = InfoGainTextPipeline(model, tokenizer, scheduler, asdict(family))
+    assert pipe("a cat", max_new_tokens=14).attention_mask.sum() == 16
+    with pytest.raises(ValueError, match="make 17 tokens; the model takes 16"):
+        pipe("a cat", max_new_tokens=15)
 
 
 def test_an_end_in_the_prompt_is_not_the_texts(pipe):
@@ -213,6 +322,21 @@ def test_callbacks_see_and_edit_the_block(pipe):
     assert (output.sequences[:, 2] == 7).all()
 
 
+def test_callbacks_are_told_which_rows_they_see():
+    pipe, seen = make_block_pipe(sampler="confidence", token_temperature=0.0), []
+
+    def callback(pipe, index, timestep, kwargs):
+        assert len(kwargs["rows"]) == len(kwargs["tokens"])
+        left = (kwargs["tokens"] == MASK).sum(-1).tolist()
+        seen.extend(zip(kwargs["rows"].tolist(), left, strict=True))
+        return {}
+
+    names = ["tokens", "rows"]
+    pipe(["a red cat", "dogs"], max_new_tokens=5, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
+    assert [left for row, left in seen if row == 0] == [0, 3, 2, 1, 0]
+    assert [left for row, left in seen if row == 1] == [2, 1, 0, 1, 0]
+
+
 def test_callback_objects_get_what_they_ask_for(pipe):
     class Watch(PipelineCallback):
         tensor_inputs = ["scores"]
@@ -225,7 +349,7 @@ def test_callback_objects_get_what_they_ask_for(pipe):
     pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
     assert seen == [{"scores"}] * 2
     Watch.tensor_inputs = ["latents"]
-    with pytest.raises(ValueError, match="must be among tokens, logits, scores, got latents"):
+    with pytest.raises(ValueError, match="must be among tokens, logits, scores, rows, got latents"):
         pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
 
 
@@ -311,7 +435,13 @@ def test_saving_keeps_the_facts(pipe, tmp_path):
         ({"prompt": None}, "Exactly one of `prompt`, `messages` and `input_ids` must be given, got none"),
         ({"input_ids": [[1]]}, "must be given, got prompt, input_ids"),
         ({"prompt": []}, "`prompt` must be a string or a list of strings that is not empty, got []"),
-        ({"prompt": None, "input_ids": [[]]}, "`input_ids` must be a list of lists of token ids, none of them empty"),
+        *(
+            (
+                {"prompt": None, "input_ids": ids},
+                "`input_ids` must be a list of lists of token ids or a tensor (B, L), none of them",
+            )
+            for ids in ([[]], [], [1, 2], torch.tensor([1, 2]), [["a"]], torch.zeros(1, 2), torch.zeros(0, 2, dtype=torch.long))
+        ),
         ({"prompt": None, "input_ids": [[99]]}, "`input_ids` must be ids from 0 to 23, got ids from 99 to 99"),
         ({"prompt": None, "messages": []}, "`messages` must be a chat or a list of chats that is not empty, got []"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer >= 1, got 0"),
@@ -320,7 +450,7 @@ def test_saving_keeps_the_facts(pipe, tmp_path):
         ({"num_texts_per_prompt": 0}, "`num_texts_per_prompt` must be an integer >= 1, got 0"),
         ({"generator": generators(1, 2)}, "`generator` must have one entry for each of the 1 texts, got a list of 2"),
         ({"num_beams": 2, "num_runs": 2}, "`num_beams` and `num_runs` must not both be above 1, got 2 and 2"),
-        ({"callback_on_step_end_tensor_inputs": ["x"]}, "must be among tokens, logits, scores, got x"),
+        ({"callback_on_step_end_tensor_inputs": ["x"]}, "must be among tokens, logits, scores, rows, got x"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(pipe, arguments, text):
@@ -424,9 +554,13 @@ def test_a_prefix_cache_is_an_option_for_full_attention_only(pipe):
     assert MASK not in output.sequences[output.attention_mask].tolist()
     with pytest.raises(ValueError, match="prefix"):
         make_block_pipe()("a cat", max_new_tokens=4, cache="prefix")
-    with pytest.raises(ValueError, match="exact"):
+    with pytest.raises(ValueError, match="`cache` must be none, prefix or None for llada with full attention, got 'exact'"):
         pipe("a cat", max_new_tokens=4, cache="exact")
-    with pytest.raises(ValueError, match="`cache` must be one of none, exact, prefix or None, got 'dual'"):
+    with pytest.raises(ValueError, match="`pack_candidates` must be False without the cache 'exact', got True with 'none'"):
+        pipe("a cat", max_new_tokens=4, pack_candidates=True)
+    with pytest.raises(ValueError, match="`num_inference_steps` must be None with the scheduler's `tokens_per_step` = 2, got 4"):
+        make_pipe(tokens_per_step=2)("a cat", max_new_tokens=8, num_inference_steps=4)
+    with pytest.raises(ValueError, match="`cache` must be none, prefix or None for llada with full attention, got 'dual'"):
         pipe("a cat", max_new_tokens=4, cache="dual")
     with pytest.raises(ValueError, match="`block_length` must be a multiple of the model's own, 4, got 6"):
         make_block_pipe()("a cat", max_new_tokens=4, block_length=6)

@@ -18,6 +18,23 @@ Places = tuple[torch.Tensor, torch.Tensor]
 CACHES = ("none", "exact", "prefix")
 
 
+def fitting_caches(family: TextFamily) -> tuple[str, ...]:
+    """The kinds of `TextCache` that go with a family."""
+    if family.name == "masked_lm":
+        return ("none",)
+    return ("none", "exact" if family.attention == "block_causal" else "prefix")
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """How many tokens a model takes, None where its architecture sets no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind the one of padding.
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return limit
+
+
 def masked_lm_logits(
     model: PreTrainedModel,
     family: TextFamily,
@@ -148,10 +165,8 @@ class TextCache:
     def __init__(self, model: PreTrainedModel, family: TextFamily, kind: str = "none", packed: bool = False):
         if kind not in CACHES:
             raise ValueError(f"`kind` must be one of {', '.join(CACHES)}, got {kind!r}.")
-        fitting = "exact" if family.attention == "block_causal" else "prefix"
-        allowed = ("none",) if family.name == "masked_lm" else ("none", fitting)
-        if kind not in allowed:
-            raise ValueError(f"`kind` must be {' or '.join(allowed)} for {family.name}, got {kind!r}.")
+        if kind not in fitting_caches(family):
+            raise ValueError(f"`kind` must be {' or '.join(fitting_caches(family))} for {family.name}, got {kind!r}.")
         if packed and kind == "none":
             raise ValueError("`packed` must be False without a cache, got True.")
         self.model = model
@@ -173,7 +188,7 @@ class TextCache:
         blocks may also be visited again. The tensors are copied.
 
         Args:
-            sequences: (R, L) long, the whole rows. R and L stay the same from block to block.
+            sequences: (R, L) long, the whole rows. With "exact" R and L stay the same from block to block.
             attention_mask: (R, L) bool or None, as in `masked_lm_logits`.
             start, end: Columns.
 
@@ -182,7 +197,7 @@ class TextCache:
         """
         if not 0 <= start < end <= sequences.shape[1]:
             raise ValueError(f"`start` and `end` must be columns of the {sequences.shape[1]}, in order, got {start} and {end}.")
-        if self._tokens.numel() and sequences.shape != self._tokens.shape:
+        if self.kind == "exact" and self._tokens.numel() and sequences.shape != self._tokens.shape:
             raise ValueError(f"`sequences` must keep the shape {tuple(self._tokens.shape)}, got {tuple(sequences.shape)}.")
         old_tokens, old_real = self._tokens, self._real
         self._tokens = sequences.clone()

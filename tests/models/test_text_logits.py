@@ -329,6 +329,7 @@ def test_calls_that_do_not_fit(loaded):
         cache.keep_rows(rows)
     with pytest.raises(ValueError, match="`start` and `end` must be columns of the 8, in order, got 4 and 9"):
         cache.begin_block(ids, None, 4, 9)
+    cache = TextCache(*loaded["sdar"], "exact")
     cache.begin_block(ids, None, 4, 8)
     with pytest.raises(ValueError, match=r"`sequences` must keep the shape \(2, 8\), got \(2, 4\)"):
         cache.begin_block(block, None, 0, 4)
