@@ -87,7 +87,8 @@ class InfoGainTextPipeline(DiffusionPipeline):
         """
         if pretrained_model_name_or_path == "demo-text":
             pretrained_model_name_or_path = DEMO_TEXT_MODEL
-            kwargs.setdefault("dtype", torch.float32)  # stored in half precision to be small
+            if "torch_dtype" not in kwargs:
+                kwargs.setdefault("dtype", torch.float32)  # stored in half precision to be small
         return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @classmethod
@@ -182,18 +183,19 @@ class InfoGainTextPipeline(DiffusionPipeline):
             max_new_tokens: Masks behind every prompt.
             block_length: Decode blocks of so many tokens one after the other; by default all at once, or the blocks of a
                 block-causal model, of whose length it must be a multiple.
-            num_inference_steps: Steps in all, shared out over the blocks. By default as many as the scheduler's
-                `tokens_per_step`, or one token a step, takes.
+            num_inference_steps: Steps in all, shared out over a text's blocks, with at least one for each. By default as many as
+                the scheduler's `tokens_per_step`, or one token a step, takes.
             num_texts_per_prompt: The texts of a prompt follow each other in the output.
-            generator: One `torch.Generator`, from which every text gets its own, or a list with one per text; a text then comes
-                out the same alone and in any batch (up to rounding in the model).
+            generator: One `torch.Generator`, from which every text gets its own, or a list with one per text; with a list a text
+                comes out the same alone and in any batch (up to rounding in the model).
             stop_at_eos: Whether a text is finished with the block in which it ends. An end of text counts once everything
                 before it is decoded.
             return_dict: Whether to return an `InfoGainTextOutput` instead of a tuple.
             callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block.
                 Changed "tokens" replace the block's, and the model runs on them anew.
-            callback_on_step_end_tensor_inputs: What `kwargs` holds: "tokens" (R, block), "logits" (R, block, V), "scores" (R, N),
-                for the R rows that are not finished; logits are 0 at known tokens.
+            callback_on_step_end_tensor_inputs: What `kwargs` holds: "tokens" (R, block), "logits" (R, block, V) that are 0 at
+                known tokens, "scores" (R, N), and "rows" (R,), which texts these are: texts whose block differs in width or in
+                its number of masks are decoded one group after the other.
             lookahead_batch_size: The most states that go through the model at once, texts times candidates.
             num_beams, num_runs: Above 1: beam search, or the best of so many runs, of every block.
             cache: "none"; "exact" for block-causal models, whose finished blocks are then not run again, with the same logits; or
@@ -250,7 +252,9 @@ class InfoGainTextPipeline(DiffusionPipeline):
         generation = self._generation({**arguments, "prompt": prompt, **call})
 
         def blocks() -> Iterator[TextBlock]:
-            yield from generation.run()
-            self.maybe_free_model_hooks()
+            try:
+                yield from generation.run()
+            finally:
+                self.maybe_free_model_hooks()
 
         return blocks()

@@ -138,8 +138,20 @@ def load_saved_or_published(
 
 
 def load_published(open_published: Callable[..., PublishedPipeline], repository: str | os.PathLike[str], **arguments: Any) -> Any:
-    """Opens and loads a repository in its publisher's format; `dtype` and `scheduler` as in `from_pretrained`."""
-    dtype, scheduler = arguments.pop("dtype", None), arguments.pop("scheduler", None)
+    """Opens and loads a repository in its publisher's format; `dtype` (or `torch_dtype`) and `scheduler` as in `from_pretrained`.
+
+    Raises:
+        TypeError: For an argument that is not for such a repository.
+    """
+    old_dtype = arguments.pop("torch_dtype", None)
+    dtype, scheduler = arguments.pop("dtype", old_dtype), arguments.pop("scheduler", None)
+    allowed = {**inspect.signature(open_published).parameters, **inspect.signature(local_folder).parameters}
+    for name in arguments:
+        if name not in allowed:
+            raise TypeError(
+                f"from_pretrained() got an unexpected keyword argument {name!r}: {str(repository)!r} is not in "
+                "diffusers' format; `diffusers-infogain convert` writes it in that."
+            )
     published = open_published(repository, **arguments)
     if scheduler is not None:
         published.components["scheduler"] = scheduler

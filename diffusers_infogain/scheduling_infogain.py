@@ -24,6 +24,8 @@ SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLE
 
 DEFAULT_ENTROPY_BOUNDS = {"info_gain": 0.5, "lookum": 0.5, "entropy_bound": 0.1}
 DEFAULT_PARALLEL_THRESHOLD = 0.9
+_SCORED_AT_ONCE = 1 << 24
+"""Logits that are scored together, so that memory does not grow with the candidates."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -300,6 +302,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         numbers |= {"klass_threshold": klass_threshold, "pc_decay": pc_decay, "pc_clip": pc_clip}
         if entropy_bound is not None:
             numbers["entropy_bound"] = entropy_bound
+            if sampler == "entropy_bound" and entropy_bound == 0:
+                raise ValueError("`entropy_bound` must be above 0, or None, for the sampler 'entropy_bound', got 0.")
         for name, number in numbers.items():
             at_least(name, number, 0)
         if position_temperature is not None:
@@ -653,6 +657,17 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`grid` must be given as (height, width) with {length} cells for the halton order, got {grid}.")
         return scoring.halton_order(height, width)
 
+    @staticmethod
+    def _parts(evaluated: torch.Tensor, vocabulary: int) -> list[torch.Tensor]:
+        """`evaluated` (B, N, L), or candidates of it one after the other where float32 copies of all logits would be large."""
+        num = evaluated.shape[1]
+        largest = int(evaluated.sum((0, 2)).max()) * vocabulary
+        size = max(_SCORED_AT_ONCE // max(largest, 1), 1)
+        if size >= num:
+            return [evaluated]
+        candidate = torch.arange(num, device=evaluated.device)[:, None]
+        return [evaluated & (candidate >= first) & (candidate < first + size) for first in range(0, num, size)]
+
     def score(
         self, lookahead_logits: Logits | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -660,13 +675,13 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         reduction, next_masked = self.config.gain_reduction, proposal.next_masked
         values = torch.zeros(next_masked.shape, device=next_masked.device)
         if lookahead_logits is not None:
-            evaluated = next_masked & proposal.distinct[..., None]
-            rows = self._codebook_logits(lookahead_logits, evaluated, timestep)
-            if proposal.logits is None:
-                values[evaluated] = scoring.entropy(rows)
-            else:
-                before = proposal.logits[:, None].expand(lookahead_logits.shape)
-                values[evaluated] = scoring.kl_divergence(rows, self._codebook_logits(before, evaluated, timestep))
+            for evaluated in self._parts(next_masked & proposal.distinct[..., None], lookahead_logits.shape[-1]):
+                rows = self._codebook_logits(lookahead_logits, evaluated, timestep)
+                if proposal.logits is None:
+                    values[evaluated] = scoring.entropy(rows)
+                else:
+                    before = proposal.logits[:, None].expand(lookahead_logits.shape)
+                    values[evaluated] = scoring.kl_divergence(rows, self._codebook_logits(before, evaluated, timestep))
             values = values[torch.arange(len(values), device=values.device)[:, None], proposal.duplicate_of]
         elif next_masked.any():
             values = torch.where(next_masked, torch.nan, 0.0)

@@ -11,6 +11,7 @@ scheduler = InfoGainScheduler(mask_token_id, sampler="pc_sampler", pc_frequencie
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -33,8 +34,14 @@ def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> to
     if not isinstance(vocab_size, int) or vocab_size < 1:
         raise ValueError(f"`vocab_size` must be an integer >= 1, got {vocab_size!r}.")
     counts = torch.zeros(vocab_size, dtype=torch.long)
-    for sequence in token_ids:
-        ids = torch.as_tensor(sequence, dtype=torch.long)
+    sequences = iter(token_ids)
+    while part := list(itertools.islice(sequences, 1024)):  # together, since counting takes O(V)
+        try:
+            ids = torch.cat([torch.as_tensor(sequence) for sequence in part if len(sequence)] or [counts[:0]])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`token_ids` must be sequences of token ids, got others: {error}.") from error
+        if ids.is_floating_point() or ids.ndim != 1:
+            raise ValueError(f"`token_ids` must be sequences of integers, got {ids.dtype} of {ids.ndim} dimensions.")
         outside = ids[(ids < 0) | (ids >= vocab_size)]
         if len(outside):
             raise ValueError(f"`token_ids` must be in [0, {vocab_size}), got {int(outside[0])}.")

@@ -232,6 +232,14 @@ def test_repositories_of_other_families_are_refused(tmp_path, stock_repository):
 def test_unknown_arguments_are_refused(mmada, magvit):
     with pytest.raises(TypeError, match="guess"):
         load(mmada, vqvae=magvit, guess=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'device_map'"):
+        InfoGainTextPipeline.from_pretrained(mmada, device_map="auto")
+
+
+def test_dtypes_go_by_either_name(mmada):
+    for name in ("dtype", "torch_dtype"):
+        assert InfoGainTextPipeline.from_pretrained(mmada, **{name: torch.float64}).model.dtype == torch.float64
+        assert InfoGainTextPipeline.from_pretrained("demo-text", **{name: torch.float64}).model.dtype == torch.float64
 
 
 # The converter

@@ -158,6 +158,11 @@ def test_propose_and_select_change_neither_the_scheduler_nor_their_arguments(sam
         assert same, name
 
 
+def test_a_sampler_without_the_bound_it_goes_by_is_an_error():
+    with pytest.raises(ValueError, match="`entropy_bound` must be above 0, or None, for the sampler 'entropy_bound', got 0"):
+        InfoGainScheduler.from_config({"mask_token_id": MASK, **PRESETS["paper"]}, sampler="entropy_bound")
+
+
 @pytest.mark.parametrize("sampler", [*CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLERS])
 def test_step_equals_propose_and_select_in_every_layout(sampler):
     scheduler = make_scheduler(MASK, 5, sampler=sampler)

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from diffusers_infogain import decode, scoring
+from diffusers_infogain import decode, scheduling_infogain, scoring
 from diffusers_infogain.candidates import draw_uniforms
 from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS
 from diffusers_infogain.scoring import entropy, halton_order
@@ -228,7 +228,7 @@ def test_of_equal_candidates_only_the_first_is_read_and_wins(sampler, num_candid
     assert repeated > 10
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.5, 2.0, 1e9])
+@pytest.mark.parametrize("bound", [1e-9, 0.5, 2.0, 1e9])
 def test_entropy_bound_decodes_the_most_positions_that_the_bound_allows(bound):
     scheduler = make_scheduler(MASK, STEPS, sampler="entropy_bound", entropy_bound=bound)
     logits, tokens = random_logits(BATCH, LENGTH, MASK, scale=3), state()
@@ -437,6 +437,22 @@ def test_a_randomized_halton_order_goes_round_from_a_place_of_each_samples_own()
 def test_the_order_starts_at_its_beginning_where_it_is_not_randomized():
     trace = decode(HashModel(9, 6), make_scheduler(MASK, 9, sampler="halton", tokens_per_step=1), torch.full((1, 9), MASK)).trace
     assert trace.decoded_at[0].argsort().tolist() == scoring.halton_order(3, 3).argsort().tolist()
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * 40, 7 * 100])
+@pytest.mark.parametrize("config", [{"gain_reduction": "kl"}, {"gain_reduction": "sum"}, {"sampler": "lookum"}], ids=str)
+def test_candidates_are_scored_alike_together_and_in_parts(config, at_once, monkeypatch):
+    scheduler = make_scheduler(MASK, STEPS, **{"sampler": "info_gain", "certainty": "uniform", **config})
+    proposal = scheduler.propose(random_logits(BATCH, LENGTH, MASK, seed=1), 3, state(1), generator=generators(1, 2, 3))
+    lookahead = random_logits(BATCH, 8, LENGTH, MASK, seed=2)
+    whole = scheduler.select(lookahead, 3, proposal)
+    monkeypatch.setattr(scheduling_infogain, "_SCORED_AT_ONCE", at_once)
+    parts = scheduler.select(lookahead, 3, proposal)
+    assert torch.equal(parts.objective, whole.objective)
+    lookahead[1, 5, state(1)[1] == MASK] = math.nan
+    if proposal.next_masked[1, 5].any() and proposal.distinct[1, 5]:
+        with pytest.raises(ValueError, match="sample 1, candidate 5, position"):
+            scheduler.select(lookahead, 3, proposal)
 
 
 # pc_sampler
@@ -651,6 +667,10 @@ def test_frequencies_that_cannot_be_built_or_saved_are_an_error(tmp_path):
         ([[0, 7]], r"`token_ids` must be in \[0, 7\), got 7"),
         ([[-1]], r"`token_ids` must be in \[0, 7\), got -1"),
         ([[], []], "`token_ids` must hold at least one token, got none"),
+        ([[1.7, 2.2]], "`token_ids` must be sequences of integers, got torch.float32 of 1 dimensions"),
+        ([[[1], [2]]], "`token_ids` must be sequences of integers, got torch.int64 of 2 dimensions"),
+        ([1, 2], "`token_ids` must be sequences of token ids, got others"),
+        (["ab"], "`token_ids` must be sequences of token ids, got others"),
     ):
         with pytest.raises(ValueError, match=message):
             token_frequencies(sequences, 7)

@@ -174,18 +174,18 @@ def require_positive(args: argparse.Namespace, *names: str) -> None:
             raise ValueError(f"`{name}` must be an integer >= 1, got {getattr(args, name)}.")
 
 
-def add_device_flags(command: argparse.ArgumentParser, batch_size: int) -> None:
+def add_device_flags(command: argparse.ArgumentParser, batch_size: int, unit: str = "image") -> None:
     """Device, dtype and batch size."""
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    text = f"images decoded together (default: {batch_size})"
+    text = f"{unit}s decoded together (default: {batch_size})"
     command.add_argument("--batch-size", type=int, default=batch_size, help=text)
 
 
-def add_machine_flags(command: argparse.ArgumentParser) -> None:
+def add_machine_flags(command: argparse.ArgumentParser, unit: str = "image") -> None:
     """Device, dtype, batch size and seed."""
-    add_device_flags(command, batch_size=8)
-    command.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
+    add_device_flags(command, 8, unit)
+    command.add_argument("--seed", type=int, default=0, help=f"of the first {unit} (default: 0)")
 
 
 def add_call_flags(command: argparse.ArgumentParser) -> None:

@@ -150,5 +150,5 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
     command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
     command.add_argument("--cache", choices=("none", "exact", "prefix"), help="of keys and values (default: exact if possible)")
-    common.add_machine_flags(command)
+    common.add_machine_flags(command, "text")
     common.add_sampler_flags(command)

@@ -31,7 +31,7 @@ def _pipeline(args: argparse.Namespace) -> Any:
 
 def text(args: argparse.Namespace) -> None:
     """Texts from prompts, by a masked language model; with --output as JSON lines, going on where a run was killed."""
-    common.require_positive(args, "num_texts", "batch_size", "max_new_tokens")
+    common.require_positive(args, "num_texts", "batch_size")
     prompts = common.prompts_of(args)
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
     done = _finished(args.output, requests) if args.output is not None else 0
@@ -46,6 +46,15 @@ def text(args: argparse.Namespace) -> None:
         "num_beams": args.num_beams,
         "num_runs": args.num_runs,
     }
+    if args.output is not None:
+        settings = {
+            "model": args.model,
+            "dtype": args.dtype,
+            "chat": args.chat,
+            **call,
+            "scheduler": common.scheduler_config(pipe),
+        }
+        _keep_settings(args.output, settings)
     for start in tqdm(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
         part = requests[start : start + args.batch_size]
         given: dict[str, Any] = {"prompt": [prompt for prompt, _ in part]}
@@ -58,8 +67,13 @@ def text(args: argparse.Namespace) -> None:
             continue
         with args.output.open("a", encoding="utf-8") as file:
             for (prompt, seed), answer, count, entropy in zip(part, output.texts, rows, entropies, strict=True):
-                record = {"prompt": prompt, "seed": seed, "text": answer, "model_rows": count, "cumulative_entropy": entropy}
+                record = {"prompt": prompt, "seed": seed, "text": answer, "model_rows": count}
+                record["cumulative_entropy"] = round(entropy, 4)
                 file.write(json.dumps(record) + "\n")
+
+
+_RECORD = '{"prompt": '
+"""How every line of a file of texts begins."""
 
 
 def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
@@ -71,8 +85,9 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
     writable_folder(path.parent)
     if not path.exists():
         return 0
-    whole = path.read_text(encoding="utf-8")
-    lines = whole[: whole.rfind("\n") + 1].splitlines()
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    if not rest.startswith(_RECORD[: len(rest)]):
+        lines.append(rest)
     for number, line in enumerate(lines):
         try:
             record = json.loads(line)
@@ -85,6 +100,22 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
             )
     save_text("".join(line + "\n" for line in lines), path)
     return len(lines)
+
+
+def _keep_settings(results: Path, settings: dict[str, Any]) -> None:
+    """Writes settings beside the file that gets their results.
+
+    Raises:
+        ValueError: If it has results of others.
+    """
+    path = results.with_suffix(".settings.json")
+    written = json.dumps(settings, indent=1)
+    if results.exists() and results.stat().st_size:
+        found, own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}, json.loads(written)
+        for name in own:
+            if found.get(name) != own[name]:
+                raise ValueError(f"{results} has results of other settings: `{name}` was {found.get(name)!r}, not {own[name]!r}.")
+    save_text(written + "\n", path)
 
 
 def _add_call_flags(command: argparse.ArgumentParser) -> None:
@@ -108,7 +139,7 @@ def add_text_arguments(command: argparse.ArgumentParser) -> None:
     _add_call_flags(command)
     command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
     command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
-    common.add_machine_flags(command)
+    common.add_machine_flags(command, "text")
     common.add_sampler_flags(command)
 
 
@@ -132,24 +163,6 @@ def _replied(
     return [text_tasks.final_answer(text) for text in output.texts], output.trace
 
 
-def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Keeps the settings of a comparison beside its results.
-
-    Raises:
-        ValueError: If the folder has results of others.
-    """
-    path = folder / "settings.json"
-    if (folder / "results.jsonl").exists():
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"`output` must be a folder without results of other settings, got {folder}, where `{name}` was "
-                    f"{found.get(name)!r} and not {value!r}."
-                )
-    save_text(json.dumps(settings, indent=1) + "\n", path)
-
-
 def compare_text(args: argparse.Namespace) -> None:
     """Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables."""
     common.require_positive(args, "num_problems", "batch_size", "max_new_tokens")
@@ -166,12 +179,13 @@ def compare_text(args: argparse.Namespace) -> None:
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
         call |= {"max_new_tokens": args.max_new_tokens, "block_length": args.block_length}
     names = ("model", "dtype", "ask", "problem_seed")
-    _same_settings(folder, {**{name: getattr(args, name) for name in names}, **call})
     results = folder / "results.jsonl"
+    _keep_settings(results, {**{name: getattr(args, name) for name in names}, **call})
     records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
     done = {(record["task"], record["sampler"], record["tokens_per_step"], record["seed"]): record for record in records}
     pipe = _pipeline(args)
-    base = dict(pipe.scheduler.config)
+    # Not the pipeline's settings: a sampler's name, as it stands in the table, says all of its own.
+    base = {"mask_token_id": pipe.scheduler.config.mask_token_id}
     for cell in tqdm(cells, desc="compare-text", unit="run"):
         if cell.key in done and len(done[cell.key]["right"]) == args.num_problems:
             continue
@@ -208,4 +222,4 @@ def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
     _add_call_flags(command)
     command.add_argument("--output", type=Path, default=Path("outputs/text"), help="folder (default: outputs/text)")
-    common.add_device_flags(command, batch_size=50)
+    common.add_device_flags(command, 50, "problem")

@@ -37,13 +37,13 @@ def read_prompts(path: Path, template: str = "{}") -> list[Prompt]:
     """
     if template.count("{}") != 1:
         raise ValueError(f"`template` must hold the place of the prompt, {{}}, once, got {template!r}.")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".jsonl":
-        prompts = [_prompt_of_line(line, number, path) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        prompts = [_prompt_of_line(line, number, path) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     elif path.suffix == ".json":
         prompts = [Prompt(name) for name in _names(json.loads(text), path)]
     else:
-        prompts = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+        prompts = [Prompt(line.strip()) for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompts.")
     return [Prompt(template.format(prompt.text), prompt.metadata) for prompt in prompts]

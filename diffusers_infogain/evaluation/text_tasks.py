@@ -64,9 +64,14 @@ def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None) -> lis
 
 
 def final_answer(reply: str) -> str:
-    """What a chat model's reply says after its last "Answer:" (to the end of that line), or all of it; outer blanks are cut."""
+    """What a chat model's reply says after its last "Answer:" (to the end of that line), or all of it.
+
+    Blanks around it, a full stop at its end and what chat models set answers in (**bold**, `code`, $formula$, \\boxed{}) are cut.
+    """
     _, found, answer = reply.rpartition("Answer:")
-    return (answer.strip().partition("\n")[0] if found else reply).strip()
+    line = (answer.lstrip(" *\n").partition("\n")[0] if found else reply).strip(" *`$.\n")
+    boxed = re.fullmatch(r"\\boxed\{(.*)\}", line)
+    return boxed[1].strip() if boxed else line
 
 
 # One-way multiplication.

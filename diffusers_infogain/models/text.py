@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -310,6 +311,8 @@ def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -
 def _open_masked_lm(folder: Path, weights: Any) -> ModelSource:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    if "attention_mask" not in inspect.signature(kind.forward).parameters:
+        raise ValueError(f"config.json: the model type {config.model_type!r} takes no attention mask: texts could not be padded.")
     with torch.device("meta"):
         names = set(kind(config).state_dict())
 

@@ -53,8 +53,16 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     code, _, err = run(capsys, "text", *flags)
     assert code == 2
     assert "has texts of other prompts or seeds: line 5 is 'S2' with seed 0" in err
-    output.write_text("{}\n")
-    assert "Line 1 of" in run(capsys, "text", *flags)[2]
+    for foreign in ("{}\n", "my notes, without an end of line", '{"prompt": "S"'[:8] + "x"):
+        output.write_text(foreign)
+        assert "Line 1 of" in run(capsys, "text", *flags)[2]
+        assert output.read_text() == foreign
+    output.write_text(whole[:-9])
+    code, _, err = run(capsys, "text", *flags, "--sampler", "uniform")
+    assert code == 2
+    assert "texts.jsonl has results of other settings: `scheduler` was {" in err
+    assert run(capsys, "text", *flags)[0] == 0
+    assert output.read_text() == whole
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,7 @@ def test_a_folder_of_results_is_of_one_kind_of_runs(capsys, tmp_path):
     assert run(capsys, "compare-text", *flags)[0] == 0
     code, _, err = run(capsys, "compare-text", *flags, "--problem-seed", 1)
     assert code == 2
-    assert f"without results of other settings, got {tmp_path}, where `problem_seed` was 0 and not 1." in err
+    assert "results.jsonl has results of other settings: `problem_seed` was 0, not 1." in err
 
 
 def test_a_comparison_asks_in_words(capsys, tmp_path):

@@ -21,6 +21,12 @@ def test_jsonl_keeps_what_else_a_line_says(tmp_path):
     assert read_prompts(path) == [Prompt("a photo of a bench", lines[0])]
 
 
+def test_a_line_ends_where_the_file_format_says(tmp_path):
+    for name, line in (("p.jsonl", '{"prompt": "a\u2028b"}'), ("p.txt", "a\u2028b")):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n".encode())
+        assert [prompt.text for prompt in read_prompts(tmp_path / name)] == ["a\u2028b"]
+
+
 @pytest.mark.parametrize(
     "value",
     [

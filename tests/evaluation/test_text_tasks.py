@@ -71,7 +71,11 @@ def test_a_negative_number_of_problems_is_an_error(sample):
         ("Answer: 1 + 2", "1 + 2"),
         ("  1 + 2\n", "1 + 2"),
         ("Puzzle: 1\nAnswer: 3\n\nPuzzle: 2\nAnswer: 4\nThat is all.", "4"),
-        ("So the answer is 12.", "So the answer is 12."),
+        ("So the answer is 12.", "So the answer is 12"),
+        ("**Answer:** 3 * 5", "3 * 5"),
+        ("I see.\n\n**Answer: 3 * 5.**\n", "3 * 5"),
+        ("Answer:\n`3 * 5`\nbecause", "3 * 5"),
+        (r"Answer: $\boxed{3 * (5 - 1)}$.", "3 * (5 - 1)"),
         ("Answer:", ""),
     ],
 )

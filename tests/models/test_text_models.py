@@ -25,6 +25,7 @@ from checkpoint_helpers_text import (
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertForMaskedLM,
+    FNetConfig,
     LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
@@ -244,6 +245,15 @@ def test_networks_that_are_not_what_they_are_called_are_refused(write, changes, 
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(ValueError, match=text):
         load_text_model(folder)
+
+
+def test_a_model_without_an_attention_mask_is_refused(tmp_path):
+    config = FNetConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, mask_token_id=4)
+    config.save_pretrained(tmp_path)
+    open_tokenizer(write_bert(tmp_path / "bert")).save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="the model type 'fnet' takes no attention mask: texts could not be padded"):
+        open_text_model(tmp_path)
 
 
 def test_missing_tensors_are_named(tmp_path):
