@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..decoding import DecodingTrace
 from ..evaluation import comparison, text_comparison, text_tasks
+from ..evaluation.report import plot_variety
 from ..files import save_text, writable_folder
 from ..models.text_logits import CACHES
 from ..pipeline_infogain_text import InfoGainTextPipeline
@@ -199,7 +200,11 @@ def compare_text(args: argparse.Namespace) -> None:
     report = text_comparison.table(groups)
     save_text(report + "\n", folder / "table.md")
     print(report)
-    print(f"Written to {folder}: results.jsonl and table.md.")
+    written = ["results.jsonl", "table.md"]
+    for task in tasks if args.plots else ():
+        written.append(f"{task}.png")
+        plot_variety([group for group in groups if group.task == task], folder / written[-1])
+    print(f"Written to {folder}: {', '.join(written)}.")
 
 
 def add_compare_arguments(command: argparse.ArgumentParser) -> None:
@@ -220,6 +225,7 @@ def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-problems", type=int, default=200, help="per task (default: 200)")
     command.add_argument("--problem-seed", type=int, default=0, help="which problems (default: 0)")
     command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
+    command.add_argument("--plots", action="store_true", help="draw right against distinct answers, a picture for every task")
     _add_call_flags(command)
     command.add_argument("--output", type=Path, default=Path("outputs/text"), help="folder (default: outputs/text)")
     common.add_device_flags(command, 50, "problem")

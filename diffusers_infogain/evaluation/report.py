@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing
-from .comparison import Group, Quality, best_greedy, difference, pareto_front, quality_entropy_correlation
+from .comparison import Group, Quality, best_greedy, difference, pareto_front, parse_sampler, quality_entropy_correlation
 from .statistics import Figure
+from .text_comparison import TextGroup
 
 _COLUMNS = {
     "cumulative_entropy": "cumulative entropy (nats)",
@@ -19,7 +20,7 @@ _COLUMNS = {
     "seconds_per_image": "s per image",
     "peak_memory": "peak memory (MB)",
 }
-_SCALE = {"product_first": 100, "distinct": 100, "right": 100, "peak_memory": 1e-6}
+_SCALE = {"product_first": 100, "distinct": 100, "distinct_right": 100, "right": 100, "peak_memory": 1e-6}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -149,9 +150,8 @@ def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _style(groups: Sequence[Group], index: int) -> dict[str, Any]:
+def _style(looks_ahead: bool, index: int) -> dict[str, Any]:
     colors = load_pyplot().get_cmap("tab20").colors
-    looks_ahead = groups[0].looks_ahead
     return {"color": colors[index % 20], "marker": "o" if looks_ahead else "s", "linestyle": "-" if looks_ahead else "--"}
 
 
@@ -165,9 +165,33 @@ def plot_pareto(groups: Sequence[Group], quality: Quality, path: Path, cost: str
     for index, (label, members) in enumerate(_families(groups, cost).items()):
         x, y = ([factor * g.figure(name) for g in members] for name, factor in ((cost, 1), (quality.name, scale)))
         error = [0 if math.isnan(e := group.figures[quality.name].standard_error) else scale * e for group in members]
-        axes.errorbar(x, y, error, label=label, markersize=5, linewidth=1, **_style(members, index))
+        axes.errorbar(x, y, error, label=label, markersize=5, linewidth=1, **_style(members[0].looks_ahead, index))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
+    _legend(axes)
+    _save(figure, path)
+
+
+def plot_variety(groups: Sequence[TextGroup], path: Path) -> None:
+    """Right against distinct answers to one task; samplers that differ in their token temperature alone are joined by a line."""
+    families: dict[tuple[str, int], list[TextGroup]] = {}
+    for group in groups:
+        label = re.sub(r"(?<=[:,])token_temperature=[^,]+,?", "", group.sampler).rstrip(",:")
+        families.setdefault((label, group.tokens_per_step), []).append(group)
+    figure, axes = _canvas(groups[0].task, "distinct answers (%)", "right (%)")
+    several = len({group.tokens_per_step for group in groups}) > 1
+    for index, ((label, per_step), members) in enumerate(families.items()):
+        members = sorted(members, key=lambda group: group.figures["distinct"].value)
+        x, y, error = (
+            [100 * value for value in values]
+            for values in zip(
+                *((g.figures["distinct"].value, g.figures["right"].value, g.figures["right"].standard_error) for g in members),
+                strict=True,
+            )
+        )
+        name = f"{label}, {per_step} a step" if several else label
+        looks_ahead = parse_sampler(members[0].sampler).looks_ahead
+        axes.errorbar(x, y, error, label=name, markersize=5, linewidth=1, **_style(looks_ahead, index))
     _legend(axes)
     _save(figure, path)
 
@@ -182,7 +206,7 @@ def plot_trajectories(groups: Sequence[Group], path: Path, steps: int) -> None:
         label = (
             group.label if len({g.guidance_scale for g in shown}) == 1 else f"{group.label}, guidance {group.guidance_scale:g}"
         )
-        axes.plot(range(1, len(mean) + 1), mean, label=label, markersize=4, **_style([group], index))
+        axes.plot(range(1, len(mean) + 1), mean, label=label, markersize=4, **_style(group.looks_ahead, index))
     _legend(axes)
     _save(figure, path)
 
@@ -195,7 +219,7 @@ def plot_quality_entropy(groups: Sequence[Group], quality: Quality, path: Path) 
     figure, axes = _canvas(title, "cumulative entropy (nats)", _title(quality.name))
     for index, (label, members) in enumerate(_families(groups).items()):
         x, y = ([factor * g.figure(n) for g in members] for n, factor in (("cumulative_entropy", 1), (quality.name, scale)))
-        style = {**_style(members, index), "linestyle": "none"}
+        style = {**_style(members[0].looks_ahead, index), "linestyle": "none"}
         axes.plot(x, y, label=label, markersize=6, **style)
     _legend(axes)
     _save(figure, path)
@@ -213,7 +237,7 @@ def plot_winners(groups: Sequence[Group], path: Path) -> None:
         counted = [(i, n, other) for i, (n, other) in enumerate(zip(decisions, others, strict=True)) if n > max(decisions) / 20]
         points = [(i / max(1, len(decisions) - 1), 100 * other / n) for i, n, other in counted]
         label = f"{group.label}, {group.steps} steps"
-        axes.plot(*zip(*points, strict=True), label=label, markersize=4, **_style([group], index))
+        axes.plot(*zip(*points, strict=True), label=label, markersize=4, **_style(group.looks_ahead, index))
     axes.set_ylim(0, 102)
     if shown:
         _legend(axes)

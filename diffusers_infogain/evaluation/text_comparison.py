@@ -75,9 +75,11 @@ def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int
 
     Returns:
         A record for JSON: "right" (a 1 or 0 per problem), "cumulative_entropies" (nats), "model_rows", "steps" and
-        "product_first" per problem (None but where a whole equation is filled in), "distinct" answers, "seconds" in all.
+        "product_first" per problem (None but where a whole equation is filled in), how many answers are "distinct", and how many
+        of these right ("distinct_right"), "seconds" in all.
     """
-    right, entropies, rows, steps, first, distinct = "", [], [], [], [], set()
+    right, entropies, rows, steps, first = "", [], [], [], []
+    distinct, distinct_right = set(), set()
     begun = time.perf_counter()
     for start in range(0, len(problems), batch_size):
         part = problems[start : start + batch_size]
@@ -86,6 +88,8 @@ def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int
         for row, (problem, text) in enumerate(zip(part, texts, strict=True)):
             right += str(int(problem.check(text)))
             distinct.add(text)
+            if right[-1] == "1":
+                distinct_right.add(text)
             first.append(_product_first(problem, trace.selected[0, row]) if infilled else None)
         entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
         rows += trace.model_rows.sum(0).tolist()
@@ -101,6 +105,7 @@ def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int
         "steps": steps,
         "product_first": first,
         "distinct": len(distinct),
+        "distinct_right": len(distinct_right),
         "seconds": round(time.perf_counter() - begun, 3),
     }
 
@@ -142,10 +147,9 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
         firsts = [value for record in runs for value in record["product_first"] if value is not None]
         if firsts:
             figures["product_first"] = clustered_mean(firsts, clusters)
-        distinct = [record["distinct"] / len(record["right"]) for record in runs]
-        figures["distinct"] = Figure(sum(distinct) / len(distinct), float("nan"), len(clusters))
-        seconds = [record["seconds"] / len(record["right"]) for record in runs]
-        figures["seconds"] = Figure(sum(seconds) / len(seconds), float("nan"), len(clusters))
+        for name in ("distinct", "distinct_right", "seconds"):
+            shares = [record[name] / len(record["right"]) for record in runs]
+            figures[name] = Figure(sum(shares) / len(shares), float("nan"), len(clusters))
         groups.append(TextGroup(values[0], values[2], values[1], [record["seed"] for record in runs], figures))
     return groups
 
@@ -159,10 +163,11 @@ def table(groups: Sequence[TextGroup]) -> str:
         own = [group for group in groups if group.task == task]
         product = any("product_first" in group.figures for group in own)
         header = ["tokens a step", "sampler", "right (%)", "cumulative entropy (nats)", "model rows", "steps", "distinct (%)"]
-        header += ["product first (%)"] if product else []
+        header += ["distinct and right (%)", *(["product first (%)"] if product else [])]
         rows = []
         for group in sorted(own, key=lambda group: (group.tokens_per_step, -group.figures["right"].value)):
-            names = ["right", "cumulative_entropy", "model_rows", "steps", "distinct", *(["product_first"] if product else [])]
+            names = ["right", "cumulative_entropy", "model_rows", "steps", "distinct", "distinct_right"]
+            names += ["product_first"] if product else []
             cells = [format_figure(group.figures.get(name), name) for name in names]
             rows.append([str(group.tokens_per_step), group.sampler, *cells])
         parts.append(f"**{task}**\n\n{markdown_table(header, rows)}")

@@ -47,7 +47,7 @@ def test_answers_are_checked_and_the_first_decision_is_told(first, share):
     assert record["model_rows"] == [4] * 5
     assert record["steps"] == [2] * 5
     assert record["product_first"] == [share] * 5
-    assert record["distinct"] == 2
+    assert (record["distinct"], record["distinct_right"]) == (2, 1)
     assert seen == [2_000_000 + i for i in range(5)]
 
 
@@ -86,6 +86,7 @@ def test_groups_are_means_over_problems_and_seeds():
             "steps": [5, 5],
             "product_first": [None, None],
             "distinct": 2,
+            "distinct_right": 1,
             "seconds": 1.0,
         }
 

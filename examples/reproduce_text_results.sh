@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Every figure of docs/results.md on the embedded text model; about half an hour on one CPU core, going on where it was killed.
+#     bash examples/reproduce_text_results.sh outputs/text
+set -euo pipefail
+output=${1:-outputs/text}
+mkdir -p "$output"
+
+# What pc_sampler reads: how often each character stands in texts like those that the model was trained on.
+python - "$output/frequencies.safetensors" <<'PYTHON'
+import sys
+
+import torch
+
+from diffusers_infogain import InfoGainTextPipeline
+from diffusers_infogain.evaluation.text_tasks import sample_multiplications, sample_sudokus
+from diffusers_infogain.token_frequencies import save_token_frequencies, token_frequencies
+
+pipe, generator = InfoGainTextPipeline.from_pretrained("demo-text"), torch.Generator().manual_seed(0)
+draws = (sample(1000, generator, held_out=False) for sample in (sample_multiplications, sample_sudokus))
+problems = [problem for drawn in draws for problem in drawn]
+texts = (pipe.tokenizer(problem.letter + problem.solution).input_ids for problem in problems)
+save_token_frequencies(token_frequencies(texts, pipe.model.config.vocab_size), sys.argv[1])
+PYTHON
+
+compare="diffusers-infogain compare-text --device cpu --tasks equation sudoku --num-problems 100 --batch-size 100 --output $output/all"
+uniform=info_gain:certainty=uniform,entropy_bound=0,num_candidates=8
+entropy=info_gain:certainty=entropy,entropy_bound=0,num_candidates=8
+
+# All samplers. pc_sampler stands for pc_sampler:pc_frequencies=FILE in the table.
+$compare --samplers uniform confidence entropy margin maskgit klass confidence:token_temperature=0.4 entropy:token_temperature=0.4
+$compare --samplers klass:token_temperature=0.4 entropy:num_runs=8 entropy:num_runs=8,token_temperature=0.4
+$compare --samplers "pc_sampler:pc_frequencies=$output/frequencies.safetensors"
+$compare --samplers "pc_sampler:token_temperature=0.4,pc_frequencies=$output/frequencies.safetensors"
+$compare --samplers paper paper:gain_reduction=sum paper:gain_reduction=kl lookum:entropy_bound=0,num_candidates=8,certainty=uniform
+$compare --samplers $entropy,gain_reduction=mean $entropy,gain_reduction=sum $entropy,gain_reduction=kl
+$compare --samplers $uniform,gain_reduction=mean $uniform,gain_reduction=sum $uniform,gain_reduction=kl
+$compare --samplers $uniform,gain_reduction=mean,token_temperature=0.4 $uniform,gain_reduction=sum,token_temperature=0.4
+
+# Those that go ahead of the schedule, here one token a step.
+ahead="$compare --tokens-per-step 1 --samplers"
+$ahead entropy_bound entropy_bound:token_temperature=0.4 confidence_parallel confidence_parallel:token_temperature=0.4
+$ahead confidence_parallel:token_temperature=0.4,confidence_threshold=0.7 klass_parallel:token_temperature=0.4,klass_threshold=0.01
+$ahead klass_parallel:token_temperature=0.4,klass_threshold=0.01,confidence_threshold=0.7
+
+# Right against distinct answers at all temperatures: other problems and other seeds.
+variety="diffusers-infogain compare-text --device cpu --tasks equation --num-problems 200 --batch-size 200 --problem-seed 1 --seeds 10 11 12"
+variety="$variety --output $output/variety --plots --tokens-per-step 2 --samplers"
+samplers=""
+for t in 0.1 0.2 0.3 0.4 0.5 0.6 0.8 1; do
+    samplers="$samplers confidence:token_temperature=$t maskgit:token_temperature=$t entropy:num_runs=6,token_temperature=$t"
+    samplers="$samplers paper:token_temperature=$t paper:gain_reduction=sum,token_temperature=$t $uniform,gain_reduction=sum,token_temperature=$t"
+done
+$variety $samplers
