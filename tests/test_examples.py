@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -60,6 +61,32 @@ def test_benchmark_prints_the_share_outside_the_model():
     # One row for the empty canvas, two for each of the two steps that look ahead (fewer where candidates coincide).
     assert "2 runs of 2 images, 3 steps, 2 candidates, 5 model rows per image" in out
     assert "% outside the transformer" in out
+
+
+def test_text_benchmark_prints_time_and_rows():
+    sizes = ["--hidden-size", 64, "--layers", 1, "--vocab-size", 64, "--new-tokens", 16, "--batch-sizes", 2]
+    out = run("benchmark_text_time.py", *sizes, "--cache", "none", "exact", "--sharpness", 1, "--runs", 1, "--device", "cpu")
+    for cache in ("none", "exact"):
+        assert f"  batch 2, confidence, cache {cache}: " in out
+        assert "1.00 times confidence; a text: 16 rows, 0 steps looked ahead" in out
+        assert f"  batch 2, info_gain, cache {cache}: " in out
+
+
+def test_the_commands_that_reproduce_the_text_results_parse(tmp_path):
+    """Run by bash with a stand-in that prints its arguments, since they are put together there."""
+    for name in ("python", "diffusers-infogain"):
+        (tmp_path / name).write_text('#!/bin/sh\n[ "$0" = "${0%python}" ] && echo "$@" || true\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(EXAMPLES / "reproduce_text_results.sh"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    samplers = set()
+    for line in done.stdout.splitlines():
+        args = cli.build_parser().parse_args(shlex.split(line))
+        for text in args.samplers:
+            InfoGainScheduler(mask_token_id=4, **parse_sampler(text).scheduler)
+            samplers.add(text)
+    assert len(samplers) > 60
 
 
 def test_the_commands_that_reproduce_the_results_parse():
