@@ -16,6 +16,7 @@ from ..files import save_text, writable_folder
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
+from .text import add_decoding_flags, decoding_arguments
 
 
 def lm_eval(args: argparse.Namespace) -> None:
@@ -35,6 +36,8 @@ def lm_eval(args: argparse.Namespace) -> None:
     pipe: Any = InfoGainTextPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    call = decoding_arguments(args)
+    lookahead_batch_size = call.pop("lookahead_batch_size")  # changes no text
     settings = {
         "model": args.model,
         "dtype": args.dtype,
@@ -42,13 +45,7 @@ def lm_eval(args: argparse.Namespace) -> None:
         "max_gen_toks": args.max_gen_toks,
         "greedy_tokens": args.greedy_tokens,
         "scheduler": common.scheduler_config(pipe),
-        "call": {
-            "block_length": args.block_length,
-            "num_inference_steps": args.steps,
-            "num_beams": args.num_beams,
-            "num_runs": args.num_runs,
-            "cache": args.cache,
-        },
+        "call": call,
         "num_fewshot": args.num_fewshot,
         "chat": args.chat,
         "system_instruction": args.system_instruction,
@@ -72,8 +69,8 @@ def lm_eval(args: argparse.Namespace) -> None:
         seed=args.seed,
         greedy_tokens=args.greedy_tokens,
         on_text=keep,
-        lookahead_batch_size=args.lookahead_batch_size,
-        **settings["call"],
+        lookahead_batch_size=lookahead_batch_size,
+        **call,
     )
     if args.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
@@ -142,13 +139,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--greedy-tokens", action="store_true", help=greedy)
     code = "run the programs that the model writes, on this machine (HumanEval, MBPP); refused otherwise"
     command.add_argument("--allow-code-execution", action="store_true", help=code)
-    command.add_argument(
-        "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
-    )
-    command.add_argument("--steps", type=int, help="decoding steps in all (default: one token a step, or --tokens-per-step)")
-    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
-    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
-    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
-    command.add_argument("--cache", choices=("none", "exact", "prefix"), help="of keys and values (default: exact if possible)")
+    add_decoding_flags(command)
     common.add_machine_flags(command, "text")
     common.add_sampler_flags(command)

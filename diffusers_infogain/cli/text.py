@@ -38,15 +38,7 @@ def text(args: argparse.Namespace) -> None:
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = _pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
-    call: dict[str, Any] = {
-        "max_new_tokens": args.max_new_tokens,
-        "block_length": args.block_length,
-        "num_inference_steps": args.steps,
-        "lookahead_batch_size": args.lookahead_batch_size,
-        "cache": args.cache,
-        "num_beams": args.num_beams,
-        "num_runs": args.num_runs,
-    }
+    call = {"max_new_tokens": args.max_new_tokens, **decoding_arguments(args)}
     if args.output is not None:
         settings = {
             "model": args.model,
@@ -104,13 +96,13 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
 
 
 def _keep_settings(results: Path, settings: dict[str, Any]) -> None:
-    """Writes settings beside the file that gets their results.
+    """Writes settings beside the file that gets their results, without the one that changes none.
 
     Raises:
         ValueError: If it has results of others.
     """
     path = results.with_suffix(".settings.json")
-    written = json.dumps(settings, indent=1)
+    written = json.dumps({name: value for name, value in settings.items() if name != "lookahead_batch_size"}, indent=1)
     if results.exists() and results.stat().st_size:
         found, own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}, json.loads(written)
         for name in own:
@@ -124,6 +116,23 @@ def _add_call_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache", choices=CACHES, help="of keys and values (default: exact if possible, else none)")
 
 
+def add_decoding_flags(command: argparse.ArgumentParser) -> None:
+    """How texts are decoded, whatever they are."""
+    command.add_argument(
+        "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
+    )
+    command.add_argument("--steps", type=int, help="decoding steps in all (default: one token a step, or --tokens-per-step)")
+    _add_call_flags(command)
+    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
+    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
+
+
+def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_decoding_flags` as arguments of the pipeline's call."""
+    names = ("block_length", "lookahead_batch_size", "cache", "num_beams", "num_runs")
+    return {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in names}}
+
+
 def add_text_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
     command.add_argument("prompts", nargs="*", help="what to answer")
@@ -132,14 +141,10 @@ def add_text_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=Path, help="file of JSON lines to write, or to go on with (default: print the texts)")
     command.add_argument("--chat", action="store_true", help="prompts are a user's turn in a chat")
     command.add_argument("--num-texts", type=int, default=1, help="texts per prompt, with seeds one after the other")
-    command.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
     command.add_argument(
-        "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
+        "--max-new-tokens", type=int, default=128, help="(default: 128; 0: only fill in the masks of the prompts)"
     )
-    command.add_argument("--steps", type=int, help="decoding steps in all (default: one token a step, or --tokens-per-step)")
-    _add_call_flags(command)
-    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
-    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
+    add_decoding_flags(command)
     common.add_machine_flags(command, "text")
     common.add_sampler_flags(command)
 

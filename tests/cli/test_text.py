@@ -22,6 +22,10 @@ def test_texts_are_printed(capsys):
     code, out, _ = run(capsys, "text", "S", "M", "--max-new-tokens", 16, "--device", "cpu")
     assert code == 0
     assert len(out.split()) == 2
+    code, out, _ = run(capsys, "text", "S12__3___________", "--max-new-tokens", 0, "--device", "cpu")
+    assert code == 0
+    assert out.startswith("S12")
+    assert len(out.strip()) == 17
 
 
 def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
