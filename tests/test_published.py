@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoint_helpers import write_magvit_repository, write_mmada_repository
 from checkpoint_helpers_maskgit import write_maskgit_checkpoint
+from checkpoint_helpers_text import write_bert, write_dream, write_llada, write_sdar
 from helpers import generators
 from safetensors.torch import load_file, save_file
 
@@ -227,6 +228,18 @@ def test_repositories_of_other_families_are_refused(tmp_path, stock_repository):
         load("no/such", local_files_only=True)
     assert image_pipeline_class(stock_repository) is InfoGainPipeline
     assert type(load("demo")) is InfoGainPipeline
+
+
+@pytest.mark.parametrize("write", [write_llada, write_dream, write_sdar, write_bert])
+def test_text_models_are_loaded_and_converted_like_the_others(write, tmp_path, capsys):
+    pipe = load(write(tmp_path / "model"), torch_dtype=torch.float32)
+    assert type(pipe) is InfoGainTextPipeline
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    assert type(load(tmp_path / "out")) is InfoGainTextPipeline
+    for source in (tmp_path / "model", tmp_path / "out", "demo-text"):
+        assert main(["generate", "a fox", "--model", str(source), "--output", str(tmp_path / "images")]) == 2
+        assert "is a text model: `diffusers-infogain text` and `InfoGainTextPipeline` write with it." in capsys.readouterr().err
+    assert type(load("demo-text")) is InfoGainTextPipeline
 
 
 def test_unknown_arguments_are_refused(mmada, magvit):

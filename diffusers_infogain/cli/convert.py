@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..loading import image_pipeline_class
+from ..loading import pipeline_class
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..published import saved_class
 from . import common
@@ -16,7 +16,7 @@ from . import common
 
 def convert(args: argparse.Namespace) -> None:
     """A published checkpoint as a diffusers folder in safetensors: every tensor checked, and the result tested."""
-    kind: Any = InfoGainTextPipeline if args.text else image_pipeline_class(args.source)
+    kind: Any = InfoGainTextPipeline if args.text else pipeline_class(args.source)
     if not hasattr(kind, "open_published") or saved_class(args.source) == kind.__name__:
         raise ValueError(f"{args.source!r} is a diffusers folder for {kind.__name__} already: load it as it is.")
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
@@ -35,7 +35,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
     command.add_argument("source", help="folder, Hub id or weight file in its publisher's format")
     command.add_argument("target", type=Path, help="folder to write; must not exist yet")
-    command.add_argument("--text", action="store_true", help="a masked language model (of MMaDA: its text side)")
+    command.add_argument("--text", action="store_true", help="of MMaDA the language model alone, to write text with")
     common.add_loading_flags(command)
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)")
     command.add_argument("--max-shard-size", type=float, default=5.0, metavar="GB", help="of a weight file (default: 5)")

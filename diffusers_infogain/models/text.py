@@ -193,6 +193,14 @@ def _kind(settings: Mapping[str, Any]) -> str:
     raise ValueError(f"config.json: the model type {model_type!r} is {why}. Known are {known}, and what was saved from them.")
 
 
+def is_text_model(settings: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a family known here."""
+    try:
+        return bool(_kind(settings))
+    except ValueError:
+        return False
+
+
 def _vocabulary(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
     return {} if tokenizer is None else tokenizer.get_vocab()
 
