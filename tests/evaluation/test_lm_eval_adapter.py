@@ -383,3 +383,17 @@ def test_wrong_input_is_one_sentence(capsys, tasks, name, flags, text):
     code, _, err = command(capsys, tasks, name, flags=flags)
     assert code == 2
     assert text in err.strip().splitlines()[-1]
+
+
+def test_the_example_of_the_documentation_runs(tasks, capsys):
+    from lm_eval.tasks import TaskManager
+
+    page = (ROOT / "docs" / "lm_eval.md").read_text(encoding="utf-8")
+    code = (
+        page.partition("```python\n")[2].partition("```")[0].replace('"cuda"', '"cpu"').replace("torch.bfloat16", "torch.float32")
+    )
+    own = 'tasks=["gsm8k"], limit=100, apply_chat_template=True'
+    assert own in code
+    code = code.replace(own, 'tasks=["tiny_words"], limit=2, task_manager=manager')
+    exec(code, {"manager": TaskManager(include_path=str(tasks))})
+    assert capsys.readouterr().out.startswith("12 ")
