@@ -23,14 +23,16 @@ save_token_frequencies(token_frequencies(texts, pipe.model.config.vocab_size), s
 PYTHON
 
 compare="diffusers-infogain compare-text --device cpu --tasks equation sudoku --num-problems 100 --batch-size 100 --output $output/all"
+frequencies=pc_frequencies=$output/frequencies.safetensors
+calibrated=info_gain:certainty=pc_sampler,$frequencies,entropy_bound=0,num_candidates=8
 uniform=info_gain:certainty=uniform,entropy_bound=0,num_candidates=8
 entropy=info_gain:certainty=entropy,entropy_bound=0,num_candidates=8
 
-# All samplers. pc_sampler stands for pc_sampler:pc_frequencies=FILE in the table.
+# All samplers.
 $compare --samplers uniform confidence entropy margin maskgit klass confidence:token_temperature=0.4 entropy:token_temperature=0.4
 $compare --samplers klass:token_temperature=0.4 entropy:num_runs=8 entropy:num_runs=8,token_temperature=0.4
-$compare --samplers "pc_sampler:pc_frequencies=$output/frequencies.safetensors"
-$compare --samplers "pc_sampler:token_temperature=0.4,pc_frequencies=$output/frequencies.safetensors"
+$compare --samplers pc_sampler:$frequencies pc_sampler:token_temperature=0.4,$frequencies
+$compare --samplers $calibrated,gain_reduction=mean,token_temperature=0.4 $calibrated,gain_reduction=sum,token_temperature=0.4
 $compare --samplers paper paper:gain_reduction=sum paper:gain_reduction=kl lookum:entropy_bound=0,num_candidates=8,certainty=uniform
 $compare --samplers $entropy,gain_reduction=mean $entropy,gain_reduction=sum $entropy,gain_reduction=kl
 $compare --samplers $uniform,gain_reduction=mean $uniform,gain_reduction=sum $uniform,gain_reduction=kl
@@ -48,6 +50,7 @@ variety="$variety --output $output/variety --plots --tokens-per-step 2 --sampler
 samplers=""
 for t in 0.1 0.2 0.3 0.4 0.5 0.6 0.8 1; do
     samplers="$samplers confidence:token_temperature=$t maskgit:token_temperature=$t entropy:num_runs=6,token_temperature=$t"
+    samplers="$samplers pc_sampler:token_temperature=$t,$frequencies $calibrated,gain_reduction=sum,token_temperature=$t"
     samplers="$samplers paper:token_temperature=$t paper:gain_reduction=sum,token_temperature=$t $uniform,gain_reduction=sum,token_temperature=$t"
 done
 $variety $samplers

@@ -192,7 +192,7 @@ def plot_variety(groups: Sequence[TextGroup], path: Path) -> None:
         name = f"{label}, {per_step} a step" if several else label
         looks_ahead = parse_sampler(members[0].sampler).looks_ahead
         axes.errorbar(x, y, error, label=name, markersize=5, linewidth=1, **_style(looks_ahead, index))
-    _legend(axes)
+    figure.legend(fontsize=7, frameon=False, loc="outside lower left")  # names of samplers are long
     _save(figure, path)
 
 
