@@ -66,9 +66,10 @@ class DecodingTrace:
 
     @property
     def decoded_at(self) -> torch.Tensor:
-        """(B, L) long: the step in which a position was decoded, -1 where it was known."""
-        number = torch.arange(1, len(self.selected) + 1)
-        return (number[:, None, None] * self.selected).sum(0) - 1  # a position is selected at most once
+        """(B, L) long: the (last) step in which a position was decoded, -1 where it was known."""
+        number = torch.arange(len(self.selected))[:, None, None].expand(self.selected.shape)
+        known = torch.full((1, *self.selected.shape[1:]), -1)
+        return torch.cat([known, number.masked_fill(~self.selected, -1)]).amax(0)
 
     def records(self) -> list[dict[str, list[float] | list[int]]]:
         """Per sample, plain lists over the steps, for JSON: "num_decoded", "cost", "winner", "model_rows"."""

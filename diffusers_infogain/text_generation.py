@@ -114,6 +114,8 @@ class TextGeneration:
                 f"`num_inference_steps` must be None with the scheduler's `tokens_per_step` = "
                 f"{scheduler.config.tokens_per_step}, got {self.num_inference_steps}."
             )
+        if scheduler.heuristic == "halton":
+            raise ValueError("`sampler` and `certainty` must be others than 'halton' for text, which has no grid.")
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
@@ -196,12 +198,12 @@ class TextGeneration:
         # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block. Its width
         # and its number of steps must be what they are for a text alone, so rows that differ in them are decoded apart.
         start, end = self.blocks[block]
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
         for row, masks in enumerate((self.tokens[:, start:end] == self.mask_token_id).sum(-1).tolist()):
-            if masks and not self.finished[row]:
-                kind = (max(start, self._begins[row]), masks, self._steps(block, row, masks))
+            if masks:
+                kind = (max(start, self._begins[row]), self._steps(block, row, masks))
                 groups.setdefault(kind, []).append(row)
-        for (first, _, steps), rows in sorted(groups.items()):
+        for (first, steps), rows in sorted(groups.items()):
             self._decode_rows(torch.tensor(rows, device=self.tokens.device), first, end, steps)
 
     def _decode_rows(self, rows: torch.Tensor, start: int, end: int, steps: int) -> None:
@@ -251,18 +253,18 @@ class TextGeneration:
                 self._running = running
 
     def _finish(self, end: int) -> None:
-        """Finishes the rows with an end of text before `end` behind decoded tokens only; what follows becomes that token too."""
+        """Finishes the rows that end before `end`, where all is decoded by now; what follows becomes that token too."""
         for row in (~self.finished).nonzero()[:, 0].tolist():
             own = self.tokens[row, self.first_columns[row] : end].tolist()
             place = next((place for place, token in enumerate(own) if token in self.family.eos_token_ids), None)
-            if place is not None and self.mask_token_id not in own[:place]:
+            if place is not None:
                 self.finished[row] = True
                 after = torch.arange(self.tokens.shape[1], device=self.tokens.device) > self.first_columns[row] + place
                 self.tokens[row] = self.tokens[row].masked_fill(after & self.kept[row], own[place])
 
     def _gained(self, row: int, end: int, whole: bool) -> str:
         """What a row's text up to a column has beyond what was streamed."""
-        text = self.text(row, end)
+        text = self.text(row, None if whole else end)
         if not whole:
             text = text.rstrip("\ufffd")  # bytes of a character whose others are still masked
         gained, self._streamed[row] = text[len(self._streamed[row]) :], text

@@ -37,8 +37,8 @@ def cases(draw, samplers=SAMPLERS):
         "tokens_per_step": draw(st.none() | st.integers(1, 4)),
         "confidence_threshold": draw(st.sampled_from([None, 0.5, 0.9])),
         "gain_reduction": "mean",
-        "entropy_bound": draw(st.sampled_from([None, 0, 0.5, 4.0])),
     }
+    config["entropy_bound"] = draw(st.sampled_from([None, 0.5, 4.0, *([0] if config["sampler"] != "entropy_bound" else [])]))
     config["gain_reduction"] = draw(st.sampled_from(["mean", "sum", "kl"] if config["sampler"] != "lookum" else ["mean", "sum"]))
     scheduler = make_scheduler(MASK, draw(st.integers(1, 20)), draw(st.sampled_from([None, 0.0, 0.4])), **config)
     seeds = draw(st.lists(st.integers(0, 10**6), min_size=len(tokens), max_size=len(tokens)))

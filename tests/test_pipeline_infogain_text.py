@@ -238,6 +238,55 @@ def test_an_infilled_text_stops_at_its_end_too():
     assert [block.texts for block in streamed] == [output.texts]
 
 
+def test_streams_add_up_to_the_texts():
+    full, causal = make_pipe(sampler="confidence"), make_block_pipe(sampler="confidence")
+    prompts = {"prompt": PROMPTS, "max_new_tokens": 9}
+    infilled = {"input_ids": [[MASK, 1, 2, 3, 4], [1, 2, 3], [0, MASK, MASK]], "max_new_tokens": 2}
+    only_masks = {"input_ids": [[MASK, 1, 2, 3, 4, 5, 6, 7, 8]], "max_new_tokens": 0}
+    for pipe in (full, causal):
+        for call in (prompts, infilled, only_masks):
+            generator = generators(*range(len(call.get("prompt") or call["input_ids"])))
+            output = pipe(**call, block_length=4, generator=generator)
+            blocks = list(pipe.stream(**call, block_length=4, generator=generators(*range(len(generator)))))
+            assert ["".join(parts) for parts in zip(*(block.texts for block in blocks), strict=True)] == output.texts
+            assert blocks[-1].finished.all()
+
+
+def test_the_trace_is_that_of_the_decoding():
+    pipe = make_pipe(sampler="info_gain", gain_reduction="sum", certainty="uniform", num_candidates=5)
+    prompt = pipe.tokenizer("a red cat").input_ids
+    trace = pipe("a red cat", max_new_tokens=8, num_inference_steps=4, generator=generators(3), stop_at_eos=False).trace
+    tokens = torch.tensor([[*prompt, *[MASK] * 8]])
+
+    def denoise(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        every = torch.cat([tokens[:, : len(prompt)].expand(len(states), -1), states], dim=1)
+        with torch.no_grad():
+            return torch.cat([pipe.model(one[None]) for one in every])[:, len(prompt) :]
+
+    scheduler = InfoGainScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(4)
+    (generator,) = generators(3)
+    plain = decode(denoise, scheduler, tokens[:, len(prompt) :], generator=generator).trace
+    assert plain.winner.any()
+    for name, value in vars(plain).items():
+        found = getattr(trace, name)
+        found = found[..., len(prompt) :] if name == "selected" else found
+        torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-4, equal_nan=True)
+    assert torch.equal(trace.decoded_at[:, len(prompt) :], plain.decoded_at)
+
+
+def test_rows_with_other_numbers_of_masks_are_decoded_together_where_their_steps_are_equal():
+    pipe = make_pipe(sampler="confidence", tokens_per_step=2)
+    rows = [[0, MASK, MASK, MASK, MASK], [0, MASK, MASK, 1, MASK], [MASK, 1, MASK, MASK, MASK], [0, 1, MASK, MASK, MASK]]
+    with forwards(pipe) as ran:
+        pipe(input_ids=rows, max_new_tokens=0, generator=generators(0, 1, 2, 3))
+    assert ran == [4, 4]
+    for row, ids in enumerate(rows):
+        alone = pipe(input_ids=[ids], max_new_tokens=0, generator=generators(row))
+        whole = pipe(input_ids=rows, max_new_tokens=0, generator=generators(0, 1, 2, 3))
+        assert alone.texts[0] == whole.texts[row]
+
+
 def test_a_text_is_complete_when_its_own_masks_are_gone():
     blocks = list(
         make_block_pipe(sampler="confidence").stream(["a", "a red cat on the mat"], max_new_tokens=3, stop_at_eos=False)
@@ -560,6 +609,8 @@ def test_a_prefix_cache_is_an_option_for_full_attention_only(pipe):
         pipe("a cat", max_new_tokens=4, pack_candidates=True)
     with pytest.raises(ValueError, match="`num_inference_steps` must be None with the scheduler's `tokens_per_step` = 2, got 4"):
         make_pipe(tokens_per_step=2)("a cat", max_new_tokens=8, num_inference_steps=4)
+    with pytest.raises(ValueError, match="`sampler` and `certainty` must be others than 'halton' for text, which has no grid"):
+        make_pipe(sampler="halton")("a cat", max_new_tokens=4)
     with pytest.raises(ValueError, match="`cache` must be none, prefix or None for llada with full attention, got 'dual'"):
         pipe("a cat", max_new_tokens=4, cache="dual")
     with pytest.raises(ValueError, match="`block_length` must be a multiple of the model's own, 4, got 6"):

@@ -240,6 +240,8 @@ def test_text_models_are_loaded_and_converted_like_the_others(write, tmp_path, c
         assert main(["generate", "a fox", "--model", str(source), "--output", str(tmp_path / "images")]) == 2
         assert "is a text model: `diffusers-infogain text` and `InfoGainTextPipeline` write with it." in capsys.readouterr().err
     assert type(load("demo-text")) is InfoGainTextPipeline
+    assert main(["convert", "demo-text", str(tmp_path / "demo")]) == 2
+    assert "is a diffusers folder for InfoGainTextPipeline already" in capsys.readouterr().err
 
 
 def test_unknown_arguments_are_refused(mmada, magvit):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import HashModel, generators, make_scheduler, plain_evaluation, plain_uncertainty
+from helpers import HashModel, generators, make_scheduler, plain_evaluation, plain_uncertainty, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -183,3 +183,17 @@ def test_the_calls_of_best_of_n_are_those_of_one_run():
         scheduler, model = make_scheduler(5, 4, sampler=sampler, num_candidates=3), HashModel(12, 5, (1,))
         trace = decode_best_of(model, scheduler, canvas(1, 12, 5), num_runs=3, generator=generators(2)).trace
         assert trace.model_calls.tolist() == [len(model.calls)] == [calls]
+
+
+def test_best_of_takes_the_first_of_runs_that_differ_by_rounding():
+    logits = random_logits(1, 6, 5, seed=4).expand(3, 6, 5) * torch.tensor([1.0, 1 + 1e-6, 1 + 2e-6])[:, None, None]
+
+    def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return logits[: len(tokens)] if len(tokens) == 3 else logits[:1]
+
+    scheduler = make_scheduler(5, 1, sampler="confidence")
+    output = decode_best_of(denoise, scheduler, torch.full((1, 6), 5), num_runs=3, generator=generators(0))
+    (parent,) = generators(0)
+    first = decode(denoise, scheduler, torch.full((1, 6), 5), generator=[split_generator(parent, 3)[0]])
+    assert torch.equal(output.tokens, first.tokens)
+    assert logits[1:].log_softmax(-1).exp().mul(logits[1:].log_softmax(-1)).sum((-1, -2)).neg().max() < output.trace.cost.max()

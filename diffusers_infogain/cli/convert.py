@@ -17,7 +17,7 @@ from . import common
 def convert(args: argparse.Namespace) -> None:
     """A published checkpoint as a diffusers folder in safetensors: every tensor checked, and the result tested."""
     kind: Any = InfoGainTextPipeline if args.text else pipeline_class(args.source)
-    if not hasattr(kind, "open_published") or saved_class(args.source) == kind.__name__:
+    if not hasattr(kind, "open_published") or args.source == "demo-text" or saved_class(args.source) == kind.__name__:
         raise ValueError(f"{args.source!r} is a diffusers folder for {kind.__name__} already: load it as it is.")
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     options: dict[str, Any] = common.loading_arguments(args, kind.open_published)

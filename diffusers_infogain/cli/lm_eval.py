@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def lm_eval(args: argparse.Namespace) -> None:
         confirm_run_unsafe_code=args.allow_code_execution,
     )
     samples = results.pop("samples")
-    results["infogain"] = {"settings": settings, "costs": _totals(costs_path, list(samples))}
+    results["infogain"] = {"settings": settings, "costs": _totals(costs_path, samples)}
     for name, records in samples.items():
         lines = "".join(json.dumps(one, default=handle_non_serializable, ensure_ascii=False) + "\n" for one in records)
         save_text(lines, folder / f"samples_{name.replace('/', '_').replace(':', '_')}.jsonl")
@@ -104,28 +104,24 @@ def lm_eval(args: argparse.Namespace) -> None:
     print(f"Written to {folder}: results.json, samples_*.jsonl, {costs_path.name}.")
 
 
-def _totals(path: Path, tasks: list[str]) -> dict[str, dict[str, Any]]:
-    """Per task, what its texts cost, those of earlier runs with the same settings among them; one made twice counts once."""
+def _totals(path: Path, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Per task, what its texts cost, those of earlier runs with the same settings among them; of one made twice the last."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    texts: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in lines:
-        cost = json.loads(line)
-        texts[cost["task"], cost["doc_id"], cost["repeat"], cost["seed"]] = cost
-    by_task = defaultdict(list)
-    for cost in texts.values():
-        by_task[cost["task"]].append(cost)
+    texts = {(cost["task"], cost["doc_id"], cost["repeat"]): cost for cost in map(json.loads, lines)}
     names = ("model_rows", "cumulative_entropy", "seconds")
-    return {
-        task: {"num_texts": len(by_task[task]), **{name: sum(cost[name] for cost in by_task[task]) for name in names}}
-        for task in tasks
-    }
+    totals = {}
+    for task, records in samples.items():
+        documents = {record["doc_id"] for record in records}
+        costs = [cost for (name, document, _), cost in texts.items() if name == task and document in documents]
+        totals[task] = {"num_texts": len(costs), **{name: sum(cost[name] for cost in costs) for name in names}}
+    return totals
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The command's flags."""
     command.add_argument("--tasks", nargs="+", required=True, help="names of tasks, groups or tags that generate text")
     command.add_argument("--include-path", type=Path, help="folder with further tasks (YAML)")
-    command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
+    command.add_argument("--model", required=True, help="a folder or a Hub id")
     command.add_argument("--output", type=Path, default=Path("outputs/lm_eval"), help="folder (default: outputs/lm_eval)")
     command.add_argument("--limit", type=int, help="the first so many problems of every task")
     command.add_argument("--num-fewshot", type=int, help="examples in the prompt (default: the task's)")

@@ -38,7 +38,11 @@ def text(args: argparse.Namespace) -> None:
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = _pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
-    call = {"max_new_tokens": args.max_new_tokens, **decoding_arguments(args)}
+    new = args.max_new_tokens
+    if new is None:
+        infilled = not args.chat and any(pipe.family.mask_token_id in ids for ids in pipe.encode(prompts))
+        new = 0 if infilled else 16 if args.model == "demo-text" else 128
+    call = {"max_new_tokens": new, **decoding_arguments(args)}
     if args.output is not None:
         settings = {
             "model": args.model,
@@ -101,8 +105,10 @@ def _keep_settings(results: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: If it has results of others.
     """
-    path = results.with_suffix(".settings.json")
-    written = json.dumps({name: value for name, value in settings.items() if name != "lookahead_batch_size"}, indent=1)
+    path = results.with_name(results.name + ".settings.json")
+    scheduler = settings.get("scheduler", {})
+    flat = {**settings, **{f"scheduler {name}": value for name, value in scheduler.items()}}
+    written = json.dumps({name: flat[name] for name in flat if name not in ("scheduler", "lookahead_batch_size")}, indent=1)
     if results.exists() and results.stat().st_size:
         found, own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}, json.loads(written)
         for name in own:
@@ -141,9 +147,8 @@ def add_text_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=Path, help="file of JSON lines to write, or to go on with (default: print the texts)")
     command.add_argument("--chat", action="store_true", help="prompts are a user's turn in a chat")
     command.add_argument("--num-texts", type=int, default=1, help="texts per prompt, with seeds one after the other")
-    command.add_argument(
-        "--max-new-tokens", type=int, default=128, help="(default: 128; 0: only fill in the masks of the prompts)"
-    )
+    text = "(default: 128, 16 for demo-text, and 0, which only fills in masks, where prompts have any)"
+    command.add_argument("--max-new-tokens", type=int, help=text)
     add_decoding_flags(command)
     common.add_machine_flags(command, "text")
     common.add_sampler_flags(command)
@@ -166,13 +171,19 @@ def _replied(
     if chat:
         given = {"messages": [[{"role": "user", "content": prompt}] for prompt in prompts]}
     output = pipe(**given, generator=[torch.Generator().manual_seed(seed) for seed in seeds], **call)
-    return [text_tasks.final_answer(text) for text in output.texts], output.trace
+    read = text_tasks.final_answer if chat else text_tasks.first_line
+    return [read(text) for text in output.texts], output.trace
 
 
 def compare_text(args: argparse.Namespace) -> None:
     """Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables."""
-    common.require_positive(args, "num_problems", "batch_size", "max_new_tokens")
+    common.require_positive(args, "num_problems", "batch_size")
     infilled = args.ask == "infill"
+    for name in ("num_fewshot", "max_new_tokens", "block_length"):
+        value = getattr(args, name)
+        if value is not None and (infilled or value < (name != "num_fewshot")):
+            allowed = f"an integer >= {int(name != 'num_fewshot')}, and given with --ask prompt or chat only"
+            raise ValueError(f"`{name}` must be {allowed}, got {value} with --ask {args.ask}.")
     tasks = args.tasks or list(text_comparison.INFILLED if infilled else text_comparison.TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
@@ -183,11 +194,16 @@ def compare_text(args: argparse.Namespace) -> None:
     call: dict[str, Any] = {"cache": args.cache, "lookahead_batch_size": args.lookahead_batch_size}
     if not infilled:
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
-        call |= {"max_new_tokens": args.max_new_tokens, "block_length": args.block_length}
+        call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}
     names = ("model", "dtype", "ask", "problem_seed")
     results = folder / "results.jsonl"
     _keep_settings(results, {**{name: getattr(args, name) for name in names}, **call})
-    records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
+    records = []
+    for number, line in enumerate(results.read_text(encoding="utf-8").splitlines() if results.exists() else (), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"Line {number} of {results} was not written by this command.") from None
     done = {(record["task"], record["sampler"], record["tokens_per_step"], record["seed"]): record for record in records}
     pipe = _pipeline(args)
     # Not the pipeline's settings: a sampler's name, as it stands in the table, says all of its own.
@@ -222,7 +238,7 @@ def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ask", choices=("infill", "prompt", "chat"), default="infill", help=ask)
     shots = "solved problems before each, with --ask prompt or chat (default: 5 for sudoku, 3 for countdown, else none)"
     command.add_argument("--num-fewshot", type=int, help=shots)
-    command.add_argument("--max-new-tokens", type=int, default=128, help="with --ask prompt or chat (default: 128)")
+    command.add_argument("--max-new-tokens", type=int, help="with --ask prompt or chat (default: 128)")
     command.add_argument("--block-length", type=int, help="with --ask prompt or chat: decode blocks of so many tokens in turn")
     command.add_argument("--samplers", nargs="+", default=list(DEFAULT_TEXT_SAMPLERS), metavar="NAME[:KEY=VALUE,...]")
     command.add_argument("--tokens-per-step", type=int, nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")

@@ -283,6 +283,10 @@ class InfoGainLM(LM):
             key = json.dumps([context, given], sort_keys=True)
             # Without sampling repeats are the same text, also where lm-eval's cache has some of them.
             repeat = repeats[key] if settings.sampled else 0
+            if repeat and given.get("do_sample") is None:
+                raise ValueError(  # lm-eval's cache would give all of them the same text when a run goes on
+                    f"`do_sample` must be true in requests that are sampled more than once, got none beside {dict(given)!r}."
+                )
             repeats[key] += 1
             group = groups.setdefault((settings.max_new_tokens, settings.scheduler), [])
             group.append((index, self.encode(context), settings, repeat))

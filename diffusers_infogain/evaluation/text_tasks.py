@@ -64,14 +64,25 @@ def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None) -> lis
 
 
 def final_answer(reply: str) -> str:
-    """What a chat model's reply says after its last "Answer:" (to the end of that line), or all of it.
+    """What a chat model's reply says after its last "Answer:" (in the first line that says anything), or all of it.
 
     Blanks around it, a full stop at its end and what chat models set answers in (**bold**, `code`, $formula$, \\boxed{}) are cut.
     """
-    _, found, answer = reply.rpartition("Answer:")
-    line = (answer.lstrip(" *\n").partition("\n")[0] if found else reply).strip(" *`$.\n")
-    boxed = re.fullmatch(r"\\boxed\{(.*)\}", line)
-    return boxed[1].strip() if boxed else line
+    *_, answer = re.split(r"(?i)\*{0,2}answer\*{0,2}\s*:\*{0,2}", reply)
+    if answer != reply:
+        answer = next((line for line in answer.splitlines() if line.strip(" *`")), "")
+    return _bare(answer)
+
+
+def first_line(reply: str) -> str:
+    """What a reply to a prompt that ends in "Answer:" says, before the model goes on with another problem."""
+    return _bare(reply.strip().partition("\n")[0])
+
+
+def _bare(answer: str) -> str:
+    answer = answer.strip(" *`$.\n\r")
+    boxed = re.fullmatch(r"\\boxed\{(.*)\}|\\\((.*)\\\)", answer)
+    return (boxed[1] or boxed[2]).strip() if boxed else answer
 
 
 # One-way multiplication.

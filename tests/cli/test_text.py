@@ -65,7 +65,7 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     output.write_text(whole[:-9])
     code, _, err = run(capsys, "text", *flags, "--sampler", "uniform")
     assert code == 2
-    assert "texts.jsonl has results of other settings: `scheduler` was {" in err
+    assert "texts.jsonl has results of other settings: `scheduler sampler` was 'info_gain', not 'uniform'." in err
     assert run(capsys, "text", *flags)[0] == 0
     assert output.read_text() == whole
 
@@ -115,6 +115,60 @@ def test_a_folder_of_results_is_of_one_kind_of_runs(capsys, tmp_path):
     assert "results.jsonl has results of other settings: `problem_seed` was 0, not 1." in err
 
 
+def test_settings_stand_beside_their_own_file(capsys, tmp_path):
+    flags = ["text", "S", "--max-new-tokens", 8, "--device", "cpu"]
+    files = {temperature: tmp_path / f"run_t{temperature}" for temperature in (0.4, 0.8)}
+    for temperature, file in files.items():
+        assert run(capsys, *flags, "--token-temperature", temperature, "--output", file)[0] == 0
+    for temperature, file in files.items():
+        assert run(capsys, *flags, "--token-temperature", temperature, "--output", file)[0] == 0
+        code, _, err = run(capsys, *flags, "--token-temperature", 0.5, "--output", file)
+        assert code == 2
+        assert f"`scheduler token_temperature` was {temperature}, not 0.5." in err
+    code, _, err = run(capsys, *flags, "--token-temperature", 0.4, "--output", files[0.4], "--chat")
+    assert code == 2
+    assert "`chat` was False, not True" in err
+    assert run(capsys, *flags, "--token-temperature", 0.4, "--output", files[0.4], "--lookahead-batch-size", 2)[0] == 0
+
+
+def test_masks_in_prompts_are_all_that_is_written_where_no_length_is_given(capsys):
+    code, out, err = run(capsys, "text", "S12__3___________", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert len(out.strip()) == 17
+    assert run(capsys, "text", "S12", "--device", "cpu")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (
+            ("--num-fewshot", 2),
+            "`num_fewshot` must be an integer >= 0, and given with --ask prompt or chat only, got 2 with --ask inf",
+        ),
+        (("--max-new-tokens", 7), "`max_new_tokens` must be an integer >= 1, and given with --ask prompt or chat only, got 7"),
+        (("--block-length", 3), "`block_length` must be an integer >= 1, and given with --ask prompt or chat only, got 3"),
+        (("--ask", "prompt", "--num-fewshot", -1), "`num_fewshot` must be an integer >= 0, and given with"),
+        (("--ask", "chat", "--max-new-tokens", 0), "`max_new_tokens` must be an integer >= 1, and given with"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(capsys, tmp_path, flags, text):
+    code, _, err = run(capsys, "compare-text", *flags, "--output", tmp_path / "out")
+    assert code == 2
+    assert text in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_numbers_of_problems_and_of_examples_are_other_runs(capsys, tmp_path):
+    flags = ["compare-text", "--tasks", "sudoku", "--samplers", "confidence", "--seeds", 0, "--tokens-per-step", 8]
+    flags += ["--device", "cpu", "--output", tmp_path]
+    for count in (2, 3):
+        assert run(capsys, *flags, "--num-problems", count)[0] == 0
+        (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+        assert len(record["right"]) == count
+    (tmp_path / "results.jsonl").write_text("{cut")
+    assert f"Line 1 of {tmp_path / 'results.jsonl'} was not written by this command." in run(capsys, *flags)[2]
+
+
 def test_a_comparison_asks_in_words(capsys, tmp_path):
     pipe = make_pipe()
     pipe.model.config.max_position_embeddings = 2048
@@ -130,7 +184,10 @@ def test_a_comparison_asks_in_words(capsys, tmp_path):
         records = [json.loads(line) for line in (tmp_path / ask / "results.jsonl").read_text().splitlines()]
         assert [record["right"] for record in records] == ["000"] * 4
         assert all(record["model_rows"] == [2, 2, 2] for record in records)
-    code, _, err = run(capsys, "compare-text", *flags, "--tasks", "countdown")
+    code, _, err = run(capsys, "compare-text", *flags[:-1], tmp_path / "chat", "--ask", "chat", "--num-fewshot", 1)
+    assert code == 2
+    assert "`shots` was None, not 1." in err
+    code, _, err = run(capsys, "compare-text", "--tasks", "countdown")
     assert code == 2
     assert "`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill." in err
 
@@ -147,7 +204,8 @@ def test_replies_are_read_behind_the_last_answer(task, chat):
         assert [one.count("Answer:") for one in asked] == [2, 2]
         assert call == {"max_new_tokens": 9}
         assert [one.initial_seed() for one in generator] == [5, 6]
-        texts = [f"Answer: no, wait. Answer: {problems[0].solution}\nAs you see.", problems[1].solution + "0"]
+        first = f"Answer: no, wait. Answer: {problems[0].solution}\nAs you see."
+        texts = [first if chat else f" {problems[0].solution}\n\n{problems[1].question} 1", problems[1].solution + "0"]
         return types.SimpleNamespace(texts=texts, trace=None)
 
     answers, _ = _replied(pipe, problems, [5, 6], chat, 1, max_new_tokens=9)

@@ -48,7 +48,7 @@ def test_without_lm_eval_the_command_says_so_in_one_sentence_and_the_others_work
     code = f"""
 from diffusers_infogain import cli
 cli.build_parser()
-sys.exit(cli.main(["lm-eval", "--tasks", "gsm8k", "--output", {str(tmp_path / "out")!r}]))
+sys.exit(cli.main(["lm-eval", "--model", "x", "--tasks", "gsm8k", "--output", {str(tmp_path / "out")!r}]))
 """
     done = run_without_lm_eval(code)
     assert done.returncode == 2
@@ -247,6 +247,14 @@ def test_chats_get_their_special_tokens_once(adapter):
     assert model.apply_chat_template(begun, add_generation_prompt=False) == "a red cat the mat"
 
 
+def test_repeats_that_a_cache_would_confuse_are_refused(adapter):
+    model = adapter.InfoGainLM(make_pipe())
+    given = {"until": [], "max_gen_toks": 4, "temperature": 1.0}
+    assert len(model.generate_until(requests_of(PROMPTS[:2], given), disable_tqdm=True)) == 2
+    with pytest.raises(ValueError, match="`do_sample` must be true in requests that are sampled more than once, got none"):
+        model.generate_until(requests_of(PROMPTS[:1], given, repeats=2), disable_tqdm=True)
+
+
 def test_likelihoods_are_refused_in_one_sentence(adapter):
     model = adapter.InfoGainLM(make_pipe())
     for method in (model.loglikelihood, model.loglikelihood_rolling):
@@ -307,7 +315,21 @@ def tasks(adapter, tmp_path, monkeypatch) -> Path:
 
 def command(capsys, tasks: Path, *names: str, flags: tuple = ()) -> tuple[int, str, str]:
     output = tasks.parent / "out"
-    words = ["lm-eval", "--tasks", *names, "--include-path", tasks, "--output", output, "--device", "cpu", "--batch-size", 2]
+    words = [
+        "lm-eval",
+        "--model",
+        "tiny",
+        "--tasks",
+        *names,
+        "--include-path",
+        tasks,
+        "--output",
+        output,
+        "--device",
+        "cpu",
+        "--batch-size",
+        2,
+    ]
     code = cli.main([str(word) for word in (*words, *flags)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -341,6 +363,9 @@ def test_the_command_writes_scores_samples_and_costs_and_goes_on(capsys, tasks):
     assert command(capsys, tasks, "tiny_words", flags=("--seed", 1, "--limit", 2))[0] == 0
     assert len(list(output.glob("cache_*.db"))) == 2
     assert json.loads((output / "results.json").read_text())["config"]["infogain"]["num_texts"] == 2
+    assert command(capsys, tasks, "tiny_words", flags=("--limit", 2))[0] == 0
+    fewer = json.loads((output / "results.json").read_text())["infogain"]["costs"]["tiny_words"]
+    assert (fewer["num_texts"], fewer["model_rows"]) == (2, 12)
 
 
 def test_generated_programs_run_only_where_that_is_allowed(capsys, tasks, monkeypatch):

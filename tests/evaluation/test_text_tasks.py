@@ -76,11 +76,22 @@ def test_a_negative_number_of_problems_is_an_error(sample):
         ("I see.\n\n**Answer: 3 * 5.**\n", "3 * 5"),
         ("Answer:\n`3 * 5`\nbecause", "3 * 5"),
         (r"Answer: $\boxed{3 * (5 - 1)}$.", "3 * (5 - 1)"),
+        ("**Answer**: 3 * 5", "3 * 5"),
+        ("answer: 3 * 5", "3 * 5"),
+        (r"Answer: \(3 * 5\)", "3 * 5"),
+        ("Answer:\n```\n3 * 5\n```\n", "3 * 5"),
+        ("Answer:\r\n3 * 5\r\n", "3 * 5"),
+        ("3 * 5", "3 * 5"),
         ("Answer:", ""),
     ],
 )
 def test_final_answer(reply, answer):
     assert text_tasks.final_answer(reply) == answer
+
+
+def test_a_base_model_goes_on_with_other_problems():
+    assert text_tasks.first_line(" 1234341221434321\n\nPuzzle: 12__\nAnswer: 2143") == "1234341221434321"
+    assert text_tasks.first_line("\n3 * 5.\nThe end") == "3 * 5"
 
 
 # Multiplication.

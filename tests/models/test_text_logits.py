@@ -280,6 +280,24 @@ def test_the_prefix_cache_is_exact_for_what_it_was_made_of(name, packed, left, w
         ids[:, start : start + 4] = (ids[:, start : start + 4] + 1) % model.config.vocab_size
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_first_call_of_a_block_may_be_about_other_tokens_and_rows(packed, loaded):
+    model, family = loaded["llada"]
+    ids, real = draw_rows(model, [12, 12], left=True)
+    ids[1, 8:12] = ids[0, 8:12]
+    changed = ids[:, 8:12].roll(1, -1)
+    for block, rows in ((ids[:, 8:12], torch.tensor([1, 0])), (changed, torch.arange(2))):
+        cache, none = TextCache(model, family, "prefix", packed), TextCache(model, family)
+        for one in (cache, none):
+            one.begin_block(ids, real, 8, 12)
+        where = torch.ones(2, 4, dtype=torch.bool)
+        first = cache.logits(block, rows, where)
+        again = cache.logits(block, rows, where)
+        torch.testing.assert_close(first, again, atol=1e-4, rtol=0)
+        if block is not changed:
+            torch.testing.assert_close(first, none.logits(block, rows, where), atol=1e-4, rtol=0)
+
+
 def test_the_error_of_the_prefix_cache(loaded, record_property):
     """One changed token of a block: what the rest of the block is told, with the prefix of before and without a cache."""
     for name in FULL:
