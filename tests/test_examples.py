@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -20,15 +21,20 @@ from diffusers_infogain.models.llada import BidirectionalLlama
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a script in this process, since every other one imports everything again; what it prints is returned."""
+
+    def in_process(script: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return in_process
 
 
 @pytest.mark.slow
-def test_demo_training_resumes_and_writes_a_repository(tmp_path):
+def test_demo_training_resumes_and_writes_a_repository(run, tmp_path):
     arguments = ["--output", tmp_path, "--device", "cpu", "--dtype", "float32", "--pool-size", 500, "--report-images", 2]
     run("train_demo_model.py", *arguments, "--vq-steps", 1, "--vq-batch-size", 2, "--steps", 2, "--batch-size", 4)
     assert torch.load(tmp_path / "transformer.pt", weights_only=True)["step"] == 2
@@ -40,7 +46,7 @@ def test_demo_training_resumes_and_writes_a_repository(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
-def test_text_training_resumes_and_writes_a_loadable_folder(tmp_path):
+def test_text_training_resumes_and_writes_a_loadable_folder(run, tmp_path):
     arguments = ["--output", tmp_path, "--batch-size", 10, "--report-problems", 3]
     run("train_text_model.py", *arguments, "--steps", 2)
     assert torch.load(tmp_path / "text_model.pt", weights_only=True)["step"] == 2
@@ -54,7 +60,7 @@ def test_text_training_resumes_and_writes_a_loadable_folder(tmp_path):
     assert tokenizer.mask_token_id == model.config.mask_token_id
 
 
-def test_benchmark_prints_the_share_outside_the_model():
+def test_benchmark_prints_the_share_outside_the_model(run):
     out = run(
         "benchmark_decision_time.py", "--batch-size", 2, "--num-candidates", 2, "--steps", 3, "--runs", 2, "--device", "cpu"
     )
@@ -63,7 +69,7 @@ def test_benchmark_prints_the_share_outside_the_model():
     assert "% outside the transformer" in out
 
 
-def test_text_benchmark_prints_time_and_rows():
+def test_text_benchmark_prints_time_and_rows(run):
     sizes = ["--hidden-size", 64, "--layers", 1, "--vocab-size", 64, "--new-tokens", 16, "--batch-sizes", 2]
     out = run("benchmark_text_time.py", *sizes, "--cache", "none", "exact", "--sharpness", 1, "--runs", 1, "--device", "cpu")
     for cache in ("none", "exact"):

@@ -90,7 +90,7 @@ print(*sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert run.returncode == 0, run.stderr
-    assert not {"matplotlib", "torchmetrics", "diffusers_infogain.evaluation.metrics"} & set(run.stdout.split())
+    assert not {"matplotlib", "torchmetrics", "lm_eval", "diffusers_infogain.evaluation.metrics"} & set(run.stdout.split())
 
 
 def test_scheduler_module_holds_the_name_by_which_diffusers_knows_how_to_load_it():

@@ -21,44 +21,28 @@ PROMPTS = ["a red cat", "dogs", "the mat on fog", "cat", "fog on a mat"]
 GREEDY = {"until": [], "max_gen_toks": 6, "do_sample": False, "temperature": 0.0}
 
 
-def run_without_lm_eval(code: str) -> subprocess.CompletedProcess[str]:
-    """`code` in an interpreter that has no lm-eval."""
-    block = """
+def test_without_lm_eval_the_error_names_the_extra_and_all_other_commands_work(tmp_path):
+    code = f"""
 import importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "lm_eval":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Block())
-"""
-    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, cwd=ROOT)
-
-
-def test_without_lm_eval_the_error_names_the_extra():
-    code = """
 try:
     import diffusers_infogain.evaluation.lm_eval_adapter
 except ModuleNotFoundError as error:
     print(error.name, error)
-"""
-    assert "pip install 'diffusers_infogain[lm-eval]'" in run_without_lm_eval(code).stdout
-
-
-def test_without_lm_eval_the_command_says_so_in_one_sentence_and_the_others_work(tmp_path):
-    code = f"""
 from diffusers_infogain import cli
 cli.build_parser()
 sys.exit(cli.main(["lm-eval", "--model", "x", "--tasks", "gsm8k", "--output", {str(tmp_path / "out")!r}]))
 """
-    done = run_without_lm_eval(code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("lm_eval lm-eval's tasks need lm-eval")
+    assert "pip install 'diffusers_infogain[lm-eval]'" in done.stdout
     assert done.returncode == 2
     assert "pip install 'diffusers_infogain[lm-eval]'" in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_line_does_not_import_lm_eval():
-    code = "import sys\nfrom diffusers_infogain import cli\ncli.build_parser()\nprint('lm_eval' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "False\n"
 
 
 @pytest.fixture
