@@ -195,7 +195,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
                 Changed "tokens" replace the block's, and the model runs on them anew.
             callback_on_step_end_tensor_inputs: What `kwargs` holds: "tokens" (R, block), "logits" (R, block, V) that are 0 at
                 known tokens, "scores" (R, N), and "rows" (R,), which texts these are: texts whose block differs in width or in
-                its number of masks are decoded one group after the other.
+                its number of steps are decoded one group after the other.
             lookahead_batch_size: The most states that go through the model at once, texts times candidates.
             num_beams, num_runs: Above 1: beam search, or the best of so many runs, of every block.
             cache: "none"; "exact" for block-causal models, whose finished blocks are then not run again, with the same logits; or
