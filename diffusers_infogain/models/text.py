@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -25,6 +26,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from .checkpoint import ModelSource, find_weights, local_folder, read_config, require_fields
@@ -293,7 +295,12 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             kind = PreTrainedTokenizerFast
         elif (folder / "merges.txt").is_file():
             kind = Qwen2Tokenizer
-    tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+    options: dict[str, Any] = {}
+    config = read_config(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if kind is AutoTokenizer and config and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        # It would read this file as a model of another type, and warn that it may not be compatible.
+        options = {"config": PreTrainedConfig(tokenizer_class=config.get("tokenizer_class"))}
+    tokenizer = kind.from_pretrained(folder, trust_remote_code=False, **options)
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
 

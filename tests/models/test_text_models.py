@@ -97,6 +97,18 @@ def test_a_source_is_written_as_transformers_reads_it(write, tmp_path):
     torch.testing.assert_close(opened.source.probe(written), opened.source.probe(opened.source.load()), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("write", [write_llada, write_dream, write_sdar, write_mdlm_qwen3, write_bert])
+def test_nothing_is_said_that_would_frighten_users(write, tmp_path, caplog):
+    folder = write(tmp_path / "model")
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    load_text_model(folder)
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 # What the networks compute
 
 
