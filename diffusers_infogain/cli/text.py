@@ -180,10 +180,12 @@ def compare_text(args: argparse.Namespace) -> None:
     common.require_positive(args, "num_problems", "batch_size")
     infilled = args.ask == "infill"
     for name in ("num_fewshot", "max_new_tokens", "block_length"):
-        value = getattr(args, name)
-        if value is not None and (infilled or value < (name != "num_fewshot")):
-            allowed = f"an integer >= {int(name != 'num_fewshot')}, and given with --ask prompt or chat only"
-            raise ValueError(f"`{name}` must be {allowed}, got {value} with --ask {args.ask}.")
+        value, lowest = getattr(args, name), 0 if name == "num_fewshot" else 1
+        if value is not None and (infilled or value < lowest):
+            raise ValueError(
+                f"`{name}` must be an integer >= {lowest}, and given with --ask prompt or chat only, got {value} with --ask "
+                f"{args.ask}."
+            )
     tasks = args.tasks or list(text_comparison.INFILLED if infilled else text_comparison.TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")

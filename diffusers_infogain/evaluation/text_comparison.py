@@ -163,11 +163,11 @@ def table(groups: Sequence[TextGroup]) -> str:
         own = [group for group in groups if group.task == task]
         product = any("product_first" in group.figures for group in own)
         header = ["tokens a step", "sampler", "right (%)", "cumulative entropy (nats)", "model rows", "steps", "distinct (%)"]
-        header += ["distinct and right (%)", *(["product first (%)"] if product else [])]
+        header += ["distinct and right (%)", *(["product first (%)"] if product else []), "s each"]
         rows = []
         for group in sorted(own, key=lambda group: (group.tokens_per_step, -group.figures["right"].value)):
             names = ["right", "cumulative_entropy", "model_rows", "steps", "distinct", "distinct_right"]
-            names += ["product_first"] if product else []
+            names += [*(["product_first"] if product else []), "seconds"]
             cells = [format_figure(group.figures.get(name), name) for name in names]
             rows.append([str(group.tokens_per_step), group.sampler, *cells])
         parts.append(f"**{task}**\n\n{markdown_table(header, rows)}")
