@@ -37,6 +37,21 @@ def save_text(text: str, path: Path) -> None:
         file.write(text.encode())
 
 
+def whole_lines(path: Path, begin: str) -> list[str]:
+    """The lines of a file to which records are appended, less a last one that a killed run left unfinished.
+
+    Args:
+        begin: How every record begins.
+
+    Raises:
+        ValueError: If what stands behind the last line's end is no beginning of a record.
+    """
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    if not rest.startswith(begin[: len(rest)]):
+        raise ValueError(f"Line {len(lines) + 1} of {path} was not written by this command.")
+    return lines
+
+
 def save_json(value: Any, path: Path) -> None:
     """Writes a JSON file in one go; NaN and infinities are refused, since other readers refuse them."""
     save_text(json.dumps(value, indent=1, allow_nan=False) + "\n", path)

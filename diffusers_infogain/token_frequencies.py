@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 
 from .files import replacing
+from .scheduling_infogain import at_least
 
 
 def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> torch.Tensor:
@@ -31,8 +32,7 @@ def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> to
     Raises:
         ValueError: If there is no token at all, or one outside the vocabulary.
     """
-    if not isinstance(vocab_size, int) or vocab_size < 1:
-        raise ValueError(f"`vocab_size` must be an integer >= 1, got {vocab_size!r}.")
+    at_least("vocab_size", vocab_size, 1, int)
     counts = torch.zeros(vocab_size, dtype=torch.long)
     sequences = iter(token_ids)
     while part := list(itertools.islice(sequences, 1024)):  # together, since counting takes O(V)

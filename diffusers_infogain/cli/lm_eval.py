@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..files import save_text, writable_folder
-from ..pipeline_infogain_text import InfoGainTextPipeline
+from ..files import save_text, whole_lines, writable_folder
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
-from .text import add_decoding_flags, decoding_arguments
+from .text import add_decoding_flags, decoding_arguments, load_text_pipeline
 
 
 def lm_eval(args: argparse.Namespace) -> None:
@@ -33,8 +30,7 @@ def lm_eval(args: argparse.Namespace) -> None:
     manager = TaskManager(include_path=args.include_path)
     check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
     folder = writable_folder(args.output)
-    pipe: Any = InfoGainTextPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_text_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     call = decoding_arguments(args)
     lookahead_batch_size = call.pop("lookahead_batch_size")  # changes no text
@@ -55,8 +51,7 @@ def lm_eval(args: argparse.Namespace) -> None:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
     costs_path = folder / f"costs_{digest}.jsonl"
     if costs_path.exists():
-        whole = costs_path.read_text(encoding="utf-8")
-        save_text(whole[: whole.rfind("\n") + 1], costs_path)  # without a line that a killed run left unfinished
+        save_text("".join(line + "\n" for line in whole_lines(costs_path, '{"task": ')), costs_path)
 
     def keep(cost: dict[str, Any]) -> None:
         with costs_path.open("a", encoding="utf-8") as file:

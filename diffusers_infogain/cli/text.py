@@ -13,9 +13,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..decoding import DecodingTrace
-from ..evaluation import comparison, text_comparison, text_tasks
+from ..evaluation import comparison, runs, text_comparison, text_tasks
 from ..evaluation.report import plot_variety
-from ..files import save_text, writable_folder
+from ..files import save_text, whole_lines, writable_folder
 from ..models.text_logits import CACHES
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
@@ -24,10 +24,15 @@ from . import common
 DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
 
 
-def _pipeline(args: argparse.Namespace) -> Any:
+def load_text_pipeline(args: argparse.Namespace) -> Any:
+    """The model of the flags."""
     pipe = InfoGainTextPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _asked(prompts: list[str], chat: bool) -> dict[str, Any]:
+    return {"messages": [[{"role": "user", "content": prompt}] for prompt in prompts]} if chat else {"prompt": prompts}
 
 
 def text(args: argparse.Namespace) -> None:
@@ -36,7 +41,7 @@ def text(args: argparse.Namespace) -> None:
     prompts = common.prompts_of(args)
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
     done = _finished(args.output, requests) if args.output is not None else 0
-    pipe = _pipeline(args)
+    pipe = load_text_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     new = args.max_new_tokens
     if new is None:
@@ -44,20 +49,13 @@ def text(args: argparse.Namespace) -> None:
         new = 0 if infilled else 16 if args.model == "demo-text" else 128
     call = {"max_new_tokens": new, **decoding_arguments(args)}
     if args.output is not None:
-        settings = {
-            "model": args.model,
-            "dtype": args.dtype,
-            "chat": args.chat,
-            **call,
-            "scheduler": common.scheduler_config(pipe),
-        }
-        _keep_settings(args.output, settings)
+        settings = {name: getattr(args, name) for name in ("model", "dtype", "chat")} | call
+        del settings["lookahead_batch_size"]  # changes no text
+        runs.check_settings(args.output, {**settings, "scheduler": common.scheduler_config(pipe)})
     for start in tqdm(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
         part = requests[start : start + args.batch_size]
-        given: dict[str, Any] = {"prompt": [prompt for prompt, _ in part]}
-        if args.chat:
-            given = {"messages": [[{"role": "user", "content": prompt}] for prompt, _ in part]}
-        output = pipe(**given, generator=[torch.Generator().manual_seed(seed) for _, seed in part], **call)
+        asked = _asked([prompt for prompt, _ in part], args.chat)
+        output = pipe(**asked, generator=[torch.Generator().manual_seed(seed) for _, seed in part], **call)
         rows, entropies = output.trace.model_rows.sum(0).tolist(), output.trace.cumulative_entropy.tolist()
         if args.output is None:
             print("\n\n".join(output.texts))
@@ -69,10 +67,6 @@ def text(args: argparse.Namespace) -> None:
                 file.write(json.dumps(record) + "\n")
 
 
-_RECORD = '{"prompt": '
-"""How every line of a file of texts begins."""
-
-
 def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
     """How many texts the file has already; a line that a killed run left unfinished is cut off.
 
@@ -82,9 +76,7 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
     writable_folder(path.parent)
     if not path.exists():
         return 0
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    if not rest.startswith(_RECORD[: len(rest)]):
-        lines.append(rest)
+    lines = whole_lines(path, '{"prompt": ')
     for number, line in enumerate(lines):
         try:
             record = json.loads(line)
@@ -97,24 +89,6 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
             )
     save_text("".join(line + "\n" for line in lines), path)
     return len(lines)
-
-
-def _keep_settings(results: Path, settings: dict[str, Any]) -> None:
-    """Writes settings beside the file that gets their results, without the one that changes none.
-
-    Raises:
-        ValueError: If it has results of others.
-    """
-    path = results.with_name(results.name + ".settings.json")
-    scheduler = settings.get("scheduler", {})
-    flat = {**settings, **{f"scheduler {name}": value for name, value in scheduler.items()}}
-    written = json.dumps({name: flat[name] for name in flat if name not in ("scheduler", "lookahead_batch_size")}, indent=1)
-    if results.exists() and results.stat().st_size:
-        found, own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}, json.loads(written)
-        for name in own:
-            if found.get(name) != own[name]:
-                raise ValueError(f"{results} has results of other settings: `{name}` was {found.get(name)!r}, not {own[name]!r}.")
-    save_text(written + "\n", path)
 
 
 def _add_call_flags(command: argparse.ArgumentParser) -> None:
@@ -166,11 +140,8 @@ def _replied(
     pipe: Any, problems: Sequence[Any], seeds: list[int], chat: bool, shots: int | None, **call: Any
 ) -> tuple[list[str], DecodingTrace]:
     """Answers from the model's replies to the tasks in words."""
-    prompts = [text_tasks.few_shot_prompt(problem, shots) for problem in problems]
-    given: dict[str, Any] = {"prompt": prompts}
-    if chat:
-        given = {"messages": [[{"role": "user", "content": prompt}] for prompt in prompts]}
-    output = pipe(**given, generator=[torch.Generator().manual_seed(seed) for seed in seeds], **call)
+    asked = _asked([text_tasks.few_shot_prompt(problem, shots) for problem in problems], chat)
+    output = pipe(**asked, generator=[torch.Generator().manual_seed(seed) for seed in seeds], **call)
     read = text_tasks.final_answer if chat else text_tasks.first_line
     return [read(text) for text in output.texts], output.trace
 
@@ -193,13 +164,13 @@ def compare_text(args: argparse.Namespace) -> None:
     cells = text_comparison.grid(tasks, samplers, args.tokens_per_step, args.seeds)
     problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed) for task in tasks}
     folder = writable_folder(args.output)
-    call: dict[str, Any] = {"cache": args.cache, "lookahead_batch_size": args.lookahead_batch_size}
+    call: dict[str, Any] = {"cache": args.cache}
     if not infilled:
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
         call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}
-    names = ("model", "dtype", "ask", "problem_seed")
+    runs.check_settings(folder, {name: getattr(args, name) for name in ("model", "dtype", "ask", "problem_seed")} | call)
+    call["lookahead_batch_size"] = args.lookahead_batch_size
     results = folder / "results.jsonl"
-    _keep_settings(results, {**{name: getattr(args, name) for name in names}, **call})
     records = []
     for number, line in enumerate(results.read_text(encoding="utf-8").splitlines() if results.exists() else (), 1):
         try:
@@ -207,7 +178,7 @@ def compare_text(args: argparse.Namespace) -> None:
         except ValueError:
             raise ValueError(f"Line {number} of {results} was not written by this command.") from None
     done = {(record["task"], record["sampler"], record["tokens_per_step"], record["seed"]): record for record in records}
-    pipe = _pipeline(args)
+    pipe = load_text_pipeline(args)
     # Not the pipeline's settings: a sampler's name, as it stands in the table, says all of its own.
     base = {"mask_token_id": pipe.scheduler.config.mask_token_id}
     for cell in tqdm(cells, desc="compare-text", unit="run"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,23 +30,32 @@ class Process:
     count: int = 1
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Records what a run is in `folder`/run.json; a folder that holds another run is refused.
+def check_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Records what a run is, in a folder's run.json or beside a file; an output that holds another run is refused.
 
     Raises:
         ValueError: If it does, naming the first setting that differs.
     """
-    path, settings = folder / "run.json", json.loads(json.dumps(settings))
+    path, settings = output / "run.json", json.loads(json.dumps(settings))
+    if not output.is_dir():
+        path = output.with_name(f"{output.name}.run.json")
     if not path.exists():
         save_json(settings, path)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, found, asked in _differences(json.loads(path.read_text(encoding="utf-8")), settings):
+        raise ValueError(
+            f"{output} holds a run with another `{name}`: {_short(found)} there, {_short(asked)} now. "
+            "Choose another output, or the same settings to go on with that run."
+        )
+
+
+def _differences(found: dict[str, Any], settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted(found.keys() | settings.keys()):
-        if found.get(name) != settings.get(name):
-            raise ValueError(
-                f"{folder} holds a run with another `{name}`: {_short(found.get(name))} there, {_short(settings.get(name))} now. "
-                "Choose another output folder, or the same settings to go on with that run."
-            )
+        before, now = found.get(name), settings.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from ((f"{name} {inner}", *rest) for inner, *rest in _differences(before, now))
+        elif before != now:
+            yield name, before, now
 
 
 def _short(value: Any) -> str:

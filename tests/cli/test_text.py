@@ -65,7 +65,7 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     output.write_text(whole[:-9])
     code, _, err = run(capsys, "text", *flags, "--sampler", "uniform")
     assert code == 2
-    assert "texts.jsonl has results of other settings: `scheduler sampler` was 'info_gain', not 'uniform'." in err
+    assert 'texts.jsonl holds a run with another `scheduler sampler`: "info_gain" there, "uniform" now.' in err
     assert run(capsys, "text", *flags)[0] == 0
     assert output.read_text() == whole
 
@@ -112,7 +112,7 @@ def test_a_folder_of_results_is_of_one_kind_of_runs(capsys, tmp_path):
     assert run(capsys, "compare-text", *flags)[0] == 0
     code, _, err = run(capsys, "compare-text", *flags, "--problem-seed", 1)
     assert code == 2
-    assert "results.jsonl has results of other settings: `problem_seed` was 0, not 1." in err
+    assert "holds a run with another `problem_seed`: 0 there, 1 now." in err
 
 
 def test_settings_stand_beside_their_own_file(capsys, tmp_path):
@@ -124,10 +124,10 @@ def test_settings_stand_beside_their_own_file(capsys, tmp_path):
         assert run(capsys, *flags, "--token-temperature", temperature, "--output", file)[0] == 0
         code, _, err = run(capsys, *flags, "--token-temperature", 0.5, "--output", file)
         assert code == 2
-        assert f"`scheduler token_temperature` was {temperature}, not 0.5." in err
+        assert f"`scheduler token_temperature`: {temperature} there, 0.5 now." in err
     code, _, err = run(capsys, *flags, "--token-temperature", 0.4, "--output", files[0.4], "--chat")
     assert code == 2
-    assert "`chat` was False, not True" in err
+    assert "`chat`: false there, true now." in err
     assert run(capsys, *flags, "--token-temperature", 0.4, "--output", files[0.4], "--lookahead-batch-size", 2)[0] == 0
 
 
@@ -186,7 +186,7 @@ def test_a_comparison_asks_in_words(capsys, tmp_path):
         assert all(record["model_rows"] == [2, 2, 2] for record in records)
     code, _, err = run(capsys, "compare-text", *flags[:-1], tmp_path / "chat", "--ask", "chat", "--num-fewshot", 1)
     assert code == 2
-    assert "`shots` was None, not 1." in err
+    assert "`shots`: null there, 1 now." in err
     code, _, err = run(capsys, "compare-text", "--tasks", "countdown")
     assert code == 2
     assert "`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill." in err
