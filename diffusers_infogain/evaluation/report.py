@@ -182,16 +182,12 @@ def plot_variety(groups: Sequence[TextGroup], path: Path) -> None:
     several = len({group.tokens_per_step for group in groups}) > 1
     for index, ((label, per_step), members) in enumerate(families.items()):
         members = sorted(members, key=lambda group: group.figures["distinct"].value)
-        x, y, error = (
-            [100 * value for value in values]
-            for values in zip(
-                *((g.figures["distinct"].value, g.figures["right"].value, g.figures["right"].standard_error) for g in members),
-                strict=True,
-            )
-        )
+        x = [100 * group.figures["distinct"].value for group in members]
+        y = [100 * group.figures["right"].value for group in members]
+        error = [100 * group.figures["right"].standard_error for group in members]
         name = f"{label}, {per_step} a step" if several else label
-        looks_ahead = parse_sampler(members[0].sampler).looks_ahead
-        axes.errorbar(x, y, error, label=name, markersize=5, linewidth=1, **_style(looks_ahead, index))
+        style = _style(parse_sampler(members[0].sampler).looks_ahead, index)
+        axes.errorbar(x, y, error, label=name, markersize=5, linewidth=1, **style)
     figure.legend(fontsize=7, frameon=False, loc="outside lower left")  # names of samplers are long
     _save(figure, path)
 
