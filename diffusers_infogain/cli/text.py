@@ -190,12 +190,12 @@ def compare_text(args: argparse.Namespace) -> None:
         answer = partial(_filled_in if infilled else _replied, pipe, **call, **cell.sampler.call)
         done[cell.key] = text_comparison.run(cell, problems[cell.task], answer, args.batch_size, infilled)
         save_text("".join(json.dumps(record) + "\n" for record in done.values()), results)
-    groups = text_comparison.summarize([done[cell.key] for cell in cells])
+    groups = text_comparison.summarize(list(done.values()) if args.everything else [done[cell.key] for cell in cells])
     report = text_comparison.table(groups)
     save_text(report + "\n", folder / "table.md")
     print(report)
     written = ["results.jsonl", "table.md"]
-    for task in tasks if args.plots else ():
+    for task in dict.fromkeys(group.task for group in groups) if args.plots else ():
         written.append(f"{task}.png")
         plot_variety([group for group in groups if group.task == task], folder / written[-1])
     print(f"Written to {folder}: {', '.join(written)}.")
@@ -219,6 +219,7 @@ def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-problems", type=int, default=200, help="per task (default: 200)")
     command.add_argument("--problem-seed", type=int, default=0, help="which problems (default: 0)")
     command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
+    command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
     command.add_argument("--plots", action="store_true", help="draw right against distinct answers, a picture for every task")
     _add_call_flags(command)
     command.add_argument("--output", type=Path, default=Path("outputs/text"), help="folder (default: outputs/text)")

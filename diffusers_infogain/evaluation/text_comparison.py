@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import torch
 
 from ..decoding import DecodingTrace
 from . import text_tasks
-from .comparison import SamplerSpec
-from .statistics import Figure, clustered_mean
+from .comparison import SamplerSpec, parse_sampler
+from .statistics import Figure, clustered_mean, pearson
 
 INFILLED = ("multiplication", "equation", "sudoku")
 """Products of given factors; whole equations, of which nothing is given; grids with some cells given."""
@@ -128,6 +129,14 @@ class TextGroup:
     tokens_per_step: int
     seeds: list[int]
     figures: dict[str, Figure]
+    verdicts: dict[tuple[int, int], float]
+    """By seed and problem, 1 for a right answer."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether it neither looks ahead nor searches."""
+        spec = parse_sampler(self.sampler)
+        return not spec.looks_ahead and not spec.call
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
@@ -150,12 +159,27 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
         for name in ("distinct", "distinct_right", "seconds"):
             shares = [record[name] / len(record["right"]) for record in runs]
             figures[name] = Figure(sum(shares) / len(shares), float("nan"), len(clusters))
-        groups.append(TextGroup(values[0], values[2], values[1], [record["seed"] for record in runs], figures))
+        verdicts = {(record["seed"], problem): float(one) for record in runs for problem, one in enumerate(record["right"])}
+        groups.append(TextGroup(values[0], values[2], values[1], [record["seed"] for record in runs], figures, verdicts))
     return groups
 
 
+def best_greedy(groups: Sequence[TextGroup], group: TextGroup) -> TextGroup | None:
+    """The greedy rule with most right answers at the same task and tokens a step."""
+    rivals = [one for one in groups if one.greedy and (one.task, one.tokens_per_step) == (group.task, group.tokens_per_step)]
+    return max(rivals, key=lambda one: one.figures["right"].value, default=None)
+
+
+def difference(first: TextGroup, second: TextGroup) -> Figure | None:
+    """Share of right answers of `first` minus that of `second`, paired by problem and seed; None without common ones."""
+    common = sorted(first.verdicts.keys() & second.verdicts.keys())
+    if not common:
+        return None
+    return clustered_mean([first.verdicts[one] - second.verdicts[one] for one in common], [problem for _, problem in common])
+
+
 def table(groups: Sequence[TextGroup]) -> str:
-    """One Markdown table per task, best answers first within every number of tokens a step."""
+    """One Markdown table per task, best answers first within every number of tokens a step, and how entropy goes with them."""
     from .report import format_figure, markdown_table
 
     parts = []
@@ -164,11 +188,33 @@ def table(groups: Sequence[TextGroup]) -> str:
         product = any("product_first" in group.figures for group in own)
         header = ["tokens a step", "sampler", "right (%)", "cumulative entropy (nats)", "model rows", "steps", "distinct (%)"]
         header += ["distinct and right (%)", *(["product first (%)"] if product else []), "s each"]
+        header += ["points above the best greedy rule"]
         rows = []
         for group in sorted(own, key=lambda group: (group.tokens_per_step, -group.figures["right"].value)):
             names = ["right", "cumulative_entropy", "model_rows", "steps", "distinct", "distinct_right"]
             names += [*(["product_first"] if product else []), "seconds"]
             cells = [format_figure(group.figures.get(name), name) for name in names]
-            rows.append([str(group.tokens_per_step), group.sampler, *cells])
-        parts.append(f"**{task}**\n\n{markdown_table(header, rows)}")
-    return "\n\n".join(parts)
+            rows.append([str(group.tokens_per_step), group.sampler, *cells, _advantage(own, group)])
+        parts += [f"**{task}**", markdown_table(header, rows), _correlations(own)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _advantage(groups: Sequence[TextGroup], group: TextGroup) -> str:
+    rival = None if group.greedy else best_greedy(groups, group)
+    gap = None if rival is None else difference(group, rival)
+    if rival is None or gap is None:
+        return ""
+    return f"{100 * gap.value:+.1f} ± {100 * gap.standard_error:.1f} ({rival.sampler})"
+
+
+def _correlations(groups: Sequence[TextGroup]) -> str:
+    lines = []
+    for per_step in dict.fromkeys(group.tokens_per_step for group in groups):
+        figures = [group.figures for group in groups if group.tokens_per_step == per_step]
+        entropies = [one["cumulative_entropy"].value for one in figures]
+        r = [pearson(entropies, [one[name].value for one in figures]).r for name in ("right", "distinct_right")]
+        if not any(map(math.isnan, r)):
+            lines.append(
+                f"- {per_step} a step, {len(figures)} samplers: {r[0]:.2f} with right, {r[1]:.2f} with distinct and right"
+            )
+    return "Pearson's r of cumulative entropy:\n\n" + "\n".join(lines) if lines else ""

@@ -100,6 +100,10 @@ def test_a_comparison_writes_a_table_and_runs_only_what_is_missing(capsys, tmp_p
     assert second.startswith(first)
     assert len(second.splitlines()) == 4
     assert "paper:gain_reduction=sum" in (tmp_path / "table.md").read_text()
+    assert run(capsys, "compare-text", *flags)[0] == 0
+    assert "paper:gain_reduction=sum" not in (tmp_path / "table.md").read_text()
+    assert run(capsys, "compare-text", *flags, "--everything")[0] == 0
+    assert "paper:gain_reduction=sum" in (tmp_path / "table.md").read_text()
     assert not list(tmp_path.glob("*.png"))
     code, out, _ = run(capsys, "compare-text", *flags, "confidence:token_temperature=0.5", "--plots")
     assert out.endswith(f"Written to {tmp_path}: results.jsonl, table.md, equation.png, sudoku.png.\n")

@@ -8,6 +8,7 @@ import torch
 from diffusers_infogain.decoding import DecodingTrace
 from diffusers_infogain.evaluation import text_comparison
 from diffusers_infogain.evaluation.comparison import parse_sampler
+from diffusers_infogain.evaluation.statistics import clustered_mean, pearson
 
 
 def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
@@ -98,3 +99,34 @@ def test_groups_are_means_over_problems_and_seeds():
     table = text_comparison.table([group])
     assert "**sudoku**" in table
     assert "| 2 | margin | 75 ± 25 |" in table
+
+
+def test_lookahead_is_set_against_the_best_greedy_rule_at_the_same_pace():
+    def record(sampler: str, right: str, entropy: float, per_step: int = 2, seed: int = 0) -> dict:
+        n = len(right)
+        rest = {"model_rows": [5] * n, "steps": [5] * n, "product_first": [None] * n, "distinct": n, "seconds": 1.0}
+        own = {"sampler": sampler, "tokens_per_step": per_step, "seed": seed, "right": right, "distinct_right": right.count("1")}
+        return {"task": "sudoku", **own, "cumulative_entropies": [entropy] * n, **rest}
+
+    records = [
+        record("margin", "1000", 4.0),
+        record("entropy", "1100", 3.0),
+        record("entropy", "1111", 1.0, per_step=1),
+        record("entropy:num_runs=2", "1111", 2.0),
+        record("info_gain", "0111", 2.5),
+        record("paper", "1110", 2.0, seed=1),
+    ]
+    groups = text_comparison.summarize(records)
+    assert [group.greedy for group in groups] == [True, True, True, False, False, False]
+    assert text_comparison.best_greedy(groups, groups[4]) is groups[1]
+    gap = text_comparison.difference(groups[4], groups[1])
+    assert gap.value == 0.25
+    assert gap.standard_error == pytest.approx(clustered_mean([-1.0, 0.0, 1.0, 1.0], range(4)).standard_error)
+    assert text_comparison.difference(groups[5], groups[1]) is None  # of other seeds
+    table = text_comparison.table(groups)
+    assert "| +25.0 ± 47.9 (entropy) |" in table
+    assert "| +50.0 ± 28.9 (entropy) |" in table
+    two = [group for group in groups if group.tokens_per_step == 2]
+    r = pearson([g.figures["cumulative_entropy"].value for g in two], [g.figures["right"].value for g in two]).r
+    assert f"- 2 a step, 5 samplers: {r:.2f} with right, {r:.2f} with distinct and right" in table
+    assert "- 1 a step" not in table
