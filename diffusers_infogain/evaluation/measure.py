@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ METRICS = ("composition", "frechet", "spatial", "kid", "inception_score", "preci
 """What can be asked for; "composition" is checked image by image (see `composition`), the others are measured here."""
 WITH_REFERENCE = ("frechet", "spatial", "kid", "precision_recall")
 FEATURES = ("inception", "clip", "demo")
+_DEMO_VQ = Path(__file__).parents[1] / "demo" / "model" / "vqvae"
+# torch-fidelity's file of FID's weights; the name that it is published under ends with these first digits of its SHA-256.
+_PUBLISHED_INCEPTION = "6726825d"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,59 @@ class MeasureSettings:
             raise ValueError(f"`reference` must be a folder of images for {', '.join(of_images)}, got {self.reference}.")
         if self.clip_model is None and ("clip_score" in metrics or self.features == "clip"):
             raise ValueError("`clip_model` must be given for CLIP's score or features: a folder or a Hub id.")
+
+    def identity(self, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Per metric, everything besides the images that its figures depend on, as JSON takes it, for records.
+
+        Two figures with one identity can be compared, and a figure with another one must not stand in for it. Files count by
+        their content, wherever they lie; a model of the Hub by its name.
+        """
+        networks = {network: self._weights(network) for network in {self._network(name) for name in metrics} if network}
+        reference = self._reference_digest() if any(name in WITH_REFERENCE for name in metrics) else None
+        found: dict[str, dict[str, Any]] = {}
+        for name in metrics:
+            network = self._network(name)
+            found[name] = {} if network is None else {"network": network, "weights": networks[network]}
+            if name in WITH_REFERENCE:
+                found[name]["reference"] = reference
+            if name == "kid":
+                found[name]["subset_size"] = self.subset_size
+            if name in ("kid", "inception_score") or (name in WITH_REFERENCE and self.reference == "demo"):
+                found[name]["seed"] = self.seed
+        return found
+
+    def _network(self, metric: str) -> str | None:
+        """What a metric's features come from."""
+        if metric == "composition":
+            return None
+        return {"spatial": "inception", "inception_score": "inception", "clip_score": "clip"}.get(metric, self.features)
+
+    def _weights(self, network: str) -> str:
+        if network == "demo":
+            return _digest(sorted(_DEMO_VQ.iterdir()))
+        if network == "inception":
+            digest = _PUBLISHED_INCEPTION if self.inception_weights is None else _digest([self.inception_weights])
+            return _PUBLISHED_INCEPTION if digest.startswith(_PUBLISHED_INCEPTION) else digest
+        folder = Path(self.clip_model or "")
+        if not folder.is_dir():
+            return str(self.clip_model)
+        return _digest(sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")))
+
+    def _reference_digest(self) -> str | None:
+        if self.reference is None or self.reference == "demo":
+            return self.reference
+        path = Path(self.reference)
+        return _digest([path] if path.suffix == ".npz" else image_files(path))
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """The first half of the SHA-256 of the files' contents, one after the other; that of one file is the file's own."""
+    content = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+    return content.hexdigest()[:32]
 
 
 class _Extractors:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
 from metric_helpers import metrics as library
+from metric_helpers import save_tiny_clip
 from PIL import Image
 
 from diffusers_infogain.demo import shapes
@@ -97,6 +99,33 @@ def test_nothing_is_loaded_for_composition_alone(tmp_path):
 def test_what_cannot_be_measured_is_said_first(tmp_path, metrics, settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         measure([tmp_path / "nowhere.png"], None, metrics, MeasureSettings(**settings))
+
+
+def test_an_identity_changes_with_what_changes_the_figures_and_with_nothing_else(tmp_path):
+    _, images = renderings(4, seed=0)
+    for name, chosen in (("a", images[:3]), ("copy", images[:3]), ("b", images[1:])):
+        saved(tmp_path / name, chosen)
+
+    def identity(metrics, **changes):
+        settings = {"features": "demo", "reference": str(tmp_path / "a"), **changes}
+        return json.loads(json.dumps(MeasureSettings(**settings).identity(metrics)))
+
+    before = identity(["frechet", "kid", "diversity", "composition"])
+    assert identity(["diversity", "frechet", "kid", "composition"], reference=str(tmp_path / "copy"), batch_size=3) == before
+    other = identity(list(before), reference=str(tmp_path / "b"))
+    assert {name for name in before if other[name] != before[name]} == {"frechet", "kid"}
+    other = identity(list(before), features="inception")
+    assert {name for name in before if other[name] != before[name]} == {"frechet", "kid", "diversity"}
+    assert {name for name in before if identity(list(before), seed=1)[name] != before[name]} == {"kid"}
+    assert identity(["kid"], subset_size=2) != identity(["kid"])
+    assert identity(["frechet"], reference="demo") != identity(["frechet"], reference="demo", seed=1)
+    save_tiny_clip(tmp_path / "clip")
+    clip = identity(["clip_score"], clip_model=str(tmp_path / "clip"))
+    save_tiny_clip(tmp_path / "clip", seed=1)
+    assert identity(["clip_score"], clip_model=str(tmp_path / "clip")) != clip
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    weights = identity(["spatial"], inception_weights=tmp_path / "weights.pth")
+    assert weights != identity(["spatial"])
 
 
 def test_statistics_of_other_features_are_refused(tmp_path):
