@@ -8,7 +8,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from .models.checkpoint import local_folder, read_config
+from .files import read_json
+from .models.checkpoint import local_folder
 from .models.text import is_text_model
 from .pipeline_infogain import InfoGainPipeline
 from .pipeline_infogain_lumina import PUBLISHED_CLASS, InfoGainLuminaPipeline
@@ -47,7 +48,7 @@ def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[Diffu
     folder = local_folder(repository, [MODEL_INDEX, "config.json"], **hub)
     found = "neither model_index.json nor config.json"
     if (folder / MODEL_INDEX).is_file():
-        index = read_config(folder / MODEL_INDEX)
+        index = read_json(folder / MODEL_INDEX)
         name = index.get("_class_name")
         if name == "AmusedPipeline":
             return InfoGainPipeline
@@ -60,7 +61,7 @@ def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[Diffu
             return InfoGainMeissonicPipeline
         found = f"a {MODEL_INDEX} for {name!r}"
     elif (folder / "config.json").is_file():
-        settings = read_config(folder / "config.json")
+        settings = read_json(folder / "config.json")
         name = settings.get("model_type")
         if name == "mmada":  # writes text as well
             return InfoGainMMaDAPipeline

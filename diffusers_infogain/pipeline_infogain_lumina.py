@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .calls import StepCallback
 from .candidates import Generators
+from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
@@ -22,7 +23,7 @@ from .image_generation import (
     in_float32,
     repeat_prompts,
 )
-from .models.checkpoint import local_folder, read_config
+from .models.checkpoint import local_folder
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .models.stock import decode_vqvae, open_vqvae
 from .published import PublishedPipeline, load_saved_or_published
@@ -131,7 +132,7 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
             ValueError: For a repository of another family.
         """
         folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **hub)
-        config = read_config(folder / "config.json")
+        config = read_json(folder / "config.json")
         if config.get("model_type") != "llada":
             raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'llada', got {config.get('model_type')!r}.")
         models = {"transformer": open_llada(folder), "vqvae": open_vqvae(folder / "vqvae")}

@@ -14,13 +14,14 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from . import clip_generation
 from .calls import StepCallback
 from .candidates import Generators
+from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
     as_infogain_scheduler,
 )
-from .models.checkpoint import local_folder, read_config
+from .models.checkpoint import local_folder
 from .models.meissonic_transformer import MeissonicTransformer2DModel, open_meissonic_transformer
 from .models.stock import open_clip_text_encoder, open_vqvae
 from .published import MODEL_INDEX, PublishedPipeline, load_saved_or_published
@@ -121,9 +122,9 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
         if text_encoder is None:
             patterns.append("text_encoder/*.safetensors")
         folder = local_folder(repository, patterns, **hub)
-        if not cls.is_published(read_config(folder / MODEL_INDEX)):
+        if not cls.is_published(read_json(folder / MODEL_INDEX)):
             raise ValueError(f"{folder / MODEL_INDEX} is not that of Meissonic or Monetico.")
-        schedule = read_config(folder / "scheduler" / "scheduler_config.json")
+        schedule = read_json(folder / "scheduler" / "scheduler_config.json")
         known = {name: schedule[name] for name in ("mask_token_id", "masking_schedule") if name in schedule}
         models = {
             "transformer": open_meissonic_transformer(folder / "transformer", variant),

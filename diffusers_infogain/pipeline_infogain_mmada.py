@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .calls import StepCallback
 from .candidates import Generators
+from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
@@ -23,7 +24,7 @@ from .image_generation import (
     in_float32,
     repeat_prompts,
 )
-from .models.checkpoint import local_folder, read_config
+from .models.checkpoint import local_folder
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .models.magvit_v2 import MagvitV2Model, open_magvit_v2
 from .published import PublishedPipeline, load_saved_or_published
@@ -136,7 +137,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             ValueError: For a repository of another family.
         """
         folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **hub)
-        config = read_config(folder / "config.json")
+        config = read_json(folder / "config.json")
         if config.get("model_type") != "mmada":
             raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'mmada', got {config.get('model_type')!r}.")
         transformer = open_llada(folder)

@@ -16,7 +16,8 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
-from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder, read_config
+from .files import read_json
+from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder
 
 MODEL_INDEX = "model_index.json"
 
@@ -114,7 +115,7 @@ def saved_class(repository: str | os.PathLike[str], **hub: Any) -> str | None:
             return None
         folder = local_folder(repository, [MODEL_INDEX], **hub)
     file = folder / MODEL_INDEX
-    return read_config(file).get("_class_name") if file.is_file() else None
+    return read_json(file).get("_class_name") if file.is_file() else None
 
 
 def hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:

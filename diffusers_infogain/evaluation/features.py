@@ -16,6 +16,7 @@ from diffusers import VQModel
 from PIL import Image
 
 from ..demo.shapes import IMAGE_SIZE
+from ..files import read_safetensors, read_tensors
 
 INCEPTION_OUTPUTS = {"pool": ("2048", 2048), "spatial": ("768", 17 * 17 * 7), "logits": ("logits_unbiased", 1008)}
 """Per output of `InceptionFeatures`: the features torch-fidelity computes for it, and the number of dimensions it has."""
@@ -95,11 +96,7 @@ def _inception_class() -> Any:
 
 
 def _load_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    if Path(path).suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_safetensors(path) if Path(path).suffix == ".safetensors" else read_tensors(path)
 
 
 class InceptionFeatures(FeatureExtractor):

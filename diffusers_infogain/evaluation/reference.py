@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..files import replacing
+from ..files import read_npz, replacing
 from .features import InceptionFeatures
 
 if TYPE_CHECKING:
@@ -60,13 +60,7 @@ def read_reference(path: str | os.PathLike) -> ReferenceStatistics:
     Raises:
         ValueError: If the file lacks a key or holds arrays that are no statistics.
     """
-    file = np.load(path, allow_pickle=False)
-    if isinstance(file, np.ndarray):
-        raise ValueError(f"`path` must be an .npz file with `mu` and `sigma`, got a single array in {path}.")
-    with file:
-        if not {"mu", "sigma"} <= set(file.files):
-            raise ValueError(f"`path` must hold `mu` and `sigma`, got {path} with {', '.join(file.files) or 'nothing'}.")
-        return ReferenceStatistics(**{name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in file.files})
+    return ReferenceStatistics(**read_npz(path, ("mu", "sigma"), ("mu_s", "sigma_s")))
 
 
 def write_reference(path: str | os.PathLike, stats: ReferenceStatistics) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import save_json
+from ..files import read_json, read_tensors, save_json
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 SHARD_SIZE = 5 * 10**9
@@ -56,23 +54,6 @@ def local_folder(
     except (HFValidationError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise OSError(f"{os.fspath(repository)!r} is neither a folder nor a Hub repository that can be read: {reason}") from error
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: If the file is missing, or holds something else.
-    """
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file} is missing.") from None
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}.") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(config).__name__}.")
-    return config
 
 
 def known_fields(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,18 +120,7 @@ class Checkpoint:
 
 
 def _read_pickle(file: Path, wrapper: Sequence[str]) -> dict[str, torch.Tensor]:
-    try:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files of before torch 1.6 cannot be mapped
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{file} is a pickle that needs code to be read, or is damaged. Only pickles of tensors are read "
-            "(torch.load with weights_only=True)."
-        ) from None
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0] if str(error) else 'it is cut off'}") from None
+    content = read_tensors(file)
     for name in wrapper:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -177,7 +147,7 @@ def find_weights(folder: Path, names: Sequence[str], wrapper: Sequence[str] = ()
             return Checkpoint([folder / name], wrapper)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(read_config(index).get("weight_map", {}).values()))
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
             missing = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
             if missing or not shards:
                 raise ValueError(f"{index} names files that are missing: {', '.join(missing) or 'none are named'}.")

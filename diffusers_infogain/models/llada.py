@@ -16,7 +16,8 @@ from accelerate.utils import align_module_device
 # `PreTrainedModel` must stand in this module: diffusers finds out how to load a component by looking for it here.
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: F401
 
-from .checkpoint import ModelSource, find_weights, read_config, require_fields
+from ..files import read_json
+from .checkpoint import ModelSource, find_weights, require_fields
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 MODEL_TYPES = ("llada", "mmada")
@@ -218,7 +219,7 @@ def open_llada(folder: Path) -> ModelSource:
         ValueError: As `llama_config` and `find_weights`.
     """
     file = folder / "config.json"
-    config = llama_config(read_config(file), file)
+    config = llama_config(read_json(file), file)
     return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: BidirectionalLlama(config), _probe, convert_key)
 
 

@@ -17,7 +17,8 @@ from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxSin
 from diffusers.models.unets.uvit_2d import ConvMlmLayer, UVit2DConvEmbed
 from torch import nn
 
-from .checkpoint import ModelSource, find_weights, known_fields, read_config
+from ..files import read_json
+from .checkpoint import ModelSource, find_weights, known_fields
 from .stock import weight_names
 
 NUM_MICRO_CONDS = 5
@@ -233,7 +234,7 @@ def open_meissonic_transformer(folder: Path, variant: str | None = None) -> Mode
     Raises:
         ValueError: If the configuration or the weights are missing, or a size makes no model.
     """
-    config = known_fields(MeissonicTransformer2DModel, read_config(folder / "config.json"))
+    config = known_fields(MeissonicTransformer2DModel, read_json(folder / "config.json"))
     checkpoint = find_weights(folder, weight_names("diffusion_pytorch_model", variant))
     return ModelSource(checkpoint, lambda: MeissonicTransformer2DModel(**config), _probe)
 

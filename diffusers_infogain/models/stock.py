@@ -8,7 +8,8 @@ import torch
 from diffusers import VQModel
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModelWithProjection
 
-from .checkpoint import ModelSource, find_weights, read_config
+from ..files import read_json
+from .checkpoint import ModelSource, find_weights
 
 
 def weight_names(stem: str, variant: str | None = None) -> list[str]:
@@ -30,7 +31,7 @@ def open_vqvae(folder: Path, variant: str | None = None) -> ModelSource:
     Raises:
         ValueError: If the configuration or the weights are missing.
     """
-    config = read_config(folder / "config.json")
+    config = read_json(folder / "config.json")
     return ModelSource(
         find_weights(folder, weight_names("diffusion_pytorch_model", variant)), lambda: VQModel.from_config(config), probe_vqvae
     )
@@ -48,7 +49,7 @@ def open_clip_text_encoder(folder: Path, variant: str | None = None) -> ModelSou
     Raises:
         ValueError: If the configuration or the weights are missing.
     """
-    settings = read_config(folder / "config.json")
+    settings = read_json(folder / "config.json")
     config = CLIPConfig(**settings).text_config if "text_config" in settings else CLIPTextConfig(**settings)
 
     def convert_key(key: str) -> str | None:

@@ -29,7 +29,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .checkpoint import ModelSource, find_weights, local_folder, read_config, require_fields
+from ..files import read_json
+from .checkpoint import ModelSource, find_weights, local_folder, require_fields
 from .llada import MODEL_TYPES, WEIGHT_NAMES, BidirectionalLlama, open_llada
 
 logger = logging.get_logger("diffusers." + __name__)
@@ -247,10 +248,10 @@ def open_text_model(repository: str | os.PathLike[str], *, block_length: int | N
         OSError: If there is no such repository.
     """
     folder = local_folder(repository, [*_CONFIG_FILES, *_TOKENIZER_FILES], **hub)
-    settings = read_config(folder / "config.json")
+    settings = read_json(folder / "config.json")
     _kind(settings)
     if (folder / "generation_config.json").is_file():
-        settings["eos_token_id"] = _all_ends(settings, read_config(folder / "generation_config.json"))
+        settings["eos_token_id"] = _all_ends(settings, read_json(folder / "generation_config.json"))
     tokenizer = open_tokenizer(folder)
     family = text_family(settings, tokenizer, block_length, Path(repository).name)
     if tokenizer.mask_token_id is None and isinstance(name := tokenizer.convert_ids_to_tokens(family.mask_token_id), str):
@@ -287,7 +288,7 @@ def load_text_model(
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, without the code that comes with it."""
     file = folder / "tokenizer_config.json"
-    settings = read_config(file) if file.is_file() else {}
+    settings = read_json(file) if file.is_file() else {}
     kind: Any = AutoTokenizer
     if "auto_map" in settings or not settings.get("tokenizer_class"):
         # What repositories bring code for are copies of Qwen2's tokenizer.
@@ -296,7 +297,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         elif (folder / "merges.txt").is_file():
             kind = Qwen2Tokenizer
     options: dict[str, Any] = {}
-    config = read_config(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if kind is AutoTokenizer and config and config.get("model_type") not in CONFIG_MAPPING_NAMES:
         # It would read this file as a model of another type, and warn that it may not be compatible.
         options = {"config": PreTrainedConfig(tokenizer_class=config.get("tokenizer_class"))}

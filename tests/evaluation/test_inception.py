@@ -1,7 +1,6 @@
 """torch-fidelity's network, with random weights: what is wired to what."""
 
 import importlib.util
-import pickle
 
 import numpy as np
 import pytest
@@ -112,5 +111,5 @@ class Malicious:
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
     torch.save({"fc.bias": Malicious()}, tmp_path / "evil.pth")
-    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+    with pytest.raises(ValueError, match=r"evil.pth is a pickle that needs code to be read"):
         InceptionFeatures(weights=tmp_path / "evil.pth")

@@ -51,10 +51,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_files_that_hold_no_statistics_are_named(tmp_path):
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"`path` must hold `mu` and `sigma`, got .*images.npz with arr_0\."):
+    with pytest.raises(ValueError, match=r"images.npz must hold `mu` and `sigma`, got arr_0\."):
         read_reference(tmp_path / "images.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="got a single array"):
+    with pytest.raises(ValueError, match=r"one.npy is not an .npz file"):
         read_reference(tmp_path / "one.npy")
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
     with pytest.raises(ValueError, match="allow_pickle"):

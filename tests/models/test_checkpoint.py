@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusers_infogain.models.checkpoint import Checkpoint, ModelSource, find_weights, local_folder, read_config
+from diffusers_infogain.files import read_json
+from diffusers_infogain.models.checkpoint import Checkpoint, ModelSource, find_weights, local_folder
 
 
 class Small(torch.nn.Module):
@@ -146,12 +147,12 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"has no weights: none of a.safetensors, b.bin"):
         find_weights(tmp_path, ["a.safetensors", "b.bin"])
     with pytest.raises(ValueError, match=r"config.json is missing"):
-        read_config(tmp_path / "config.json")
+        read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"config.json must hold a JSON object, got list"):
-        read_config(tmp_path / "config.json")
+        read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not JSON"):
-        read_config(tmp_path / "config.json")
+        read_json(tmp_path / "config.json")
     with pytest.raises(OSError, match=r"'no/such' is neither a folder nor a Hub repository that can be read"):
         local_folder("no/such", ["*"], local_files_only=True)
