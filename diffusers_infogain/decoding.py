@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from . import scoring
 from .candidates import Generators, split_generator
-from .masked_logits import Logits, MaskedLogits
+from .lookahead import Lookahead, Rows
+from .masked_logits import Logits, MaskedLogits, concatenate, take_states
 from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -129,26 +131,24 @@ class _TraceRecorder:
         return DecodingTrace(**columns, starts=starts)
 
 
+def _run(denoise: Denoise, mask_token_id: int, states: torch.Tensor, rows: torch.Tensor) -> Logits:
+    """Logits (R, L, V) of states (R, L) of the samples `rows` (R,)."""
+    logits = denoise(states, rows)
+    return logits if logits.ndim == 3 else MaskedLogits.at(states == mask_token_id, logits)
+
+
 def _forward(
     denoise: Denoise, mask_token_id: int, tokens: torch.Tensor, where: torch.Tensor, rows: torch.Tensor, chunk: int | None
 ) -> Logits:
-    """Logits (..., L, V) of the states `tokens` (..., L) of the samples `rows` (...), run in chunks where `where` (...) is true.
+    """Logits (R, L, V) of the states `tokens` (R, L) of the samples `rows` (R,), run in chunks where `where` (R,) is true.
 
     States that did not run are never read, but stay finite.
     """
     states, samples = tokens[where], rows[where]
     size = chunk or len(states)
-    chunks = [denoise(t, r) for t, r in zip(states.split(size), samples.split(size), strict=True)]
-    if chunks[0].ndim == 2:
-        return MaskedLogits.at((tokens == mask_token_id) & where[..., None], torch.cat(chunks))
-    if where.all() and len(chunks) == 1:
-        return chunks[0].view(*where.shape, *chunks[0].shape[1:])
-    logits = chunks[0].new_zeros(*where.shape, *chunks[0].shape[1:])
-    places, start = where.flatten().nonzero()[:, 0], 0
-    for part in chunks:
-        logits.view(-1, *part.shape[1:])[places[start : start + len(part)]] = part
-        start += len(part)
-    return logits
+    parts = zip(states.split(size), samples.split(size), strict=True)
+    logits = concatenate([_run(denoise, mask_token_id, *part) for part in parts])
+    return take_states(logits, torch.where(where, where.cumsum(0) - 1, -1))
 
 
 def _check(tokens: torch.Tensor, scheduler: InfoGainScheduler, lookahead_batch_size: int | None) -> None:
@@ -160,12 +160,27 @@ def _check(tokens: torch.Tensor, scheduler: InfoGainScheduler, lookahead_batch_s
         raise ValueError(f"`lookahead_batch_size` must be an integer >= 1 or None, got {lookahead_batch_size!r}.")
 
 
-def _lookahead_logits(
-    denoise: Denoise, mask_token_id: int, proposal: InfoGainProposal, samples: torch.Tensor, chunk: int | None
-) -> Logits:
-    """(B, N, L, V): all distinct candidates of all samples in one batch."""
-    distinct = proposal.distinct
-    return _forward(denoise, mask_token_id, proposal.candidates, distinct, samples[:, None].expand(distinct.shape), chunk)
+def _look_ahead(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    timestep: torch.Tensor,
+    proposal: InfoGainProposal,
+    samples: torch.Tensor,
+    chunk: int | None,
+    wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Lookahead:
+    """The lookahead of a proposal whose rows belong to `samples` (R,)."""
+
+    def run(rows: Rows) -> Logits:
+        return _run(denoise, scheduler.config.mask_token_id, proposal.candidates[rows], samples[rows[0]])
+
+    return Lookahead(run, scheduler, timestep, proposal, wanted, chunk)
+
+
+def _best_so_far(objective: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """The first candidate (B, N) with the largest objective of those known."""
+    winner = objective.masked_fill(~known, -torch.inf).argmax(1, keepdim=True)
+    return torch.zeros_like(known).scatter(1, winner, True)
 
 
 @torch.no_grad()
@@ -227,11 +242,13 @@ def decode(
             halton_offsets=halton_offsets,
             settled=settled,
         )
-        lookahead = None
         if proposal.needs_lookahead:
-            lookahead = _lookahead_logits(denoise, mask_token_id, proposal, samples, lookahead_batch_size)
+            seen = _look_ahead(denoise, scheduler, timestep, proposal, samples, lookahead_batch_size, _best_so_far)
             model_rows += proposal.distinct.sum(-1)
-        output = scheduler.select(lookahead, timestep, proposal)
+            winner = seen.objective.argmax(1)
+            output = proposal.commit(winner, seen.gain, seen.objective, seen.logits(samples, winner))
+        else:
+            output = scheduler.select(None, timestep, proposal)
         tokens, previous_logits, logits = output.prev_sample, logits, output.pred_logits
         settled = proposal.settled
         recorder.record(
@@ -328,23 +345,27 @@ def decode_beam(
             grid=grid,
             halton_offsets=None if halton_offsets is None else halton_offsets[owners.cpu()],
         )
-        lookahead = None
-        if proposal.needs_lookahead:
-            lookahead = _lookahead_logits(denoise, mask_token_id, proposal, owners, lookahead_batch_size)
-            model_rows.index_add_(0, owners, proposal.distinct.sum(-1))
-        gain, objective = scheduler.score(lookahead, timestep, proposal)
-        value = objective.double()
-        if lookahead is None:  # all candidates of a beam are one state, or finished ones of equal cost
-            value = torch.full_like(value, -torch.inf)
-            value[:, 0] = -proposal.cost[:, 0].double()
         # f = g + C + w · 𝓗(z') = g + w · 𝓗(z) - J, in double precision: one beam then decides as argmax J does, to the last bit.
         # With "kl" 𝓗(z) less the gain is what z' is expected to leave.
+        looks = proposal.needs_lookahead
         uncertainty = scoring.state_uncertainty(proposal.entropies, proposal.masked, reduction)
-        base = cost[alive] + (weight * uncertainty.double() if lookahead is not None else 0)
-        f = torch.full((batch, num_beams, num), torch.inf, dtype=torch.double, device=device)
-        f[alive] = base[:, None] - value
+        base = cost[alive] + (weight * uncertainty.double() if looks else 0)
         finished = cost.isfinite() & ~alive
-        f[finished] = torch.nn.functional.pad(cost[finished][:, None], (0, num - 1), value=torch.inf)
+        every = states[:, :, None].expand(batch, num_beams, num, length).flatten(1, 2).clone()
+        every[alive[:, :, None].expand(batch, num_beams, num).flatten(1)] = proposal.candidates.flatten(0, 1)
+        equal = (every[:, :, None] == every[:, None]).all(-1)
+        rank = partial(_rank, base=base, alive=alive, finished=torch.where(finished, cost, torch.inf), equal=equal)
+        if looks:
+            among_best = partial(_among_best, rank=rank, alive=alive)
+            seen = _look_ahead(denoise, scheduler, timestep, proposal, owners, lookahead_batch_size, among_best)
+            model_rows.index_add_(0, owners, proposal.distinct.sum(-1))
+            gain, objective = seen.gain, seen.objective
+            value = objective.double()
+        else:  # all candidates of a beam are one state, or finished ones of equal cost
+            gain, objective = scheduler.score(None, proposal)
+            value = torch.full_like(objective.double(), -torch.inf)
+            value[:, 0] = -proposal.cost[:, 0].double()
+        f, place = rank(value)
 
         def spread(value: torch.Tensor, alive: torch.Tensor = alive) -> torch.Tensor:
             """(R, N, ...) of the living beams to (B, beams · N, ...)."""
@@ -352,11 +373,6 @@ def decode_beam(
             full[alive] = value
             return full.flatten(1, 2)
 
-        every = states[:, :, None].expand(batch, num_beams, num, length).flatten(1, 2).clone()
-        every[alive[:, :, None].expand(batch, num_beams, num).flatten(1)] = proposal.candidates.flatten(0, 1)
-        f = _once(f.flatten(1), every)
-        f, place = f.sort(dim=1, stable=True)
-        f, place = f[:, :num_beams], place[:, :num_beams]
         batch_index = samples[:, None]
         parent = place // num
         states = every[batch_index, place]
@@ -379,8 +395,8 @@ def decode_beam(
         parent_row = row_of[batch_index, parent][living]
         previous_logits = logits[parent_row] if scheduler.heuristic == "klass" else None
         logits = None
-        if lookahead is not None:
-            logits = lookahead[parent_row, spread(proposal.duplicate_of)[batch_index, place][living]]
+        if looks:
+            logits = seen.logits(parent_row, (place % num)[living])
     best = cost.argmin(1)
     recorder, path = _TraceRecorder(), best
     for record in reversed(history):
@@ -391,9 +407,39 @@ def decode_beam(
     return DecodingOutput(states[samples, best], recorder.trace(batch, length, num))
 
 
-def _once(f: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """f (B, K) with inf for every state (B, K, L) that another one equals with a smaller f, or with the same f and earlier."""
-    equal = (states[:, :, None] == states[:, None]).all(-1)
+def _rank(
+    value: torch.Tensor, base: torch.Tensor, alive: torch.Tensor, finished: torch.Tensor, equal: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest f of each sample, (B, beams), and where among its candidates (B, beams · N) they stand.
+
+    Args:
+        value: (R, N), J of the candidates of the R living beams, which are those where `alive` (B, beams) is true.
+        base: (R,), f + J of a beam's candidates.
+        finished: (B, beams), f of finished beams, inf for others.
+        equal: (B, beams · N, beams · N), which candidates are the same state.
+    """
+    f = torch.full((*alive.shape, value.shape[1]), torch.inf, dtype=torch.double, device=value.device)
+    f[..., 0] = finished
+    f[alive] = base[:, None] - value
+    f, place = _once(f.flatten(1), equal).sort(dim=1, stable=True)
+    num_beams = alive.shape[1]
+    return f[:, :num_beams], place[:, :num_beams]
+
+
+def _among_best(
+    objective: torch.Tensor,
+    known: torch.Tensor,
+    rank: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    alive: torch.Tensor,
+) -> torch.Tensor:
+    """Which candidates (R, N) of the living beams would go on as beams if only the known ones were there."""
+    f, place = rank(objective.double().masked_fill(~known, -torch.inf))
+    chosen = torch.zeros(len(alive), alive.shape[1] * objective.shape[1], dtype=torch.bool, device=f.device)
+    return chosen.scatter(1, place, f.isfinite()).view(*alive.shape, -1)[alive]
+
+
+def _once(f: torch.Tensor, equal: torch.Tensor) -> torch.Tensor:
+    """f (B, K) with inf for every state that another one equals (B, K, K) with a smaller f, or with the same f and earlier."""
     place = torch.arange(f.shape[1], device=f.device)
     better = (f[:, None] < f[:, :, None]) | ((f[:, None] == f[:, :, None]) & (place < place[:, None]))
     return f.masked_fill((equal & better).any(-1), torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,21 +44,23 @@ class MaskedLogits:
         return self.index.ndim + 1
 
     def __getitem__(self, key: Any) -> Any:
-        """The rows (K, V) at the K true positions of a mask (..., L), or logits of some of the states, without a copy.
+        """The rows (K, V) at the K true positions of a mask (..., L), or at K positions given by an index for every dimension of
+        (..., L); or logits of some of the states, without a copy.
 
         Raises:
-            ValueError: If the mask includes a position that has no logits.
+            ValueError: If a position that has no logits is among them.
         """
         index = self.index[key]
-        if not (isinstance(key, torch.Tensor) and key.dtype == torch.bool and key.shape == self.index.shape):
+        by_mask = isinstance(key, torch.Tensor) and key.dtype == torch.bool and key.shape == self.index.shape
+        if not by_mask and not (isinstance(key, tuple) and len(key) == self.index.ndim):
             return MaskedLogits(self.rows, index)
         if (index < 0).any():
             raise ValueError("Logits were asked for at a position that was known when the model ran.")
         return self.rows[index]
 
-    def expand(self, shape: torch.Size) -> MaskedLogits:
-        """As `Tensor.expand`, for the shape (..., L, V) of the full tensor."""
-        return MaskedLogits(self.rows, self.index.expand(shape[:-1]))
+    def flatten(self, start_dim: int, end_dim: int) -> MaskedLogits:
+        """As `Tensor.flatten`, for dimensions before the last two."""
+        return MaskedLogits(self.rows, self.index.flatten(start_dim, end_dim))
 
     def compact(self) -> MaskedLogits:
         """The same without the rows that no position refers to, so that their memory is free."""
@@ -73,3 +76,28 @@ class MaskedLogits:
 
 
 Logits = torch.Tensor | MaskedLogits
+
+
+def concatenate(parts: Sequence[Logits]) -> Logits:
+    """States (K, L, V) of several parts behind each other; a single part as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    masked = [part for part in parts if isinstance(part, MaskedLogits)]
+    if not masked:
+        return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
+    index, first = [], 0
+    for part in masked:
+        index.append(torch.where(part.index < 0, -1, part.index + first))
+        first += len(part.rows)
+    return MaskedLogits(torch.cat([part.rows for part in masked]), torch.cat(index))
+
+
+def take_states(logits: Logits, places: torch.Tensor) -> Logits:
+    """The states of (K, L, V) at `places`, of any shape; -1 for a state without logits (0 in a full tensor)."""
+    if torch.equal(places, torch.arange(logits.shape[0], device=places.device)):
+        return logits
+    absent = places < 0
+    if isinstance(logits, MaskedLogits):
+        return MaskedLogits(logits.rows, logits.index[places].masked_fill(absent[..., None], -1)).compact()
+    taken = logits[places]
+    return taken.masked_fill_(absent[..., None, None], 0) if absent.any() else taken

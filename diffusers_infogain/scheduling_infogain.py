@@ -24,8 +24,8 @@ SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLE
 
 DEFAULT_ENTROPY_BOUNDS = {"info_gain": 0.5, "lookum": 0.5, "entropy_bound": 0.1}
 DEFAULT_PARALLEL_THRESHOLD = 0.9
-_SCORED_AT_ONCE = 1 << 24
-"""Logits that are scored together, so that memory does not grow with the candidates."""
+_SCORED_AT_ONCE = 1 << 22
+"""Logits that are scored together: float32 copies of more are never made at once."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -110,6 +110,19 @@ class InfoGainProposal(BaseOutput):
         """(B, N) bool: the candidates whose logits `select` reads, one of every group of equal ones with masks left."""
         first = self.duplicate_of == torch.arange(self.duplicate_of.shape[1], device=self.duplicate_of.device)
         return first & self.next_masked.any(-1)
+
+    def commit(
+        self, winner: torch.Tensor, gain: torch.Tensor, objective: torch.Tensor, pred_logits: Logits | None = None
+    ) -> InfoGainSchedulerOutput:
+        """The step that takes the candidates `winner` (B,)."""
+        return InfoGainSchedulerOutput(
+            prev_sample=self.candidates[torch.arange(len(winner), device=winner.device), winner],
+            pred_logits=pred_logits,
+            cost=self.cost,
+            gain=gain,
+            objective=objective,
+            winner=winner,
+        )
 
 
 @dataclass
@@ -427,13 +440,18 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
     def _codebook_logits(self, logits: Logits, masked: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
         """The logits (..., L, V) at the positions of `masked`, as (M, V) in float32, without the mask token."""
-        rows = logits[masked].float()
+        return self._codebook_rows(logits[masked], masked.nonzero(as_tuple=True), timestep)
+
+    def _codebook_rows(self, rows: torch.Tensor, places: tuple[torch.Tensor, ...], timestep: int | torch.Tensor) -> torch.Tensor:
+        """Logits (M, V), which are changed, in float32 and without the mask token; `places` (sample, perhaps candidate, position)
+        are named in an error."""
+        rows = rows.float()
         mask_token_id = self.config.mask_token_id
         if mask_token_id < rows.shape[-1]:
             rows[:, mask_token_id] = -torch.inf
         largest = rows.amax(-1)
         if not largest.isfinite().all():
-            where = [int(index[~largest.isfinite()][0]) for index in masked.nonzero(as_tuple=True)]
+            where = [int(index[~largest.isfinite()][0]) for index in places]
             place = f"sample {where[0]}, " + (f"candidate {where[1]}, " if len(where) == 3 else "") + f"position {where[-1]}"
             raise ValueError(
                 f"`logits` are NaN, +inf or all -inf at step {self._step_index(timestep)}, {place}: the model's output cannot "
@@ -657,34 +675,52 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`grid` must be given as (height, width) with {length} cells for the halton order, got {grid}.")
         return scoring.halton_order(height, width)
 
-    @staticmethod
-    def _parts(evaluated: torch.Tensor, vocabulary: int) -> list[torch.Tensor]:
-        """`evaluated` (B, N, L), or candidates of it one after the other where float32 copies of all logits would be large."""
-        num = evaluated.shape[1]
-        largest = int(evaluated.sum((0, 2)).max()) * vocabulary
-        size = max(_SCORED_AT_ONCE // max(largest, 1), 1)
-        if size >= num:
-            return [evaluated]
-        candidate = torch.arange(num, device=evaluated.device)[:, None]
-        return [evaluated & (candidate >= first) & (candidate < first + size) for first in range(0, num, size)]
+    def score_rows(
+        self,
+        logits: Logits,
+        timestep: int | torch.Tensor,
+        proposal: InfoGainProposal,
+        rows: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """What the gains of some candidates need of their logits, after which these can be dropped.
 
-    def score(
-        self, lookahead_logits: Logits | None, timestep: int | torch.Tensor, proposal: InfoGainProposal
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Information gain and objective of every candidate, (B, N) each; NaN where they are unknown for want of logits."""
+        Args:
+            logits: (K, L, V) of the candidates; only those at masked positions of distinct ones are read.
+            rows: Which they are: sample and candidate, (K,) long each.
+
+        Returns:
+            (K, L) in nats: at positions still masked the entropy, or with "kl" KL(after ‖ before), and 0 elsewhere.
+
+        Raises:
+            ValueError: If a logit is NaN or +inf, or all at a position are -inf.
+        """
+        samples, columns = rows
+        state, position = (proposal.next_masked & proposal.distinct[..., None])[rows].nonzero(as_tuple=True)
+        values = torch.zeros(len(samples), proposal.masked.shape[-1], device=proposal.masked.device)
+        size = max(_SCORED_AT_ONCE // logits.shape[-1], 1)
+        for here in zip(state.split(size), position.split(size), strict=True):
+            sample, at = samples[here[0]], here[1]
+            after = self._codebook_rows(logits[here], (sample, columns[here[0]], at), timestep)
+            if proposal.logits is None:
+                values[here] = scoring.entropy(after)
+            else:
+                before = self._codebook_rows(proposal.logits[sample, at], (sample, at), timestep)
+                values[here] = scoring.kl_divergence(after, before)
+        return values
+
+    def score(self, values: torch.Tensor | None, proposal: InfoGainProposal) -> tuple[torch.Tensor, torch.Tensor]:
+        """Information gain and objective of every candidate, (B, N) each; NaN where they are unknown for want of a lookahead.
+
+        Args:
+            values: (B, N, L), `score_rows` of every distinct candidate; None without a lookahead.
+        """
         reduction, next_masked = self.config.gain_reduction, proposal.next_masked
-        values = torch.zeros(next_masked.shape, device=next_masked.device)
-        if lookahead_logits is not None:
-            for evaluated in self._parts(next_masked & proposal.distinct[..., None], lookahead_logits.shape[-1]):
-                rows = self._codebook_logits(lookahead_logits, evaluated, timestep)
-                if proposal.logits is None:
-                    values[evaluated] = scoring.entropy(rows)
-                else:
-                    before = proposal.logits[:, None].expand(lookahead_logits.shape)
-                    values[evaluated] = scoring.kl_divergence(rows, self._codebook_logits(before, evaluated, timestep))
+        if values is not None:
             values = values[torch.arange(len(values), device=values.device)[:, None], proposal.duplicate_of]
-        elif next_masked.any():
-            values = torch.where(next_masked, torch.nan, 0.0)
+        else:
+            values = torch.zeros(next_masked.shape, device=next_masked.device)
+            if next_masked.any():
+                values = torch.where(next_masked, torch.nan, 0.0)
         if proposal.logits is not None:
             gain = scoring.surprise(proposal.cost, values, next_masked)
             return gain, scoring.objective(gain, proposal.cost, self.config.gain_weight)
@@ -713,18 +749,17 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         elif lookahead_logits.ndim != 4 or lookahead_logits.shape[:3] != proposal.candidates.shape:
             expected = ", ".join(map(str, proposal.candidates.shape))
             raise ValueError(f"`lookahead_logits` must have the shape ({expected}, V), got {tuple(lookahead_logits.shape)}.")
-        gain, objective = self.score(lookahead_logits, timestep, proposal)
-        batch = torch.arange(len(gain), device=gain.device)
-        winner = objective.argmax(1) if lookahead_logits is not None else torch.zeros_like(batch)
-        pred_logits = None if lookahead_logits is None else lookahead_logits[batch, proposal.duplicate_of[batch, winner]]
-        return InfoGainSchedulerOutput(
-            prev_sample=proposal.candidates[batch, winner],
-            pred_logits=pred_logits.compact() if isinstance(pred_logits, MaskedLogits) else pred_logits,
-            cost=proposal.cost,
-            gain=gain,
-            objective=objective,
-            winner=winner,
-        )
+        batch, num, length = proposal.candidates.shape
+        samples = torch.arange(batch, device=proposal.cost.device)
+        if lookahead_logits is None:
+            return proposal.commit(torch.zeros_like(samples), *self.score(None, proposal))
+        every = samples.repeat_interleave(num), torch.arange(num, device=samples.device).repeat(batch)
+        values = self.score_rows(lookahead_logits.flatten(0, 1), timestep, proposal, every)
+        gain, objective = self.score(values.view(batch, num, length), proposal)
+        winner = objective.argmax(1)
+        pred_logits = lookahead_logits[samples, proposal.duplicate_of[samples, winner]]
+        pred_logits = pred_logits.compact() if isinstance(pred_logits, MaskedLogits) else pred_logits
+        return proposal.commit(winner, gain, objective, pred_logits)
 
     def step(
         self,

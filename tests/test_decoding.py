@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import weakref
 from collections import Counter
 
 import pytest
@@ -11,7 +12,7 @@ from helpers import HashModel, generators, make_scheduler, plain_entropy, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_infogain import decode
+from diffusers_infogain import decode, decode_beam
 from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS
 
 CODES, MASK = 6, 6
@@ -111,6 +112,63 @@ def test_calls_in_sequence_are_the_calls_of_the_model_for_a_sample_alone(case):
         # Steps that should look ahead but whose candidates coincide leave their logits to be computed in the next one.
         coincided = int(trace.objective.isnan().any(-1).sum()) if scheduler.looks_ahead else 0
         assert calls <= len(model.calls) <= calls + coincided
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(["info_gain", "lookum"]), st.integers(1, 5), st.booleans())
+def test_chunks_decide_as_all_logits_together_do_to_the_last_bit(case, chunk, ties):
+    """Against the documented loop of `propose` and `select`; with ties, the first of the best candidates wins."""
+    scheduler, tokens, seeds = case
+    hashed = HashModel(tokens.shape[1], CODES, conditions=seeds)
+    model = (lambda states, rows: torch.zeros(*states.shape, CODES)) if ties else hashed
+    output = run(scheduler, tokens, seeds, model, lookahead_batch_size=chunk)
+    own, samples = generators(*seeds), torch.arange(len(tokens))
+    initial, length, logits, previous = (tokens == MASK).sum(-1), tokens.shape[1], None, None
+    for index, timestep in enumerate(scheduler.timesteps):
+        if not (tokens == MASK).any():
+            break
+        logits = model(tokens, samples) if logits is None else logits
+        options = {"generator": own, "initial_masks": initial, "grid": (1, length), "previous_logits": previous}
+        proposal = scheduler.propose(logits, timestep, tokens, **options)
+        lookahead = None
+        if proposal.needs_lookahead:
+            shape = proposal.candidates.shape
+            every = model(proposal.candidates.flatten(0, 1), samples.repeat_interleave(shape[1]))
+            lookahead = every.view(*shape, CODES)
+        selected = scheduler.select(lookahead, timestep, proposal)
+        for name in ("objective", "winner"):
+            assert torch.equal(getattr(output.trace, name)[index].nan_to_num(9e9), getattr(selected, name).nan_to_num(9e9)), name
+        tokens, logits, previous = selected.prev_sample, selected.pred_logits, logits if scheduler.compares_steps else None
+    assert torch.equal(output.tokens, tokens)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reduction", ["sum", "kl"])
+def test_memory_does_not_grow_with_the_candidates_run_one_by_one(reduction, masked, num_beams):
+    made, alive = [], []
+    hashed = HashModel(12, CODES)
+
+    def denoise(tokens, rows):
+        alive.append(sum(one() is not None for one in made))
+        logits = hashed(tokens, rows)
+        logits = logits[tokens == MASK] if masked else logits
+        made.append(weakref.ref(logits))
+        return logits
+
+    most = []
+    for num in (4, 32):
+        scheduler = make_scheduler(MASK, 4, num_candidates=num, gain_reduction=reduction, certainty="margin")
+        made.clear(), alive.clear()
+        options = {"generator": generators(3), "lookahead_batch_size": 1}
+        if num_beams == 1:
+            decode(denoise, scheduler, torch.full((1, 12), MASK), **options)
+        else:
+            decode_beam(denoise, scheduler, torch.full((1, 12), MASK), num_beams=num_beams, **options)
+        assert len(alive) > 2 * num
+        most.append(max(alive))
+    # the state's own logits, or each beam's, and the best ones' so far
+    assert max(most) <= 2 * num_beams
 
 
 @pytest.mark.parametrize("sampler", ["info_gain", "maskgit", "uniform"])

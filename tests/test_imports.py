@@ -14,20 +14,21 @@ RANKS = {
     **{
         "candidates": 1,
         "scheduling_infogain": 2,
-        "decoding": 3,
-        "calls": 4,
-        "image_generation": 5,
-        "clip_generation": 6,
-        "text_generation": 6,
-        "cli": 8,
+        "lookahead": 3,
+        "decoding": 4,
+        "calls": 5,
+        "image_generation": 6,
+        "clip_generation": 7,
+        "text_generation": 7,
+        "cli": 9,
     },
 }
-CORE = [name for name, own in RANKS.items() if own <= 3]
+CORE = [name for name, own in RANKS.items() if own <= 4]
 
 
 def rank(module: str) -> int | None:
     top = module.split(".")[0]
-    return 7 if top.startswith("pipeline_") else RANKS.get(top)
+    return 8 if top.startswith("pipeline_") else RANKS.get(top)
 
 
 def own_imports(path: Path) -> set[str]:

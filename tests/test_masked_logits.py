@@ -6,7 +6,7 @@ from helpers import HashModel, generators, make_scheduler, random_logits
 
 from diffusers_infogain import decode, decode_beam, decode_best_of
 from diffusers_infogain.decoding import DecodingStep
-from diffusers_infogain.masked_logits import MaskedLogits
+from diffusers_infogain.masked_logits import MaskedLogits, concatenate, take_states
 
 LENGTH, CODES = 9, 6
 MASK = CODES + 1
@@ -130,8 +130,23 @@ def test_indexing_is_a_tensors():
     compact = logits[batch, place].compact()
     assert torch.equal(compact.dense(), dense[batch, place])
     assert len(compact.rows) == int(where[batch, place].sum())
-    expanded = logits[:, None].expand((2, 4, 3, LENGTH, CODES))
-    assert torch.equal(expanded.dense(), dense[:, None].expand(2, 4, 3, LENGTH, CODES))
+    assert torch.equal(logits.flatten(0, 1).dense(), dense.flatten(0, 1))
+    places = where.nonzero(as_tuple=True)
+    assert torch.equal(logits[places], dense[places])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_states_are_joined_and_taken_as_those_of_full_tensors(masked):
+    where = torch.rand(5, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
+    dense = random_logits(5, LENGTH, CODES).masked_fill(~where[..., None], 0)
+    parts = [MaskedLogits.at(w, d[w]) if masked else d for w, d in zip(where.split(2), dense.split(2), strict=True)]
+    joined, places = concatenate(parts), torch.tensor([3, -1, 0])
+    taken = take_states(joined, places)
+    expected = torch.stack([dense[3], torch.zeros(LENGTH, CODES), dense[0]])
+    assert torch.equal(joined.dense() if masked else joined, dense)
+    assert torch.equal(taken.dense() if masked else taken, expected)
+    assert take_states(joined, torch.arange(5)) is joined
+    assert concatenate(parts[:1]) is parts[0]
 
 
 def test_errors():

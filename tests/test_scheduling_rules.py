@@ -443,15 +443,15 @@ def test_the_order_starts_at_its_beginning_where_it_is_not_randomized():
 @pytest.mark.parametrize("config", [{"gain_reduction": "kl"}, {"gain_reduction": "sum"}, {"sampler": "lookum"}], ids=str)
 def test_candidates_are_scored_alike_together_and_in_parts(config, at_once, monkeypatch):
     scheduler = make_scheduler(MASK, STEPS, **{"sampler": "info_gain", "certainty": "uniform", **config})
-    evaluated = torch.ones(BATCH, 8, LENGTH, dtype=torch.bool)
-    monkeypatch.setattr(scheduling_infogain, "_SCORED_AT_ONCE", 2 * MASK * BATCH * LENGTH)
-    assert [int(part.sum()) for part in scheduler._parts(evaluated, MASK)] == [2 * BATCH * LENGTH] * 4
-    monkeypatch.undo()
     proposal = scheduler.propose(random_logits(BATCH, LENGTH, MASK, seed=1), 3, state(1), generator=generators(1, 2, 3))
     lookahead = random_logits(BATCH, 8, LENGTH, MASK, seed=2)
     whole = scheduler.select(lookahead, 3, proposal)
     monkeypatch.setattr(scheduling_infogain, "_SCORED_AT_ONCE", at_once)
+    sizes, check = [], scheduler._codebook_rows
+    scheduler._codebook_rows = lambda rows, *where: (sizes.append(len(rows)), check(rows, *where))[1]
     parts = scheduler.select(lookahead, 3, proposal)
+    del scheduler._codebook_rows
+    assert max(sizes) == max(at_once // MASK, 1)
     assert torch.equal(parts.objective, whole.objective)
     lookahead[1, 5, state(1)[1] == MASK] = math.nan
     if proposal.next_masked[1, 5].any() and proposal.distinct[1, 5]:
