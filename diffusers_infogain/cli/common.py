@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..decoding import DecodingTrace
 from ..evaluation.measure import FEATURES, METRICS, MeasureSettings
+from ..evaluation.photographs import RESIZES
 from ..evaluation.prompts import ImageRequest, Prompt, read_prompts
 from ..evaluation.runs import Process, make_missing
 from ..loading import image_pipeline_class
@@ -318,8 +320,18 @@ def add_metric_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--features", choices=FEATURES, help="of the distances (default: demo for the demo's prompts, else inception)"
     )
+    text = (
+        "how images of any size come to that of the network: Pillow's filters with antialias on the largest centred square, or "
+        "'network': by the network itself, as published FIDs have it (default: as --reference's statistics, else bicubic)"
+    )
+    group.add_argument("--resize", choices=RESIZES, help=text)
     group.add_argument("--inception-weights", type=Path, help="file of FID's weights (default: torch-fidelity downloads them)")
     group.add_argument("--clip-model", help="folder or Hub id of a CLIP model")
+
+
+def on_device(settings: MeasureSettings, device: str) -> MeasureSettings:
+    """The settings on the device of this process, which is known once the processes are started."""
+    return dataclasses.replace(settings, device=device)
 
 
 def of_demo_world(args: argparse.Namespace) -> bool:
@@ -342,6 +354,8 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
         reference=args.reference or ("demo" if demo else None),
         inception_weights=args.inception_weights,
         clip_model=args.clip_model,
+        resize=args.resize,
+        save_statistics=getattr(args, "save_statistics", None),
         device=args.device,
     )
     settings.check(metrics)

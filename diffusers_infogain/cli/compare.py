@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 import diffusers_infogain
 
 from ..evaluation import comparison, prompts, report, runs
-from ..evaluation.measure import MeasureSettings, measure
+from ..evaluation.measure import Measurement
 from ..files import save_text, writable_folder
 from ..loading import image_pipeline_class
 from ..scheduling_infogain import InfoGainScheduler
@@ -45,6 +45,10 @@ def compare(args: argparse.Namespace) -> None:
     runs.check_settings(folder, settings)
     results = Results(folder / "results.json", settings)
     state = common.start_process(args)
+    measurement = None
+    if state.is_main_process and not all(results.has(cell, metrics) for cell in cells):
+        measurement = Measurement(metrics, common.on_device(measuring, args.device))
+        measurement.read_reference([request.prompt for request in prompts.requests(every_prompt, args.num_images, 0)])
     pipe = common.load_pipeline(args)
     base = dict(pipe.scheduler.config)
     schedulers = {cell: InfoGainScheduler.from_config(base, **_scheduler(cell)) for cell in cells}
@@ -64,8 +68,8 @@ def compare(args: argparse.Namespace) -> None:
             **cell.sampler.call,
         }
         common.make_run(pipe, requests, run_folder, state, args.batch_size, f"{number}/{len(cells)} {cell.name}", call)
-        if state.is_main_process:
-            results.add(cell, runs.finish(requests, run_folder), run_folder, common.scheduler_config(pipe), metrics, measuring)
+        if measurement is not None:
+            results.add(cell, runs.finish(requests, run_folder), run_folder, common.scheduler_config(pipe), metrics, measurement)
         state.wait_for_everyone()
     if state.is_main_process:
         asked_for = results.runs if args.everything else results.of(cells)
@@ -105,7 +109,7 @@ class Results:
         folder: Path,
         scheduler: dict[str, Any],
         metrics: Sequence[str],
-        measuring: MeasureSettings,
+        measurement: Measurement,
     ) -> None:
         """Measures a finished run and stores what it gave."""
         timing = runs.read_timing(folder)
@@ -129,7 +133,7 @@ class Results:
 
             result["right"] = "".join("1" if right else "0" for right in check_composition(images))
         every = [image.request.prompt for image in images]
-        result["metrics"] = measure([image.path for image in images], every, metrics, measuring)
+        result["metrics"] = measurement.measure([image.path for image in images], every)
         self.runs = [run for run in self.runs if run not in self.of([cell])] + [result]
         self.save([])
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import comparison, prompts, report, runs
-from ..evaluation.measure import MeasureSettings, measure
+from ..evaluation.measure import Measurement, MeasureSettings
+from ..evaluation.photographs import image_files
 from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
 from ..files import save_json, save_text, writable_folder
 from ..scheduling_infogain import InfoGainScheduler
@@ -18,8 +19,10 @@ def evaluate(args: argparse.Namespace) -> None:
     """Images of many prompts, resumable and over several processes, and what they are worth: metrics in one report."""
     metrics, measuring = common.metrics_of(args)
     if args.images is not None:
-        paths = runs.image_files(args.images)
-        figures = measured(measure(paths, None, metrics, measuring), len(paths))
+        if not metrics and args.save_statistics is None:
+            raise ValueError("--images is for measuring: name at least one of --metrics, or give --save-statistics.")
+        paths = image_files(args.images)
+        figures = measured(Measurement(metrics, measuring).measure(paths), len(paths))
         write_report(writable_folder(args.output), {"images": str(args.images)}, measuring, figures, {})
         return
     common.require_positive(args, "batch_size", "num_images")
@@ -27,6 +30,11 @@ def evaluate(args: argparse.Namespace) -> None:
     requests = prompts.requests(every_prompt, args.num_images, args.seed, args.layout)
     folder = writable_folder(args.output)
     state = common.start_process(args)
+    every = [request.prompt for request in requests]
+    measurement = None
+    if state.is_main_process:
+        measurement = Measurement(metrics, common.on_device(measuring, args.device))
+        measurement.read_reference(every)
     pipe = common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     call = common.call_arguments(args, pipe)
@@ -44,15 +52,14 @@ def evaluate(args: argparse.Namespace) -> None:
         runs.check_settings(folder, settings)
     state.wait_for_everyone()
     common.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
-    if state.is_main_process:
+    if measurement is not None:
         images = runs.finish(requests, folder)
         figures, composition = decoding_figures(images, folder, pipe.scheduler.looks_ahead), {}
         if "composition" in metrics:
             from ..evaluation.composition import check_composition, composition_report
 
             composition = composition_report(images, check_composition(images))
-        every = [request.prompt for request in requests]
-        figures |= measured(measure([image.path for image in images], every, metrics, measuring), len(images))
+        figures |= measured(measurement.measure([image.path for image in images], every), len(images))
         write_report(folder, settings, measuring, figures, composition)
     state.wait_for_everyone()
 
@@ -106,6 +113,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")
     command.add_argument("--layout", default="plain", choices=prompts.LAYOUTS, help="of the images (default: plain)")
     common.add_metric_flags(command)
+    text = "file (.npz) for the statistics of the reference, or of the images if there is none, to be given as --reference later"
+    command.add_argument("--save-statistics", type=Path, metavar="FILE", help=text)
     common.add_call_flags(command)
     common.add_machine_flags(command)
     common.add_sampler_flags(command)

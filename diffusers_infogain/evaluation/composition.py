@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
 
 from ..demo.checker import check_image
 from ..demo.shapes import CATEGORIES, parse_caption
-from .runs import FinishedImage, load_images
+from .photographs import decode
+from .runs import FinishedImage
 from .statistics import Figure, clustered_mean
 
 
@@ -17,8 +22,11 @@ def check_composition(images: Sequence[FinishedImage]) -> list[bool]:
         ValueError: For a prompt that is no caption of the demo world, or images that cannot be read.
     """
     captions = [parse_caption(image.request.prompt.text) for image in images]
-    pixels = load_images([image.path for image in images])
-    return [check_image(one / 255, caption).holds for one, caption in zip(pixels, captions, strict=True)]
+    return [check_image(_pixels(image.path), caption).holds for image, caption in zip(images, captions, strict=True)]
+
+
+def _pixels(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(decode(path))).permute(2, 0, 1) / 255
 
 
 def composition_report(images: Sequence[FinishedImage], right: Sequence[bool]) -> dict[str, Figure]:

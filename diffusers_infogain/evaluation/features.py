@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,16 +34,19 @@ class FeatureExtractor(torch.nn.Module):
     Attributes:
         num_features: D.
         name: What reports print.
+        input_size: Height and width of the images that the network itself works on, in pixels; None: it takes any.
     """
 
     num_features: int
     name: str
+    input_size: int | None
 
-    def __init__(self, network: torch.nn.Module, num_features: int, name: str):
+    def __init__(self, network: torch.nn.Module, num_features: int, name: str, input_size: int | None = None):
         super().__init__()
         self.network = network.requires_grad_(False)
         self.num_features = num_features
         self.name = name
+        self.input_size = input_size
         self.eval()
 
     def train(self, mode: bool = True) -> FeatureExtractor:
@@ -95,6 +99,23 @@ def _inception_class() -> Any:
     return FeatureExtractorInceptionV3
 
 
+def _downloaded_inception() -> Path:
+    """torch-fidelity's file of FID's weights, downloaded to where torch-fidelity keeps it, if it is not there yet."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    url = URL_INCEPTION_V3
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=sys.stderr.isatty())
+        except OSError as error:
+            raise OSError(
+                f"FID's weights cannot be downloaded from {url} ({error}); with --inception-weights they can be given as a file."
+            ) from error
+    return path
+
+
 def _load_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     return read_safetensors(path) if Path(path).suffix == ".safetensors" else read_tensors(path)
 
@@ -106,12 +127,13 @@ class InceptionFeatures(FeatureExtractor):
         output: "pool" (2048, for FID and KID), "logits" (1008, without the bias, for the Inception score) or "spatial" (2023,
             for sFID): the first 7 channels of `mixed_6/conv`, in the order (row, column, channel), as in OpenAI's evaluator
             for ADM, so that its reference files apply.
-        weights: torch-fidelity's checkpoint, as .pth or .safetensors; by default torch-fidelity downloads it.
+        weights: torch-fidelity's checkpoint, as .pth or .safetensors; by default it is downloaded once.
 
     Raises:
         ModuleNotFoundError: Without torch-fidelity.
         ImportError: Without a torchvision that works, which torch-fidelity imports.
         ValueError: If `output` is unknown, or the checkpoint is of another network.
+        OSError: If the weights cannot be downloaded or read.
     """
 
     def __init__(self, output: Literal["pool", "spatial", "logits"] = "pool", weights: str | os.PathLike | None = None):
@@ -119,19 +141,16 @@ class InceptionFeatures(FeatureExtractor):
             raise ValueError(f"`output` must be one of {', '.join(INCEPTION_OUTPUTS)}, got {output!r}.")
         computed, num_features = INCEPTION_OUTPUTS[output]
         network_class = _inception_class()
-        source = None
-        if weights is not None:
-            # torch-fidelity unpickles whatever its file holds; it gets a copy of what the safe loader has read.
-            source = io.BytesIO()
-            torch.save(_load_checkpoint(weights), source)
-            source.seek(0)
+        # torch-fidelity unpickles whatever its file holds; it gets a copy of what the safe loader has read.
+        source = io.BytesIO()
+        torch.save(_load_checkpoint(_downloaded_inception() if weights is None else weights), source)
+        source.seek(0)
         try:
             network = network_class("inception-v3-compat", [computed], feature_extractor_weights_path=source)
-        except RuntimeError as error:
-            if weights is None:
-                raise
-            raise ValueError(f"`weights` must be torch-fidelity's InceptionV3 checkpoint, got {weights}: {error}") from error
-        super().__init__(network, num_features, f"InceptionV3 {output} (torch-fidelity)")
+        except (RuntimeError, TypeError) as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"`weights` must be torch-fidelity's InceptionV3 checkpoint, got {weights}: {first}") from error
+        super().__init__(network, num_features, f"InceptionV3 {output} (torch-fidelity)", network.INPUT_IMAGE_SIZE)
         self.output = output
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
@@ -159,7 +178,8 @@ class ClipFeatures(FeatureExtractor):
 
     def __init__(self, model: str | os.PathLike):
         network = transformers.CLIPModel.from_pretrained(model, use_safetensors=True).float()
-        super().__init__(network, network.config.projection_dim, f"CLIP image features ({Path(model).name})")
+        name, size = f"CLIP image features ({Path(model).name})", network.config.vision_config.image_size
+        super().__init__(network, network.config.projection_dim, name, size)
         # transformers 5 has the Pillow version under a name of its own
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         self.image_processor = processor.from_pretrained(model)
@@ -206,7 +226,7 @@ class DemoFeatures(FeatureExtractor):
 
     def __init__(self) -> None:
         network = VQModel.from_pretrained(_DEMO_MODEL, subfolder="vqvae")
-        super().__init__(network.encoder, network.config.block_out_channels[-1], "demo VQ encoder, channel means")
+        super().__init__(network.encoder, network.config.block_out_channels[-1], "demo VQ encoder, channel means", IMAGE_SIZE)
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """Channel means behind the last down block."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -187,7 +188,10 @@ def kid(
     """
     if subset_size < 2:
         raise ValueError(f"`subset_size` must be at least 2, got {subset_size}.")
-    return _SeededKernelDistance(extractor, subsets, subset_size, seed, **kwargs)
+    with warnings.catch_warnings():
+        # that features are kept is in the documentation, with how much memory that takes
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all extracted features")
+        return _SeededKernelDistance(extractor, subsets, subset_size, seed, **kwargs)
 
 
 def inception_score(extractor: FeatureExtractor, *, splits: int = 10, seed: int = 0, **kwargs: Any) -> InceptionScore:
@@ -204,7 +208,9 @@ def inception_score(extractor: FeatureExtractor, *, splits: int = 10, seed: int 
     """
     if splits < 2:
         raise ValueError(f"`splits` must be at least 2, got {splits}.")
-    return _SeededInceptionScore(extractor, splits, seed, **kwargs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all extracted features")
+        return _SeededInceptionScore(extractor, splits, seed, **kwargs)
 
 
 class ClipScore(Metric):
@@ -266,6 +272,9 @@ class PrecisionRecall(_FeatureLists):
 
     Precision is the share of generated images that lie in the real ones' manifold, the union of balls around their features that
     reach to the k-th nearest neighbor; recall is the share of real images in the manifold of the generated ones.
+
+    Args:
+        reset_real_features: Whether `reset` forgets the real images too; as in torchmetrics' own metrics.
     """
 
     is_differentiable = False
@@ -275,12 +284,13 @@ class PrecisionRecall(_FeatureLists):
     real_features: list[torch.Tensor]
     fake_features: list[torch.Tensor]
 
-    def __init__(self, extractor: FeatureExtractor, k: int = 3, **kwargs: Any):
+    def __init__(self, extractor: FeatureExtractor, k: int = 3, reset_real_features: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
         if k < 1:
             raise ValueError(f"`k` must be at least 1, got {k}.")
         self.extractor = extractor
         self.k = k
+        self.reset_real_features = reset_real_features
         self._rows = dict.fromkeys(("real_features", "fake_features"), torch.empty(0, extractor.num_features))
         for name in self._rows:
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -288,6 +298,15 @@ class PrecisionRecall(_FeatureLists):
     def update(self, images: torch.Tensor, real: bool) -> None:
         """Adds real or generated images."""
         (self.real_features if real else self.fake_features).append(self.extractor(images))
+
+    def reset(self) -> None:
+        """Forgets the generated images, and the real ones if `reset_real_features` is True."""
+        if self.reset_real_features:
+            super().reset()
+            return
+        default = self._defaults.pop("real_features")
+        super().reset()
+        self._defaults["real_features"] = default
 
     def compute(self) -> dict[str, torch.Tensor]:
         """`precision` and `recall`.

@@ -1,16 +1,17 @@
-"""Reference statistics of real images, in the .npz format of OpenAI's evaluator for ADM."""
+"""Reference statistics of real images, in the .npz format of OpenAI's evaluator for ADM, with how they were made."""
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ..files import read_npz, replacing
+from ..files import parse_json, read_npz, replacing
 from .features import InceptionFeatures
 
 if TYPE_CHECKING:
@@ -21,9 +22,36 @@ if TYPE_CHECKING:
 _NUM_IMAGES = 2**40
 
 
+# The array that tells how statistics were made: the bytes of a JSON object. Readers of ADM's format leave it alone.
+_ORIGIN_KEY = "infogain"
+
+
+@dataclass(frozen=True)
+class StatisticsOrigin:
+    """How statistics were made: from how many images, resized how (see `photographs`), by which network with which weights.
+
+    Raises:
+        ValueError: If a value is of another type.
+    """
+
+    num_images: int
+    resize: str
+    network: str
+    weights: str
+
+    def __post_init__(self) -> None:
+        if type(self.num_images) is not int or self.num_images < 2:
+            raise ValueError(f"`num_images` must be an integer >= 2, got {self.num_images!r}.")
+        for name in ("resize", "network", "weights"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
+
+
 @dataclass(frozen=True)
 class ReferenceStatistics:
     """Mean (D,) and covariance (D, D) of pool features, for FID, and of spatial features, for sFID (None: not known).
+
+    `origin` is None for a file from elsewhere.
 
     Raises:
         ValueError: If shapes do not fit, a value is not finite, or a covariance is not symmetric.
@@ -33,6 +61,7 @@ class ReferenceStatistics:
     sigma: np.ndarray
     mu_s: np.ndarray | None = None
     sigma_s: np.ndarray | None = None
+    origin: StatisticsOrigin | None = None
 
     def __post_init__(self) -> None:
         if (self.mu_s is None) != (self.sigma_s is None):
@@ -55,17 +84,34 @@ class ReferenceStatistics:
 
 
 def read_reference(path: str | os.PathLike) -> ReferenceStatistics:
-    """Reads `mu` and `sigma`, and where the file has them `mu_s` and `sigma_s`.
+    """Reads `mu` and `sigma`, and where the file has them `mu_s`, `sigma_s` and how they were made.
 
     Raises:
         ValueError: If the file lacks a key or holds arrays that are no statistics.
+        OSError: If it cannot be read.
     """
-    return ReferenceStatistics(**read_npz(path, ("mu", "sigma"), ("mu_s", "sigma_s")))
+    arrays = read_npz(path, ("mu", "sigma"), ("mu_s", "sigma_s", _ORIGIN_KEY))
+    origin = arrays.pop(_ORIGIN_KEY, None)
+    try:
+        return ReferenceStatistics(**arrays, origin=None if origin is None else _read_origin(origin))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no statistics of images: {error}") from error
+
+
+def _read_origin(content: np.ndarray) -> StatisticsOrigin:
+    where = f"`{_ORIGIN_KEY}`"
+    found = parse_json(content.astype(np.uint8).tobytes().decode(errors="replace"), where)
+    names = [field.name for field in fields(StatisticsOrigin)]
+    if sorted(found) != sorted(names):
+        raise ValueError(f"{where} must hold {', '.join(names)}, got {', '.join(map(str, found)) or 'nothing'}.")
+    return StatisticsOrigin(**found)
 
 
 def write_reference(path: str | os.PathLike, stats: ReferenceStatistics) -> None:
     """Writes the statistics; a reader sees the old file or the new one, never a part."""
-    arrays = {name: value for name, value in vars(stats).items() if value is not None}
+    arrays = {name: value for name, value in vars(stats).items() if name != "origin" and value is not None}
+    if stats.origin is not None:
+        arrays[_ORIGIN_KEY] = np.frombuffer(json.dumps(asdict(stats.origin)).encode(), np.uint8)
     with replacing(Path(path)) as file:
         np.savez(file, **arrays)
 

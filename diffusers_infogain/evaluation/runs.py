@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
 from ..files import METADATA_KEY, save_json, save_png, save_text
+from .photographs import listed
 from .prompts import ImageRequest
 
 MakeImages = Callable[[list[str], list[int]], tuple[list[PIL.Image.Image], list[dict[str, Any]]]]
@@ -193,7 +193,7 @@ def finish(every: Sequence[ImageRequest], folder: Path) -> list[FinishedImage]:
         else:
             images.append(FinishedImage(request, path, metadata))
     if bad:
-        raise ValueError(f"{len(bad)} of {len(every)} images cannot be read: {_listed(bad)}.")
+        raise ValueError(f"{len(bad)} of {len(every)} images cannot be read: {listed(bad)}.")
     lines = [json.dumps({"file": i.request.file, **i.metadata, **_extra(i.request)}) for i in images]
     save_text("".join(line + "\n" for line in lines), folder / "images.jsonl")
     for image in images:
@@ -205,44 +205,3 @@ def finish(every: Sequence[ImageRequest], folder: Path) -> list[FinishedImage]:
 
 def _extra(request: ImageRequest) -> dict[str, Any]:
     return {"metadata": request.prompt.metadata} if request.prompt.metadata else {}
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder and the folders below it, in the order of their names.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    return paths
-
-
-def load_images(paths: Sequence[Path]) -> torch.Tensor:
-    """Images of one size as uint8 (B, 3, H, W).
-
-    Raises:
-        ValueError: If some cannot be read or have another size than the first, naming them.
-    """
-    pixels, bad = [], []
-    for path in paths:
-        try:
-            with PIL.Image.open(path) as image:
-                pixels.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
-        except (OSError, SyntaxError, ValueError):
-            bad.append(f"{path} (damaged)" if path.exists() else f"{path} (missing)")
-            continue
-        if pixels[-1].shape != pixels[0].shape:
-            bad.append(f"{path} ({pixels[-1].shape[2]}x{pixels[-1].shape[1]})")
-    if bad:
-        size = f"{pixels[0].shape[2]}x{pixels[0].shape[1]}" if pixels else "one"
-        raise ValueError(f"{len(bad)} of {len(paths)} images cannot be read or differ from the size {size}: {_listed(bad)}.")
-    return torch.stack(pixels)

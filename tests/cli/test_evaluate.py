@@ -85,9 +85,36 @@ def test_images_from_elsewhere_are_measured(capsys, tmp_path):
     assert figures["FD (demo VQ encoder, channel means)"]["n"] == 5
 
 
+def test_photographs_of_any_size_are_measured_and_their_statistics_kept(capsys, tmp_path):
+    for kind, shift in (("fake", 0), ("real", 40)):
+        (tmp_path / kind).mkdir()
+        for i in range(5):
+            Image.effect_noise((70 + 9 * i, 64), 50 + 10 * i + shift).save(tmp_path / kind / f"{i}.jpg")
+    statistics = tmp_path / "real.npz"
+    common = ["--features", "demo", "--metrics", "frechet"]
+    assert evaluate(capsys, tmp_path / "a", "--images", tmp_path / "real", *common[:2], "--save-statistics", statistics)[0] == 0
+    figures = []
+    for name, reference in (("b", tmp_path / "real"), ("c", statistics)):
+        code, _, err = evaluate(capsys, tmp_path / name, "--images", tmp_path / "fake", "--reference", reference, *common)
+        assert code == 0, err
+        assert "image/s" not in err
+        figures.append(json.loads((tmp_path / name / "report.json").read_text())["figures"])
+    title = "FD (demo VQ encoder, channel means)"
+    assert figures[0][title]["value"] == pytest.approx(figures[1][title]["value"], rel=1e-6)
+    code, _, err = evaluate(
+        capsys, tmp_path / "d", "--images", tmp_path / "fake", "--reference", statistics, *common, "--resize", "bilinear"
+    )
+    assert code == 2
+    assert "must be statistics of images resized by 'bilinear'" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--metrics", "frechet", "--reference", "nowhere"], "nowhere is no folder of images."),
+        (["--metrics", "frechet", "--reference", "nowhere.npz"], "nowhere.npz is missing."),
+        (["--metrics", "clip_score", "--clip-model", "./nowhere"], "nowhere"),
+        (["--images", "nowhere"], "--images is for measuring: name at least one of --metrics, or give --save-statistics."),
         (["--metrics", "fid"], "A metric must be one of composition, frechet, spatial, kid, "),
         (["--metrics", "clip_score"], "`clip_model` must be given for CLIP's score or features: a folder or a Hub id."),
         (["--metrics", "kid", "--reference", "x.npz"], "`reference` must be a folder of images for kid, got x.npz."),

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from metric_helpers import metrics as library
 from metric_helpers import save_tiny_clip
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffusers_infogain.demo import shapes
+from diffusers_infogain.evaluation import photographs
 from diffusers_infogain.evaluation.features import DemoFeatures
-from diffusers_infogain.evaluation.measure import MeasureSettings, measure
+from diffusers_infogain.evaluation.measure import Measurement, MeasureSettings, measure
 from diffusers_infogain.evaluation.prompts import Prompt
-from diffusers_infogain.evaluation.reference import ReferenceStatistics, write_reference
+from diffusers_infogain.evaluation.reference import ReferenceStatistics, read_reference, write_reference
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* images depends strongly on their number")
 
 DEMO = MeasureSettings(features="demo", reference="demo", batch_size=5)
 TITLE = f"FD ({DemoFeatures().name})"
@@ -65,6 +72,147 @@ def test_every_metric_is_the_librarys_on_the_same_images(tmp_path):
     assert by_statistics[TITLE] == pytest.approx(figures[TITLE], rel=1e-4)
 
 
+def test_photographs_of_any_size_are_measured_as_if_resized_before(tmp_path):
+    _, images = renderings(9, seed=0)
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "before").mkdir()
+    for i, image in enumerate(images):
+        large = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((100 + 10 * i, 90), Image.Resampling.BICUBIC)
+        large.save(tmp_path / "photographs" / f"{i}.png")
+        ImageOps.fit(large, (64, 64), Image.Resampling.BICUBIC).save(tmp_path / "before" / f"{i}.png")
+    prompts, fake = renderings(7, seed=1)
+    paths = saved(tmp_path / "fake", fake)
+    save_tiny_clip(tmp_path / "clip")
+    found = []
+    for name in ("photographs", "before"):
+        settings = MeasureSettings(
+            features="demo", reference=str(tmp_path / name), clip_model=str(tmp_path / "clip"), batch_size=4, resize="bicubic"
+        )
+        found.append(measure(paths, prompts, ["frechet", "kid", "precision_recall", "clip_score"], settings))
+    assert found[0] == found[1]
+    assert measure(paths, prompts, ["clip_score"], MeasureSettings(clip_model=str(tmp_path / "clip")))["CLIP score"] == (
+        pytest.approx(found[0]["CLIP score"], rel=1e-5)
+    )
+    with pytest.raises(ValueError, match="`images` must be demo images of 64 x 64 pixels, got 90 x 100"):
+        measure(paths, None, ["frechet"], replace(settings, reference=str(tmp_path / "photographs"), resize="network"))
+
+
+def test_the_reference_is_read_once_for_many_sets(tmp_path, monkeypatch):
+    _, real = renderings(6, seed=0)
+    _, fake = renderings(12, seed=1)
+    sets = [saved(tmp_path / "a", fake[:6]), saved(tmp_path / "b", fake[6:])]
+    metrics = ["frechet", "kid", "precision_recall", "diversity"]
+    settings = MeasureSettings(features="demo", reference=str(saved(tmp_path / "real", real)[0].parent))
+    apart = [measure(paths, None, metrics, settings) for paths in sets]
+    decoded, decode = [], photographs.decode
+    monkeypatch.setattr(photographs, "decode", lambda path: decoded.append(path.parent.name) or decode(path))
+    measurement = Measurement(metrics, settings)
+    assert [measurement.measure(paths) for paths in sets] == apart
+    # every image once, however many metrics there are
+    assert decoded == ["real"] * 6 + ["a"] * 6 + ["b"] * 6
+
+
+def test_a_rendered_reference_follows_the_prompts(tmp_path):
+    first, images = renderings(6, seed=0)
+    paths = saved(tmp_path / "images", images)
+    measurement = Measurement(["frechet"], DEMO)
+    assert measurement.measure(paths, first)[TITLE] == pytest.approx(0, abs=1e-5)
+    other = [Prompt("two blue squares")] * 6
+    assert measurement.measure(paths, other) == measure(paths, other, ["frechet"], DEMO)
+    with pytest.raises(ValueError, match="`prompts` must be one for each of the 6 images, got 5"):
+        measurement.measure(paths, first[:5])
+
+
+@pytest.mark.parametrize("as_reference", [True, False])
+def test_statistics_stand_in_for_the_images_they_were_made_of(tmp_path, as_reference):
+    _, real = renderings(8, seed=0)
+    _, fake = renderings(8, seed=1)
+    reference, paths = saved(tmp_path / "real", real), saved(tmp_path / "fake", fake)
+    settings = MeasureSettings(features="demo", reference=str(tmp_path / "real"), resize="bilinear")
+    expected = measure(paths, None, ["frechet"], settings)
+    file = tmp_path / "real.npz"
+    if as_reference:
+        assert measure(paths, None, ["frechet"], replace(settings, save_statistics=file)) == expected
+    else:
+        assert measure(reference, None, [], replace(settings, reference=None, save_statistics=file)) == {}
+    with np.load(file) as arrays:
+        assert {"mu", "sigma"} < set(arrays)
+    assert read_reference(file).origin.num_images == 8
+    from_file = replace(settings, reference=str(file), resize=None)  # its own way of resizing
+    assert measure(paths, None, ["frechet"], from_file)[TITLE] == pytest.approx(expected[TITLE], rel=1e-6)
+    assert from_file.identity(["frechet"])["frechet"]["resize"] == "bilinear"
+    save_tiny_clip(tmp_path / "clip")
+    for changes, message in (
+        (
+            {"resize": "bicubic"},
+            "must be statistics of images resized by 'bicubic', got .*real.npz of images resized by 'bilinear'",
+        ),
+        ({"features": "clip", "clip_model": str(tmp_path / "clip")}, "must be statistics of clip for frechet, got .* of demo"),
+        ({"save_statistics": tmp_path / "b.npz"}, "`save_statistics` must be left out where the reference is statistics already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Measurement(["frechet"], replace(from_file, **changes))
+    stats = read_reference(file)
+    write_reference(file, replace(stats, origin=replace(stats.origin, weights="others")))
+    with pytest.raises(ValueError, match=r"must be made with the same weights of demo, got .*real.npz of others"):
+        Measurement(["frechet"], from_file)
+
+
+def test_statistics_from_elsewhere_are_taken_as_the_network_resizes(tmp_path):
+    write_reference(tmp_path / "adm.npz", ReferenceStatistics(np.zeros(64), np.eye(64)))
+    settings = MeasureSettings(features="demo", reference=str(tmp_path / "adm.npz"))
+    assert settings.resize_used == "network"
+    assert replace(settings, resize="bicubic").resize_used == "bicubic"
+    settings.check(["frechet"])
+    if importlib.util.find_spec("torch_fidelity"):
+        with pytest.raises(ValueError, match=r"`reference` must hold `mu_s` and `sigma_s` for spatial, got .*adm.npz without"):
+            settings.check(["spatial"])
+
+
+def test_few_images_are_warned_of_by_the_dimensions(tmp_path):
+    _, images = renderings(3, seed=0)
+    paths = saved(tmp_path / "images", images)
+    settings = MeasureSettings(features="demo", reference=str(tmp_path / "images"))
+    with pytest.warns(UserWarning, match=r"FD \(demo .* with 3 measured images depends strongly on .* \(below about 128\)"):
+        measure(paths, None, ["frechet"], settings)
+    measurement = Measurement(["frechet", "kid"], settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measurement._warn_of_few(128, "measured")
+        measure(paths, None, ["kid", "diversity"], settings)  # not biased by the number of images
+
+
+def test_damaged_images_of_a_reference_are_named_before_anything_is_made(tmp_path):
+    _, images = renderings(3, seed=0)
+    saved(tmp_path / "real", images)[1].write_bytes(b"no png")
+    measurement = Measurement(["frechet"], MeasureSettings(features="demo", reference=str(tmp_path / "real")))
+    with pytest.raises(ValueError, match=r"1 of 3 images cannot be read: .*001.png \(damaged\)"):
+        measurement.read_reference()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "nowhere"}, "nowhere is no folder of images."),
+        ({"reference": "nowhere.npz"}, "nowhere.npz is missing."),
+        ({"resize": "lanczos"}, "`resize` must be one of bicubic, bilinear, network, got 'lanczos'."),
+        ({"save_statistics": Path("a.pt")}, "`save_statistics` must be a file whose name ends with .npz, got a.pt."),
+        (
+            {"save_statistics": Path("nowhere/a.npz")},
+            "`save_statistics` must be a file in a folder that exists, got nowhere/",
+        ),
+    ],
+)
+def test_what_is_missing_is_found_by_the_check(tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "real" / "a.png")
+    settings = MeasureSettings(features="demo", reference="real")
+    settings.check(["frechet"])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(settings, **changes).check(["frechet"])
+
+
 def test_copies_are_counted(tmp_path):
     _, images = renderings(3, seed=0)
     paths = saved(tmp_path / "images", images[[0, 0, 1, 2]])
@@ -92,7 +240,7 @@ def test_nothing_is_loaded_for_composition_alone(tmp_path):
         (
             ["frechet"],
             {"reference": "demo", "features": "demo"},
-            "`prompts` must be given for clip_score or the reference 'demo'",
+            "`prompts` must be given for the reference 'demo': one for each image.",
         ),
     ],
 )

@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import torch
 from PIL import Image
 
 from diffusers_infogain.evaluation import runs
@@ -117,26 +116,3 @@ def test_a_record_cut_short_by_a_kill_is_left_out_of_the_timing(tmp_path):
     assert runs.read_timing(tmp_path) == runs.Timing(1.0, 5)
     with pytest.raises(ValueError, match="holds no timing records"):
         runs.read_timing(tmp_path / "nothing")
-
-
-def test_images_are_loaded_as_uint8(tmp_path):
-    for name in ("b.png", "a.png"):
-        Image.new("RGB", (4, 3), (ord(name[0]), 2, 3)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    images = runs.load_images(runs.image_files(tmp_path))
-    assert images.shape == (2, 3, 3, 4)
-    assert images.dtype == torch.uint8
-    assert images[:, 0, 0, 0].tolist() == [ord("a"), ord("b")]
-
-
-def test_images_that_cannot_be_compared_are_named(tmp_path):
-    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
-    Image.new("RGB", (5, 3)).save(tmp_path / "b.png")
-    (tmp_path / "c.png").write_bytes(b"no png")
-    with pytest.raises(
-        ValueError, match=r"2 of 3 images cannot be read or differ from the size 4x3: .*b.png \(5x3\), .*c.png \(damaged\)"
-    ):
-        runs.load_images(runs.image_files(tmp_path))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images"):
-        runs.image_files(tmp_path / "empty")

@@ -1,0 +1,183 @@
+"""Photographs as feature extractors take them: found in folders, decoded, turned upright and resized one by one, in batches.
+
+Memory is that of one batch, however many images there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from tqdm.auto import tqdm
+
+from ..files import open_image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Of the files that are taken for images."""
+# By content, whatever a file is called: other decoders of Pillow start programs (EPS) or are rarely tried.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+# Leaving these out in silence would measure part of a set.
+_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".dng", ".tga")
+
+RESIZES = ("bicubic", "bilinear", "network")
+"""How images come to the size that an extractor takes: Pillow's filters, which average over all pixels (antialias), on the
+largest square around the centre; or by the network itself, which gets every image as it is."""
+_FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
+
+# Of the images at once where each keeps its own size: somewhat more than 64 images of 299 x 299 have.
+_MOST_PIXELS = 2**23
+_THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes outside the interpreter's lock
+_LISTED = 10
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder and the folders below it, in the order of their names. Other files are left out, and hidden ones.
+
+    Raises:
+        ValueError: If there are none, or images in a format that is not read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder of images.")
+    files = sorted(_regular_files(folder))
+    unread = [str(path) for path in files if path.suffix.lower() in _UNREAD_SUFFIXES]
+    if unread:
+        raise ValueError(f"{folder} holds {len(unread)} images in formats that are not read: {listed(unread)}.")
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)}).")
+    return paths
+
+
+def _regular_files(folder: Path) -> Iterator[Path]:
+    """Follows links, as data sets that are put together from several places have them, each folder once."""
+    visited = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (path for name in names if not name.startswith(".") and (path := Path(place, name)).is_file())
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def decode(path: Path) -> PIL.Image.Image:
+    """An image as RGB with 8 bits, upright by its EXIF orientation, transparent parts on white; the first frame of an animation.
+
+    Of 16 bits the upper 8 are taken, as Pillow does for colors.
+
+    Raises:
+        ValueError: With the file's name, if it is missing, damaged, or no image of a kind that is read.
+    """
+    try:
+        return _as_rgb(PIL.ImageOps.exif_transpose(open_image(path, _FORMATS)))
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} (not readable)") from error
+    except _UnreadKindError as error:
+        raise ValueError(f"{path} ({error})") from error
+    except Exception as error:  # damaged EXIF data makes Pillow raise nearly anything
+        raise ValueError(f"{path} ({'damaged' if path.exists() else 'missing'})") from error
+
+
+class _UnreadKindError(ValueError):
+    pass
+
+
+def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode == "F":
+        raise _UnreadKindError("floating-point pixels")
+    if image.mode.startswith("I"):
+        gray = np.asarray(image)
+        if gray.min() < 0 or gray.max() >= 2**16:
+            raise _UnreadKindError("pixels of more than 16 bits")
+        return PIL.Image.fromarray((gray // 256).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        # by way of RGBA, which RGBa and La have the only conversion to
+        white = PIL.Image.new("RGBA", image.size, "white")
+        return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def resized(image: PIL.Image.Image, size: int, resize: str) -> torch.Tensor:
+    """The largest square around the centre at `size` pixels, uint8 (3, size, size); with "network" the image as it is."""
+    if resize != "network":
+        image = PIL.ImageOps.fit(image, (size, size), _FILTERS[resize])
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def batches(
+    sources: Iterable[Path | PIL.Image.Image],
+    total: int,
+    sizes: Collection[int],
+    resize: str,
+    batch_size: int,
+    description: str,
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Images in batches of at most `batch_size`, in their order: for every one of `sizes` a tensor, uint8 (B, 3, H, W).
+
+    With "network" a batch holds images of one size that follow each other.
+
+    Args:
+        sources: Files, or RGB images.
+        total: How many, for the progress bar.
+
+    Raises:
+        ValueError: At the end, if some cannot be read, naming them. After the first of them there are no more batches.
+    """
+    batch: list[dict[int, torch.Tensor]] = []
+    bad: list[str] = []
+
+    def load(source: Path | PIL.Image.Image) -> dict[int, torch.Tensor] | str:
+        try:
+            image = decode(source) if isinstance(source, Path) else source
+        except ValueError as error:
+            return str(error)
+        return {size: resized(image, size, resize) for size in sizes}
+
+    remaining = iter(sources)
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(total=total, desc=description, unit="image", leave=False, disable=None) as progress,
+    ):
+        # a few at a time: `map` on everything would decode everything, as fast as it can
+        while some := list(itertools.islice(remaining, _THREADS)):
+            for image in pool.map(load, some):
+                progress.update()
+                if isinstance(image, str):
+                    bad.append(image)
+                elif not bad:
+                    if batch and not _fits(image, batch, batch_size, resize):
+                        yield _stacked(batch)
+                        batch = []
+                    batch.append(image)
+    if bad:
+        raise ValueError(f"{len(bad)} of {total} images cannot be read: {listed(bad)}.")
+    if batch:
+        yield _stacked(batch)
+
+
+def _fits(image: dict[int, torch.Tensor], batch: Sequence[dict[int, torch.Tensor]], batch_size: int, resize: str) -> bool:
+    if len(batch) == batch_size:
+        return False
+    if resize != "network":
+        return True
+    pixels, like = next(iter(image.values())), next(iter(batch[0].values()))
+    return pixels.shape == like.shape and (len(batch) + 1) * pixels[0].numel() <= _MOST_PIXELS
+
+
+def _stacked(batch: Sequence[dict[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
+    return {size: torch.stack([image[size] for image in batch]) for size in batch[0]}
