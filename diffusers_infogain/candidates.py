@@ -36,11 +36,19 @@ def draw_uniforms(generator: Generators, batch_size: int, num_candidates: int, l
     Candidate 0's come first, so they do not depend on N. A list gives each sample its own stream; one generator (or None, the
     global one) is drawn from sample after sample.
     """
-    shape = (num_candidates, 2, length)
+    return uniforms(generator, batch_size, (num_candidates, 2, length))
+
+
+def uniforms(generator: Generators, batch_size: int, shape: Sequence[int]) -> torch.Tensor:
+    """Uniform numbers in [0, 1) of `shape` for every sample, (B, *shape), on the generators' device.
+
+    Raises:
+        ValueError: If `generator` is a list of another length than the batch.
+    """
     if isinstance(generator, Sequence):
         if len(generator) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
-        return torch.stack([torch.rand(shape, generator=one, device=one.device) for one in generator])
+        return torch.stack([torch.rand(tuple(shape), generator=one, device=one.device) for one in generator])
     device = generator.device if generator is not None else None
     return torch.rand((batch_size, *shape), generator=generator, device=device)
 

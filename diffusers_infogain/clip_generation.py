@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from .calls import prompt_list
+from .components import check_components, in_float32
 from .decoding import DecodingTrace
-from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each, in_float32
+from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each
 from .models.stock import decode_vqvae
 
 logger = logging.get_logger("diffusers." + __name__)
@@ -77,6 +78,7 @@ def encode_prompt(
     """
 
     def encode(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        check_components(pipe, "tokenizer", "text_encoder")
         limit = min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
         ids = pipe.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=limit).input_ids
         for text in texts:
@@ -87,7 +89,8 @@ def encode_prompt(
         return outputs.text_embeds, outputs.hidden_states[-2]
 
     def repeated(embeds: torch.Tensor) -> torch.Tensor:
-        return embeds.to(pipe._execution_device, pipe.transformer.dtype).repeat_interleave(num_images_per_prompt, 0)
+        dtype = embeds.dtype if pipe.transformer is None else pipe.transformer.dtype
+        return embeds.to(pipe._execution_device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     if prompt is not None:
         prompt_embeds, encoder_hidden_states = encode([prompt] if isinstance(prompt, str) else prompt)
@@ -146,7 +149,6 @@ def generate(
 
     def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
         """In float32 where the VQ model asks for it, since half precision overflows in it."""
-        with in_float32(pipe.vqvae, pipe.vqvae.config.force_upcast):
-            return decode_vqvae(pipe.vqvae, tokens).clamp(0, 1)
+        return decode_vqvae(in_float32(pipe.vqvae, pipe.vqvae.config.force_upcast), tokens).clamp(0, 1)
 
     return generation.run(denoise, to_pixels)

@@ -6,15 +6,14 @@ A pipeline adds what differs between models: how a prompt becomes a condition, `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AmusedScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from .calls import StepCallback, call_back, check_search, prompt_list, tensor_inputs
@@ -43,15 +42,18 @@ class InfoGainPipelineOutput(BaseOutput):
     trace: DecodingTrace
 
 
-def as_infogain_scheduler(scheduler: Any) -> InfoGainScheduler:
-    """An `InfoGainScheduler` as it is, an `AmusedScheduler` converted.
+def as_infogain_scheduler(scheduler: Any) -> Any:
+    """An `InfoGainScheduler` as it is, an `AmusedScheduler` converted; None stays None.
 
     Raises:
         ValueError: For any other scheduler.
     """
-    if isinstance(scheduler, AmusedScheduler):
-        scheduler = InfoGainScheduler.from_config(scheduler.config)
-    return _check_scheduler(scheduler)
+    # By name, since diffusers has deprecated aMUSEd and may drop the class.
+    if any(kind.__name__ == "AmusedScheduler" for kind in type(scheduler).__mro__):
+        # diffusers would take what was given by position for a default, and leave it out.
+        config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+        scheduler = InfoGainScheduler.from_config(config)
+    return None if scheduler is None else _check_scheduler(scheduler)
 
 
 def _check_scheduler(scheduler: Any) -> InfoGainScheduler:
@@ -286,17 +288,3 @@ class ImageGeneration:
             if self.num_beams > 1 or self.num_runs > 1:
                 progress_bar.update(steps)
         return output
-
-
-@contextmanager
-def in_float32(model: torch.nn.Module, needed: bool = True) -> Iterator[None]:
-    """The model in float32 within the block, for decoders that overflow or blur in half precision."""
-    dtype = next(model.parameters()).dtype
-    if not needed or dtype == torch.float32:
-        yield
-        return
-    model.float()
-    try:
-        yield
-    finally:
-        model.to(dtype)

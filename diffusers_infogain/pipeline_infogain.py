@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AmusedScheduler, DiffusionPipeline, UVit2DModel, VQModel
+from diffusers import UVit2DModel, VQModel
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import AmusedLoraLoaderMixin
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import clip_generation
 from .calls import StepCallback
 from .candidates import Generators
+from .components import ImagePipeline, check_components, keep_scale_factor
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
     as_infogain_scheduler,
 )
+from .lora import AmusedLoraMixin
+from .published import hub_arguments
 from .scheduling_infogain import InfoGainScheduler
 
 DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")
@@ -31,7 +33,7 @@ DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")
 DEFAULT_NUM_INFERENCE_STEPS = 12
 
 
-class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
+class InfoGainPipeline(ImagePipeline, AmusedLoraMixin):
     r"""Text-to-image generation with models in aMUSEd's format, decoded by information gain or any rule it is compared with.
 
     Everything about the sampler is a setting of `scheduler`; an `AmusedScheduler`, as aMUSEd repositories have it, is converted
@@ -59,11 +61,11 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
 
     def __init__(
         self,
-        vqvae: VQModel,
-        tokenizer: CLIPTokenizer,
-        text_encoder: CLIPTextModelWithProjection,
-        transformer: UVit2DModel,
-        scheduler: InfoGainScheduler | AmusedScheduler,
+        vqvae: VQModel | None,
+        tokenizer: CLIPTokenizer | None,
+        text_encoder: CLIPTextModelWithProjection | None,
+        transformer: UVit2DModel | None,
+        scheduler: InfoGainScheduler | None,
     ):
         super().__init__()
         self.register_modules(
@@ -73,7 +75,6 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
             transformer=transformer,
             scheduler=as_infogain_scheduler(scheduler),
         )
-        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
 
     @classmethod
@@ -87,41 +88,28 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         kwargs.setdefault("use_safetensors", True)
         if pretrained_model_name_or_path == "demo":
             pretrained_model_name_or_path = DEMO_MODEL
-        return super().from_pretrained(pretrained_model_name_or_path, variant=variant, **kwargs)
+        path, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
+        index = cls.load_config(path, **hub)
+        if "scheduler" not in kwargs and "AmusedScheduler" in index.get("scheduler", []):
+            kwargs["scheduler"] = InfoGainScheduler.from_pretrained(path, subfolder="scheduler", **hub)
+        if "scheduler" not in kwargs:
+            pipe = super().from_pretrained(path, variant=variant, **kwargs)
+        else:
+            # diffusers looks for the class that a repository names also where a scheduler is given, and it has deprecated aMUSEd.
+            pipe = super().from_pretrained(path, variant=variant, **{**kwargs, "scheduler": None})
+            pipe.register_modules(scheduler=as_infogain_scheduler(kwargs["scheduler"]))
+        keep_scale_factor(pipe, path, kwargs, hub)
+        return pipe
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes `model_index.json` as an aMUSEd repository's."""
         # Hub repositories cannot name classes outside diffusers. Saved as aMUSEd's, the repository also loads without this
         # package, and the scheduler's own settings survive in its config, which `__init__` converts back.
         config = json.loads(self.to_json_string())
-        config |= {"_class_name": "AmusedPipeline", "scheduler": ["diffusers", "AmusedScheduler"]}
+        config["_class_name"] = "AmusedPipeline"
+        if self.scheduler is not None:
+            config["scheduler"] = ["diffusers", "AmusedScheduler"]
         Path(json_file_path).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | dict[str, torch.Tensor],
-        adapter_name: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Loads LoRA layers of the transformer and of the text encoder (needs peft: the extra "lora").
-
-        Args:
-            pretrained_model_name_or_path_or_dict: Hub id, folder, file or state dict.
-            adapter_name: A name to address the adapter by.
-            kwargs: As in `diffusers.loaders.AmusedLoraLoaderMixin.lora_state_dict`.
-
-        Raises:
-            ValueError: If keys are found that are not LoRA layers, or no peft is installed.
-        """
-        # The mixin's own method is Stable Diffusion's, which looks for a U-Net.
-        state_dict, network_alphas = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
-        if not all("lora" in key for key in state_dict):
-            raise ValueError("`pretrained_model_name_or_path_or_dict` must hold LoRA layers only, with 'lora' in every key.")
-        shared = {"network_alphas": network_alphas, "adapter_name": adapter_name, "_pipeline": self}
-        self.load_lora_into_transformer(state_dict, transformer=self.transformer, **shared)
-        self.load_lora_into_text_encoder(
-            state_dict, text_encoder=self.text_encoder, prefix="text_encoder", lora_scale=self.lora_scale, **shared
-        )
 
     encode_prompt = clip_generation.encode_prompt
 
@@ -190,6 +178,7 @@ class InfoGainPipeline(DiffusionPipeline, AmusedLoraLoaderMixin):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         config = self.transformer.config
         prompts: dict[str, Any] = {
             "prompt": prompt,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, VQModel
+from diffusers import VQModel
 from diffusers.image_processor import VaeImageProcessor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .calls import StepCallback
 from .candidates import Generators
+from .components import ImagePipeline, check_components, in_float32
 from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
@@ -20,7 +21,6 @@ from .image_generation import (
     InfoGainPipelineOutput,
     as_infogain_scheduler,
     check_prompts,
-    in_float32,
     repeat_prompts,
 )
 from .models.checkpoint import local_folder
@@ -39,7 +39,7 @@ UNCONDITION = "<uncondition>"
 DEFAULT_NUM_INFERENCE_STEPS = 64
 
 
-class InfoGainLuminaPipeline(DiffusionPipeline):
+class InfoGainLuminaPipeline(ImagePipeline):
     r"""Text-to-image generation with Lumina-DiMOO (arXiv 2510.06308), decoded by information gain or rules it is compared with.
 
     `from_pretrained` loads the published repository as it is (`Alpha-VLLM/Lumina-DiMOO`), or a folder that `save_pretrained` or
@@ -75,10 +75,10 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vqvae: VQModel,
-        tokenizer: PreTrainedTokenizerBase,
-        transformer: BidirectionalLlama,
-        scheduler: InfoGainScheduler,
+        vqvae: VQModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        transformer: BidirectionalLlama | None,
+        scheduler: InfoGainScheduler | None,
         image_token_offset: int = 126356,
         newline_token_id: int = 126084,
         image_start_token_id: int = 126349,
@@ -92,7 +92,8 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
         self.register_modules(
             vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
         )
-        check_image_tokens(image_token_offset, vqvae.config.num_vq_embeddings, transformer.config.vocab_size)
+        if vqvae is not None and transformer is not None:
+            check_image_tokens(image_token_offset, self.codebook_size, transformer.config.vocab_size)
         self.register_to_config(
             image_token_offset=image_token_offset,
             newline_token_id=newline_token_id,
@@ -103,8 +104,12 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
             max_sequence_length=max_sequence_length,
             sample_size=sample_size,
         )
-        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of image codes; without a `vqvae`, by the mask id of the scheduler, which follows them."""
+        return self.scheduler.config.mask_token_id if self.vqvae is None else self.vqvae.config.num_vq_embeddings
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainLuminaPipeline:
@@ -148,6 +153,7 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
         Returns:
             Ids (B, P) and a mask (B, P), False at padding.
         """
+        check_components(self, "tokenizer")
         rows = [self.tokenizer(PROMPT_TEMPLATE.format(text)).input_ids for text in prompts]
         # Padding is hidden from every token, so any id will do.
         return pad_prompts(rows, 0, self._execution_device)
@@ -180,7 +186,7 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
             prompt_mask,
             torch.cat([start, pad(image, (0, 1), value=config.newline_token_id).flatten(1), end], dim=1),
             pad(pad(where, (0, 1)).flatten(1), (2, 2)),
-            (config.image_token_offset, config.image_token_offset + self.vqvae.config.num_vq_embeddings),
+            (config.image_token_offset, config.image_token_offset + self.codebook_size),
         )
 
     @torch.no_grad()
@@ -227,11 +233,11 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         num_prompts = check_prompts(prompt, negative_prompt)
-        codebook_size = self.vqvae.config.num_vq_embeddings
         generation = ImageGeneration(
             pipe=self,
-            codebook_size=codebook_size,
+            codebook_size=self.codebook_size,
             vocab_size=self.transformer.config.vocab_size,
             scale_factor=self.vae_scale_factor,
             unit=self.vae_scale_factor,
@@ -273,7 +279,6 @@ class InfoGainLuminaPipeline(DiffusionPipeline):
             return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
 
         def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
-            with in_float32(self.vqvae):
-                return decode_vqvae(self.vqvae, tokens).clamp(0, 1)
+            return decode_vqvae(in_float32(self.vqvae), tokens).clamp(0, 1)
 
         return generation.run(denoise, to_pixels)

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, VQModel
+from diffusers import VQModel
 from diffusers.image_processor import VaeImageProcessor
 
 from .calls import StepCallback
 from .candidates import Generators
+from .components import ImagePipeline, check_components, in_float32
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
     as_infogain_scheduler,
-    in_float32,
 )
 from .models import llamagen_vq
 from .models.checkpoint import local_folder
@@ -39,7 +39,7 @@ DEFAULT_VARIANT = "384_large"
 DEFAULT_NUM_INFERENCE_STEPS = 32
 
 
-class InfoGainMaskGITPipeline(DiffusionPipeline):
+class InfoGainMaskGITPipeline(ImagePipeline):
     r"""Class-to-image generation on ImageNet with MaskGIT, decoded by information gain or any rule it is compared with.
 
     The models are those of "Halton Scheduler for Masked Generative Image Transformer" (arXiv 2503.17076); its own sampler is
@@ -62,13 +62,18 @@ class InfoGainMaskGITPipeline(DiffusionPipeline):
     transformer: MaskGITTransformer2DModel
     scheduler: InfoGainScheduler
 
-    def __init__(self, vqvae: VQModel, transformer: MaskGITTransformer2DModel, scheduler: InfoGainScheduler):
+    def __init__(
+        self,
+        vqvae: VQModel | None,
+        transformer: MaskGITTransformer2DModel | None,
+        scheduler: InfoGainScheduler | None,
+    ):
         super().__init__()
-        codes, codebook_size = vqvae.config.num_vq_embeddings, transformer.config.codebook_size
-        if codes != codebook_size:
-            raise ValueError(f"`vqvae` must have the {codebook_size} codes of `transformer`, got {codes}.")
+        if vqvae is not None and transformer is not None:
+            codes, codebook_size = vqvae.config.num_vq_embeddings, transformer.config.codebook_size
+            if codes != codebook_size:
+                raise ValueError(f"`vqvae` must have the {codebook_size} codes of `transformer`, got {codes}.")
         self.register_modules(vqvae=vqvae, transformer=transformer, scheduler=as_infogain_scheduler(scheduler))
-        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
@@ -184,6 +189,7 @@ class InfoGainMaskGITPipeline(DiffusionPipeline):
         if isinstance(class_labels, list) and not class_labels:
             raise ValueError("`class_labels` must be a class or a list of classes that is not empty, got [].")
         labels = imagenet_class_ids(class_labels)
+        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         config = self.transformer.config
         generation = ImageGeneration(
             pipe=self,
@@ -231,7 +237,6 @@ class InfoGainMaskGITPipeline(DiffusionPipeline):
             return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
 
         def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
-            with in_float32(self.vqvae, self.vqvae.config.force_upcast):
-                return decode_vqvae(self.vqvae, tokens).clamp(-1, 1)
+            return decode_vqvae(in_float32(self.vqvae, self.vqvae.config.force_upcast), tokens).clamp(-1, 1)
 
         return generation.run(denoise, to_pixels)

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AmusedScheduler, DiffusionPipeline, VQModel
+from diffusers import VQModel
 from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import clip_generation
 from .calls import StepCallback
 from .candidates import Generators
+from .components import ImagePipeline, check_components
 from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
@@ -30,7 +31,7 @@ from .scheduling_infogain import InfoGainScheduler
 DEFAULT_NUM_INFERENCE_STEPS = 48
 
 
-class InfoGainMeissonicPipeline(DiffusionPipeline):
+class InfoGainMeissonicPipeline(ImagePipeline):
     r"""Text-to-image generation with Meissonic (arXiv 2410.08261) or Monetico, decoded by information gain or any other rule.
 
     `from_pretrained` loads the published repositories as they are (`MeissonFlow/Meissonic`, `Collov-Labs/Monetico`), running
@@ -61,11 +62,11 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vqvae: VQModel,
-        tokenizer: CLIPTokenizer,
-        text_encoder: CLIPTextModelWithProjection,
-        transformer: MeissonicTransformer2DModel,
-        scheduler: InfoGainScheduler | AmusedScheduler,
+        vqvae: VQModel | None,
+        tokenizer: CLIPTokenizer | None,
+        text_encoder: CLIPTextModelWithProjection | None,
+        transformer: MeissonicTransformer2DModel | None,
+        scheduler: InfoGainScheduler | None,
     ):
         super().__init__()
         self.register_modules(
@@ -75,7 +76,6 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
             transformer=transformer,
             scheduler=as_infogain_scheduler(scheduler),
         )
-        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
 
     @classmethod
@@ -193,6 +193,7 @@ class InfoGainMeissonicPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         config = self.transformer.config
         prompts: dict[str, Any] = {
             "prompt": prompt,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .calls import StepCallback
 from .candidates import Generators
+from .components import ImagePipeline, check_components, in_float32
 from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
@@ -21,7 +21,6 @@ from .image_generation import (
     InfoGainPipelineOutput,
     as_infogain_scheduler,
     check_prompts,
-    in_float32,
     repeat_prompts,
 )
 from .models.checkpoint import local_folder
@@ -38,7 +37,7 @@ VQ_REPOSITORY = "showlab/magvitv2"
 DEFAULT_NUM_INFERENCE_STEPS = 15
 
 
-class InfoGainMMaDAPipeline(DiffusionPipeline):
+class InfoGainMMaDAPipeline(ImagePipeline):
     r"""Text-to-image generation with MMaDA (arXiv 2505.15809), decoded by information gain or any rule it is compared with.
 
     `from_pretrained` loads the published repositories as they are (`Gen-Verse/MMaDA-8B-MixCoT`), or a folder that
@@ -72,10 +71,10 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vqvae: MagvitV2Model,
-        tokenizer: PreTrainedTokenizerBase,
-        transformer: BidirectionalLlama,
-        scheduler: InfoGainScheduler,
+        vqvae: MagvitV2Model | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        transformer: BidirectionalLlama | None,
+        scheduler: InfoGainScheduler | None,
         image_token_offset: int | None = None,
         task_token_id: int = 126088,
         image_start_token_id: int = 126084,
@@ -88,10 +87,12 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         self.register_modules(
             vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
         )
-        offset = len(tokenizer) if image_token_offset is None else image_token_offset
-        check_image_tokens(offset, vqvae.codebook_size, transformer.config.vocab_size)
+        if image_token_offset is None and tokenizer is not None:
+            image_token_offset = len(tokenizer)
+        if image_token_offset is not None and vqvae is not None and transformer is not None:
+            check_image_tokens(image_token_offset, self.codebook_size, transformer.config.vocab_size)
         self.register_to_config(
-            image_token_offset=offset,
+            image_token_offset=image_token_offset,
             task_token_id=task_token_id,
             image_start_token_id=image_start_token_id,
             image_end_token_id=image_end_token_id,
@@ -99,8 +100,18 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             max_prompt_length=max_prompt_length,
             sample_size=sample_size,
         )
-        self.vae_scale_factor = vqvae.scale_factor
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def image_token_offset(self) -> int:
+        """Id of image code 0."""
+        offset = self.config.image_token_offset
+        return len(self.tokenizer) if offset is None else offset
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of image codes; without a `vqvae`, by the mask id of the scheduler, which follows them."""
+        return self.scheduler.config.mask_token_id if self.vqvae is None else self.vqvae.codebook_size
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainMMaDAPipeline:
@@ -162,6 +173,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         Returns:
             Ids (B, P) and a mask (B, P), False at padding.
         """
+        check_components(self, "tokenizer")
         config, tokenizer = self.config, self.tokenizer
         rows = []
         for text in prompts:
@@ -195,7 +207,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         config = self.config
         masked = tokens == self.scheduler.config.mask_token_id
         where = masked if where is None else where
-        image = torch.where(masked, self.transformer.config.mask_token_id, tokens + config.image_token_offset)
+        image = torch.where(masked, self.transformer.config.mask_token_id, tokens + self.image_token_offset)
         one = torch.ones_like(tokens[:, :1])
         return predict_after_prompts(
             self.transformer,
@@ -203,7 +215,7 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             prompt_mask,
             torch.cat([config.image_start_token_id * one, image, config.image_end_token_id * one], dim=1),
             torch.nn.functional.pad(where, (1, 1)),
-            (config.image_token_offset, config.image_token_offset + self.vqvae.codebook_size),
+            (self.image_token_offset, self.image_token_offset + self.codebook_size),
         )
 
     @torch.no_grad()
@@ -249,10 +261,11 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         num_prompts = check_prompts(prompt, negative_prompt)
         generation = ImageGeneration(
             pipe=self,
-            codebook_size=self.vqvae.codebook_size,
+            codebook_size=self.codebook_size,
             vocab_size=self.transformer.config.vocab_size,
             scale_factor=self.vae_scale_factor,
             unit=self.vae_scale_factor,
@@ -292,7 +305,6 @@ class InfoGainMMaDAPipeline(DiffusionPipeline):
             return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
 
         def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
-            with in_float32(self.vqvae):
-                return self.vqvae.decode(tokens)
+            return in_float32(self.vqvae).decode(tokens)
 
         return generation.run(denoise, to_pixels)

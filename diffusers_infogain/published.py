@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
+from .components import keep_scale_factor
 from .files import read_json
 from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder
 
@@ -133,8 +134,11 @@ def load_saved_or_published(
         load_saved: `DiffusionPipeline.from_pretrained` of the class. Weights are then read from safetensors, unless
             `use_safetensors=False` is among the arguments.
     """
-    if saved_class(repository, **hub_arguments(arguments)) == kind.__name__:
-        return load_saved(repository, **{"use_safetensors": True, **arguments})
+    hub = hub_arguments(arguments)
+    if saved_class(repository, **hub) == kind.__name__:
+        pipe = load_saved(repository, **{"use_safetensors": True, **arguments})
+        keep_scale_factor(pipe, repository, arguments, hub)
+        return pipe
     return load_published(kind.open_published, repository, **arguments)
 
 

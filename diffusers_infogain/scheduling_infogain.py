@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -263,6 +265,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    _compatibles = ["AmusedScheduler"]  # whose configurations `from_config` takes
 
     timesteps: torch.Tensor
     position_temperatures: torch.Tensor
@@ -330,6 +333,27 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]
         self._surprisals = None  # type: ignore[assignment]  # for "pc_sampler" only
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None = None, return_unused_kwargs: bool = False, **settings: Any) -> Any:
+        """A scheduler with the settings of a configuration, its own or an `AmusedScheduler`'s, and others in their place.
+
+        Args:
+            config: Such as `pipe.scheduler.config`. What another scheduler's has besides is kept and not used.
+            return_unused_kwargs: Whether to return (scheduler, what was not used), as `ConfigMixin.from_config` does.
+            settings: As in the constructor.
+
+        Raises:
+            TypeError: For a setting that does not exist, naming the closest one (not with `return_unused_kwargs`).
+            ValueError: As the constructor.
+        """
+        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        unknown = [name for name in settings if name not in (*known, "pretrained_model_name_or_path")]
+        if unknown and not return_unused_kwargs:
+            close = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"the closest is {close[0]!r}" if close else f"there are {', '.join(known)}"
+            raise TypeError(f"{cls.__name__} has no setting {unknown[0]!r}; {hint}.")
+        return super().from_config(config, return_unused_kwargs, **settings)
 
     @property
     def looks_ahead(self) -> bool:
@@ -768,15 +792,19 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: draw.Generators = None,
         return_dict: bool = True,
+        starting_mask_ratio: float | torch.Tensor | None = None,
     ) -> InfoGainSchedulerOutput | tuple[torch.Tensor, ...]:
         """Decodes the tokens of one step by a greedy rule, as diffusers' pipelines expect of a scheduler.
 
         Args:
             model_output: Logits (B, L, V) or (B, V, H, W).
             sample: Tokens (B, L) or (B, H, W).
+            starting_mask_ratio: The share of all tokens that was masked before the first step, in [0, 1], which the schedule
+                then begins at. By default it goes by what is left.
 
         Raises:
-            ValueError: With a sampler that looks ahead, since `step` cannot ask for the logits of its candidates.
+            ValueError: With a sampler that looks ahead, since `step` cannot ask for the logits of its candidates; for shapes
+                that do not fit, or a share outside [0, 1].
         """
         if self.looks_ahead:
             raise ValueError(
@@ -792,7 +820,42 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
                 )
             grid = (shape[1], shape[2])
             sample, model_output = sample.flatten(1), model_output.flatten(2).transpose(1, 2)
-        proposal = self.propose(model_output, timestep, sample, generator=generator, grid=grid)
+        initial_masks = None
+        if starting_mask_ratio is not None:
+            # diffusers' pipelines give a tensor.
+            ratio = starting_mask_ratio.item() if isinstance(starting_mask_ratio, torch.Tensor) else starting_mask_ratio
+            if not (_is_number(ratio) and 0 <= ratio <= 1):
+                raise ValueError(f"`starting_mask_ratio` must be a number in [0, 1], got {ratio!r}.")
+            masks = round(ratio * sample.shape[1])
+            initial_masks = torch.full((len(sample),), masks, device=sample.device)
+        proposal = self.propose(model_output, timestep, sample, generator=generator, grid=grid, initial_masks=initial_masks)
         output = self.select(None, timestep, proposal)
         output.prev_sample = output.prev_sample.reshape(shape)
         return output if return_dict else (output.prev_sample,)
+
+    def add_noise(self, sample: torch.Tensor, timesteps: int | torch.Tensor, generator: draw.Generators = None) -> torch.Tensor:
+        """Masks tokens at random, so many as the schedule leaves after a step of an empty canvas, on the average.
+
+        With one generator the masks are those that `AmusedScheduler.add_noise` draws.
+
+        Args:
+            sample: Tokens (B, L) or (B, H, W).
+            timesteps: One of `timesteps`.
+            generator: One generator, drawn from sample after sample, or a list with one per sample.
+
+        Returns:
+            A tensor like `sample`, with the mask id at the masked positions.
+
+        Raises:
+            ValueError: For an unknown timestep, or a list of generators of another length than the batch.
+        """
+        index, length = self._step_index(timesteps), sample[0].numel()
+        per_step = self.config.tokens_per_step
+        if per_step is None:
+            done = torch.tensor(index + 1) / len(self.timesteps)
+            share = schedules.mask_ratio(done, self.config.masking_schedule)
+        else:
+            left = 0 if index == len(self.timesteps) - 1 else max(length - per_step * (index + 1), 0)
+            share = torch.tensor(left / length)
+        uniform = draw.uniforms(generator, len(sample), sample.shape[1:]).to(sample.device)
+        return sample.masked_fill(uniform < share.to(sample.device), self.config.mask_token_id)

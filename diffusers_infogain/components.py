@@ -1,0 +1,99 @@
+"""A pipeline's components where they are not plain: None, wrapped, offloaded, or in half precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
+from diffusers import DiffusionPipeline, VQModel
+from diffusers.utils.torch_utils import is_compiled_module
+
+from .scheduling_infogain import at_least
+
+PUBLISHED_SCALE_FACTOR = 16
+"""Pixels a token, along one side, of every image model that is published for these pipelines."""
+
+
+def check_components(pipe: Any, *names: str) -> None:
+    """Raises a ValueError that names the first of these components that is None."""
+    for name in names:
+        if getattr(pipe, name) is None:
+            hint = ' (none is needed for `output_type="latent"`)' if name == "vqvae" else ""
+            raise ValueError(f"The pipeline's `{name}` must not be None for this call{hint}: set `pipe.{name}`.")
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself where `torch.compile` has wrapped it."""
+    return model._orig_mod if is_compiled_module(model) else model
+
+
+def scale_factor(config: Mapping[str, Any]) -> int:
+    """Pixels a token, along one side, of an image tokenizer with this configuration."""
+    levels = config.get("block_out_channels") or config["encoder_multipliers"]
+    return 2 ** (len(levels) - 1)
+
+
+def keep_scale_factor(
+    pipe: Any, repository: str | os.PathLike[str], arguments: Mapping[str, Any], hub: Mapping[str, Any]
+) -> None:
+    """Where a saved pipeline was loaded without its image tokenizer: reads from its configuration what a token is in pixels."""
+    if "vqvae" in arguments and arguments["vqvae"] is None:
+        try:
+            config = VQModel.load_config(repository, subfolder="vqvae", **hub)
+        except OSError:  # saved without one
+            return
+        pipe.vae_scale_factor = scale_factor(config)
+
+
+class ImagePipeline(DiffusionPipeline):
+    """What the image pipelines share of diffusers' dialect. Every component may be None until a call needs it."""
+
+    _optional_components = ["vqvae", "tokenizer", "text_encoder", "transformer", "scheduler"]
+
+    vqvae: Any
+    _scale_factor = PUBLISHED_SCALE_FACTOR
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a token, along one side: the `vqvae`'s; without one, what it was last, or 16 as of all published models."""
+        if self.vqvae is not None:
+            self._scale_factor = scale_factor(self.vqvae.config)
+        return self._scale_factor
+
+    @vae_scale_factor.setter
+    def vae_scale_factor(self, value: int) -> None:
+        at_least("vae_scale_factor", value, 1, int)
+        self._scale_factor = value
+
+
+def in_float32(model: Any, needed: bool = True) -> Any:
+    """The model in float32, for decoders that overflow or blur in half precision.
+
+    The model itself where it is in float32, or `needed` is False, else another one with its weights, for this call: the model
+    is shared, between threads and between pipelines, and is not touched. Weights that are quantised stay as they are.
+    """
+    plain = unwrapped(model)
+    parameters = list(plain.parameters())
+    floating = all(parameter.is_floating_point() for parameter in parameters)
+    if not needed or not floating or all(parameter.dtype == torch.float32 for parameter in parameters):
+        return model
+    hook = getattr(plain, "_hf_hook", None)
+    if hook is not None:  # offloaded: what ran before it makes room
+        hook.pre_forward(plain)
+    offloaded = any(parameter.is_meta for parameter in parameters)
+    weights = get_state_dict_offloaded_model(plain) if offloaded else plain.state_dict()
+    device = next((one.device for one in plain.parameters() if not one.is_meta), torch.device("cpu"))
+    device = getattr(hook, "execution_device", None) or device
+    with torch.device("meta"):
+        twin = type(plain).from_config(plain.config)
+    converted = {
+        name: weight.to(device, torch.float32 if weight.is_floating_point() else weight.dtype) for name, weight in weights.items()
+    }
+    twin.load_state_dict(converted, assign=True)
+    for module, same in zip(twin.modules(), plain.modules(), strict=True):  # who watches the model sees its twin
+        module._forward_pre_hooks.update(same._forward_pre_hooks)
+        module._forward_hooks.update(same._forward_hooks)
+    return twin.eval()
