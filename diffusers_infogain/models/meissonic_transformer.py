@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, TimestepEmbedding, get_timestep_embedding
+from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, TimestepEmbedding
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.resnet import Downsample2D, Upsample2D
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxSingleTransformerBlock, FluxTransformerBlock
@@ -29,6 +29,27 @@ NORM_EPS = 1e-6
 def convert_key(key: str) -> str | None:
     """Name of a public checkpoint's tensor in `MeissonicTransformer2DModel`: the same, every tensor is used."""
     return key
+
+
+class Sinusoids(nn.Module):
+    """Cosines, then sines, of numbers times the frequencies 10000 ** (-i / half), the same on every machine.
+
+    The public code computes them in float32. There the last bit of a frequency depends on the processor, and a counter, which counts
+    thousandfold, makes a phase of tens of thousands of it: from one machine to the next the sinusoids then differ by 1e-2.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(N,) to (N, channels), in float64."""
+        # Apple's GPUs have no float64.
+        values = (values.cpu() if values.device.type == "mps" else values).double()
+        half = self.channels // 2
+        exponents = torch.arange(half, dtype=torch.float64, device=values.device) / half
+        phases = values[:, None] * 10000.0**-exponents
+        return torch.cat([phases.cos(), phases.sin()], dim=-1)
 
 
 class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
@@ -107,7 +128,9 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
         self.context_embedder = nn.Linear(joint_attention_dim, dim)
         self.encoder_proj_layer_norm = RMSNorm(dim, NORM_EPS)
         self.cond_embed = TimestepEmbedding(pooled_projection_dim + NUM_MICRO_CONDS * MICRO_COND_DIM, dim, sample_proj_bias=False)
+        self.micro_conds_proj = Sinusoids(MICRO_COND_DIM)
         self.time_text_embed = CombinedTimestepTextProjEmbeddings(dim, pooled_projection_dim)
+        self.time_text_embed.time_proj = Sinusoids(self.time_text_embed.time_proj.num_channels)
         self.pos_embed = FluxPosEmbed(theta=10000, axes_dim=list(axes_dims_rope))
 
         heads = (dim, num_attention_heads, attention_head_dim)
@@ -162,11 +185,10 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
         self._check_inputs(tokens, encoder_hidden_states, pooled_text_emb, micro_conds, timestep, where)
         batch, height, width = tokens.shape
 
-        sinusoids = get_timestep_embedding(micro_conds.flatten(), MICRO_COND_DIM, flip_sin_to_cos=True, downscale_freq_shift=0)
-        pooled = torch.cat([pooled_text_emb, sinusoids.reshape(batch, -1)], dim=1)
-        pooled = self.cond_embed(pooled.to(self.dtype))
-        # In float32: a thousand times the counter has no exact bfloat16, and no float16 from 66 steps on.
-        temb = self.time_text_embed(timestep.float().reshape(-1) * 1000, pooled)
+        sinusoids = self.micro_conds_proj(micro_conds.flatten()).reshape(batch, -1)
+        pooled = self.cond_embed(torch.cat([pooled_text_emb.to(self.dtype), sinusoids.to(tokens.device, self.dtype)], dim=1))
+        # In float64: a thousand times the counter has no exact bfloat16, and no float16 from 66 steps on.
+        temb = self.time_text_embed(timestep.double().reshape(-1) * 1000, pooled)
         text = self.encoder_proj_layer_norm(self.context_embedder(encoder_hidden_states.to(self.dtype)))
 
         hidden = self.embed(tokens)
