@@ -34,8 +34,8 @@ def convert_key(key: str) -> str | None:
 class Sinusoids(nn.Module):
     """Cosines, then sines, of numbers times the frequencies 10000 ** (-i / half), the same on every machine.
 
-    The public code computes them in float32. There the last bit of a frequency depends on the processor, and a counter, which counts
-    thousandfold, makes a phase of tens of thousands of it: from one machine to the next the sinusoids then differ by 1e-2.
+    The public code computes them in float32. There the last bit of a frequency depends on the processor, and a counter, which is
+    multiplied by 1000, makes much more of it: from one machine to the next the sinusoids then differ by up to 4e-3.
     """
 
     def __init__(self, channels: int):
