@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .calls import StepCallback, prompt_list
 from .candidates import Generators
 from .models.text import TextFamily, open_text_model, text_family
+from .models.wrapped import underlying
 from .published import PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import PRESETS, InfoGainScheduler, at_least
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
@@ -63,9 +64,14 @@ class InfoGainTextPipeline(DiffusionPipeline):
         super().__init__()
         if not isinstance(scheduler, InfoGainScheduler):
             raise ValueError(f"`scheduler` must be an InfoGainScheduler, got {type(scheduler).__name__}.")
-        facts = text_family(model.config, tokenizer) if family is None else TextFamily(**family)
+        facts = text_family(underlying(model).config, tokenizer) if family is None else TextFamily(**family)
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(family=asdict(facts))
+
+    @property
+    def device(self) -> torch.device:
+        """The model's, also where it is wrapped."""
+        return super().device if self.model is None else underlying(self.model).device
 
     @property
     def family(self) -> TextFamily:

@@ -15,6 +15,7 @@ from .calls import StepCallback, call_back, check_search, tensor_inputs
 from .candidates import Generators, split_generator
 from .decoding import DecodingStep, DecodingTrace, decode_or_search
 from .models.text_logits import TextCache, fitting_caches, longest_text
+from .models.wrapped import underlying
 from .scheduling_infogain import InfoGainScheduler, at_least
 
 CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores", "rows"]
@@ -135,7 +136,7 @@ class TextGeneration:
             raise ValueError(f"`pack_candidates` must be False without the cache 'exact', got True with {self._kind!r}.")
         names = self.callback_on_step_end_tensor_inputs
         self.callback_on_step_end_tensor_inputs = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
-        config = self.pipe.model.config
+        config = underlying(self.pipe.model).config
         length, limit = max(map(len, self.rows)) + self.max_new_tokens, longest_text(self.pipe.model)
         if limit is not None and length > limit:
             raise ValueError(

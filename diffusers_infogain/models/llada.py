@@ -156,7 +156,11 @@ class BidirectionalLlama(LlamaForCausalLM):
         ).last_hidden_state
         if where is not None:
             states = states[where]
-        first, last = token_range or (0, self.config.vocab_size)
+        if token_range is None:
+            return self.lm_head(states)
+        first, last = token_range
+        if type(self.lm_head) is not torch.nn.Linear:  # an adapter's, or quantised: its weight is not all of it
+            return self.lm_head(states)[..., first:last]
         with align_module_device(self.lm_head):
             return torch.nn.functional.linear(states, self.lm_head.weight[first:last])
 

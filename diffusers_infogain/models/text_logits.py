@@ -11,11 +11,16 @@ from transformers import DynamicCache, PreTrainedModel
 
 from .llada import BidirectionalLlama, additive_mask, count_positions
 from .text import TextFamily
+from .wrapped import compiled, underlying
 
 Places = tuple[torch.Tensor, torch.Tensor]
 """Rows and columns, each (M,) long."""
 
 CACHES = ("none", "exact", "prefix")
+
+SEES_PADDING = ("convbert", "funnel", "mobilebert", "nystromformer", "reformer", "yoso")
+"""Model types whose layers read padding whatever the attention mask says: by convolution, pooling or segments. Their texts of
+different lengths are run apart."""
 
 
 def fitting_caches(family: TextFamily) -> tuple[str, ...]:
@@ -27,6 +32,7 @@ def fitting_caches(family: TextFamily) -> tuple[str, ...]:
 
 def longest_text(model: PreTrainedModel) -> int | None:
     """How many tokens a model takes, None where its architecture sets no limit."""
+    model = underlying(model)
     limit = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         # RoBERTa and its kin count positions from behind the one of padding.
@@ -88,7 +94,7 @@ def _visible(
 
 
 def _native_logits(
-    model: PreTrainedModel,
+    model: Any,
     input_ids: torch.Tensor,
     visible: torch.Tensor,
     positions: torch.Tensor,
@@ -96,36 +102,91 @@ def _native_logits(
     cache: DynamicCache | None = None,
 ) -> torch.Tensor:
     """Outputs (M, V) of a Llama, Qwen2 or Qwen3; `cache` grows by the input."""
-    hidden = additive_mask(visible, input_ids.shape[1], model.dtype)
+    inner = underlying(model)
+    hidden = additive_mask(visible, input_ids.shape[1], inner.dtype)
     arguments: dict[str, Any] = {"attention_mask": hidden, "position_ids": positions, "use_cache": cache is not None}
     if cache is not None:
-        names = inspect.signature(type(model.base_model).forward).parameters
+        names = inspect.signature(type(inner.base_model).forward).parameters
         arguments["cache" if "cache" in names else "past_key_values"] = cache
-    if isinstance(model, BidirectionalLlama):
-        return model(input_ids, where=places, **arguments)
     return _logits_at(model, places, input_ids=input_ids, **arguments)
 
 
-def _encoder_logits(model: PreTrainedModel, input_ids: torch.Tensor, real: torch.Tensor, places: Places) -> torch.Tensor:
+def _encoder_logits(model: Any, input_ids: torch.Tensor, real: torch.Tensor, places: Places) -> torch.Tensor:
     """Outputs (M, V) of an `AutoModelForMaskedLM`."""
     # Padding goes to the right: there every architecture counts positions as it was trained to.
-    order = (~real).long().argsort(dim=-1, stable=True)
+    right = (~real).long().argsort(dim=-1, stable=True)
     rows, columns = places
-    new_columns = order.argsort(-1)[rows, columns]
-    mask = real.gather(-1, order).long()
-    return _logits_at(model, (rows, new_columns), input_ids=input_ids.gather(-1, order), attention_mask=mask)
+    columns, input_ids, real = right.argsort(-1)[rows, columns], input_ids.gather(-1, right), real.gather(-1, right)
+    lengths = real.sum(-1)
+    if underlying(model).config.model_type not in SEES_PADDING:
+        return _logits_at(model, (rows, columns), input_ids=input_ids, attention_mask=real.long())
+    parts, order = [], []
+    for length in lengths.unique().tolist():
+        same = lengths == length
+        here, number = same[rows].nonzero()[:, 0], same.cumsum(0) - 1
+        ids = input_ids[same, :length]
+        at = number[rows[here]], columns[here]
+        parts.append(_logits_at(model, at, input_ids=ids, attention_mask=torch.ones_like(ids)))
+        order.append(here)
+    return torch.cat(parts)[torch.cat(order).argsort()]
 
 
-def _logits_at(model: PreTrainedModel, places: Places, **arguments: torch.Tensor) -> torch.Tensor:
+def _logits_at(model: Any, places: Places, **arguments: Any) -> torch.Tensor:
     """Outputs (M, V) of a model; where its architecture lets us, only these positions go through the last matrix."""
-    shape = arguments["input_ids"].shape
+    inner, own = underlying(model), compiled(model)
+    if isinstance(inner, BidirectionalLlama):
+        return (inner if own is None else own)(where=places, **arguments)
+    rows, columns = places
+    if own is None:
+        logits = _narrowed(inner, places, arguments["input_ids"].shape)(**arguments).logits
+        return logits if logits.ndim == 2 else logits[places]
+    if "logits_to_keep" not in inspect.signature(type(inner).forward).parameters:
+        return own(**arguments).logits[places]
+    wanted, columns = columns.unique(return_inverse=True)
+    return own(logits_to_keep=wanted, **arguments).logits[rows, columns]
 
-    def narrow(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
-        return inputs[0][places] if inputs[0].shape[:-1] == shape else None
 
-    with model.get_output_embeddings().register_forward_pre_hook(narrow):
-        logits = model(**arguments).logits
-    return logits[places] if logits.ndim == 3 else logits
+class _AtPlaces(torch.nn.Module):
+    """A model's last matrix, on some positions of its input alone."""
+
+    def __init__(self, head: torch.nn.Module, places: Places, shape: torch.Size):
+        super().__init__()
+        self.head, self.places, self.shape = head, places, shape
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.head, name)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(R, L, H) to (M, V)."""
+        return self.head(states[self.places] if states.shape[:-1] == self.shape else states)
+
+
+def _narrowed(model: PreTrainedModel, places: Places, shape: torch.Size) -> PreTrainedModel:
+    """The model, but with its last matrix on some positions alone.
+
+    Neither copies nor changes anything that other calls may be using at the same time: only the few modules that lead to the last
+    matrix are other objects, with the same contents.
+    """
+    head = model.get_output_embeddings()
+    path = next((name for name, module in model.named_modules() if module is head), "") if head is not None else ""
+    if not path:
+        return model
+    own: Any = _shallow(model)
+    inner, (*owners, last) = own, path.split(".")
+    for name in owners:
+        inner._modules[name] = _shallow(inner._modules[name])
+        inner = inner._modules[name]
+    inner._modules[last] = _AtPlaces(head, places, shape)
+    return own
+
+
+def _shallow(module: Any) -> Any:
+    own = copy.copy(module)
+    own._modules = dict(module._modules)
+    return own
 
 
 class TextCache:

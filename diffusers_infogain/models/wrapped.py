@@ -1,0 +1,44 @@
+"""Models in wrappers of other libraries: what is inside, and what has to be called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
+
+
+def underlying(model: Any) -> PreTrainedModel:
+    """The model of transformers in what `torch.compile`, peft or a data-parallel class made of it, in any order.
+
+    Raises:
+        ValueError: If there is none, or peft puts tokens of its own before the text, so that positions are others.
+    """
+    inner = model
+    while not isinstance(inner, PreTrainedModel):
+        if isinstance(inner, OptimizedModule):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):  # peft, which is not imported where nobody uses it
+            if inner.active_peft_config.is_prompt_learning:
+                raise ValueError(
+                    f"`model` must keep the text's own positions, got a model of peft with a "
+                    f"{type(inner.active_peft_config).__name__}, which puts tokens before it."
+                )
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "module", None), torch.nn.Module):
+            inner = inner.module
+        else:
+            raise ValueError(
+                f"`model` must be a model of transformers, alone or as torch.compile, peft or DataParallel wrapped it, got "
+                f"{type(model).__name__}."
+            )
+    return inner
+
+
+def compiled(model: Any) -> OptimizedModule | None:
+    """What `torch.compile` made of a model, to be called as it is, or None; data-parallel classes are left out."""
+    while isinstance(model, (DataParallel, DistributedDataParallel)):
+        model = model.module
+    return model if isinstance(model, OptimizedModule) else None
