@@ -6,7 +6,10 @@ for whatever is not what it should be; an OSError names the file as well.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -17,7 +20,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -48,7 +51,7 @@ ARRAY_LIMIT = 2**28
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 LOCK = ".lock"
-"""Name of the file in an output folder by which commands keep out of each other's way; it stays there, empty."""
+"""Name of the file in an output folder by which commands keep out of each other's way."""
 
 _PARTS = re.compile(r"\.[0-9a-f]{16}\.part")
 
@@ -173,6 +176,42 @@ def read_json_lines(path: str | os.PathLike[str], *, begin: str | None = None, l
     """
     lines = read_text(path, limit).split("\n") if begin is None else whole_lines(Path(path), begin, limit)
     return [parse_json(line, f"Line {number} of {path}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def check_fields(record: Any, where: str, fields: Mapping[str, Any]) -> None:
+    """What was read from a file has these fields.
+
+    Args:
+        where: What was read, for errors.
+        fields: Per name a type, several in a tuple, or a list of one of these for a list of such values. `float` takes any
+            number that is finite, and `int` no boolean.
+
+    Raises:
+        ValueError: For what is no object, or the first field that is missing or has another type.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must hold a JSON object, got {_named(type(record))}.")
+    for name, kind in fields.items():
+        if name not in record:
+            raise ValueError(f"{where} must have the field `{name}`.")
+        value, inner = record[name], kind[0] if isinstance(kind, list) else kind
+        kinds = inner if isinstance(inner, tuple) else (inner,)
+        fits = isinstance(value, list) if isinstance(kind, list) else True
+        for one in value if isinstance(kind, list) and fits else [value]:
+            fits = fits and any(_is_a(one, allowed) for allowed in kinds)
+        if not fits:
+            allowed = " or ".join(_named(one) for one in kinds)
+            shown = json.dumps(value)
+            raise ValueError(
+                f"{where} must have {f'a list of {allowed}' if isinstance(kind, list) else allowed} in its field `{name}`, "
+                f"got {shown if len(shown) <= 80 else shown[:77] + '...'}."
+            )
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, kind)
 
 
 def whole_lines(path: Path, begin: str, limit: int = TEXT_LIMIT) -> list[str]:
@@ -340,7 +379,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"Cannot write {_shown(Path(path))}: {error.strerror or error}.") from error
+        named = OSError(f"Cannot write {_shown(Path(path))}: {error.strerror or error}.")
+        named.errno = error.errno
+        raise named from error
 
 
 @contextmanager
@@ -414,6 +455,30 @@ def save_png(image: PIL.Image.Image, path: Path, metadata: Mapping[str, Any]) ->
         image.save(file, "PNG", pnginfo=information)
 
 
+def unused(path: Path, same: Callable[[Path], bool]) -> Path:
+    """The first of a.png, a-2.png, a-3.png, ... that is not there, or of which `same` says that it may be written again.
+
+    Args:
+        same: Whether a file is of the very thing that is to be written; one that raises a ValueError is not.
+    """
+    for number in itertools.count(1):
+        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        with contextlib.suppress(ValueError):
+            if not os.path.lexists(candidate) or same(candidate):
+                return candidate
+    raise AssertionError
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """The first half of the SHA-256 of the files' contents, one after the other."""
+    content = hashlib.sha256()
+    for path in paths:
+        with regular_file(path).open("rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+    return content.hexdigest()[:32]
+
+
 def writable_folder(path: Path) -> Path:
     """Makes the folder, and finds out before hours of work whether files can be written there.
 
@@ -451,10 +516,14 @@ def owned(output: Path, *, folder: bool = True, main: bool = True) -> Iterator[N
     from filelock import FileLock, Timeout
 
     home = writable_folder(output if folder else output.parent)
-    lock = FileLock(home / (LOCK if folder else f".{output.name}{LOCK}"), blocking=False)
+    path = home / (LOCK if folder else f".{output.name}{LOCK}")
+    lock = FileLock(path, blocking=False)
     with writing(output):
         try:
             lock.acquire()
+            while not path.exists():  # its last owner removed it just before
+                lock.release()
+                lock.acquire()
         except Timeout:
             raise ValueError(
                 f"Another command is writing to {output}: wait until it has ended, or choose another output."
@@ -464,6 +533,7 @@ def owned(output: Path, *, folder: bool = True, main: bool = True) -> Iterator[N
             _remove_parts(home)
         yield
     finally:
+        path.unlink(missing_ok=True)  # while it is still ours
         lock.release()
 
 

@@ -277,10 +277,10 @@ def test_an_output_has_one_owner_until_its_process_ends(kind, signal_sent, tmp_p
     finally:
         process.send_signal(signal_sent)
         process.wait()
-    with files.owned(output, folder=folder):
-        pass
-    with files.owned(output, folder=folder):
-        pass
+    for _ in range(2):
+        with files.owned(output, folder=folder):
+            pass
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_an_owner_removes_what_killed_commands_left(tmp_path):

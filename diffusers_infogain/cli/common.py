@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,15 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from ..decoding import DecodingTrace
+from ..evaluation.identity import pipeline_digest
+from ..evaluation.identity import scheduler_settings as scheduler_settings_of
 from ..evaluation.measure import FEATURES, METRICS, MeasureSettings
 from ..evaluation.photographs import RESIZES
 from ..evaluation.prompts import ImageRequest, Prompt, read_prompts
 from ..evaluation.runs import Process, make_missing
+from ..files import owned
 from ..loading import image_pipeline_class
-from ..scheduling_infogain import PRESETS
+from ..scheduling_infogain import PRESETS, InfoGainScheduler
 
 # Guidance that the demo model does well with; aMUSEd's default of 10 is for aMUSEd.
 DEMO_GUIDANCE_SCALE = 1.2
@@ -144,6 +149,11 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": args.model, **given, "dtype": args.dtype}
 
 
+def identity(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
+    """The model and the kind of machine, for what a run is: what all figures depend on, whatever the model's name stands for."""
+    return {**model_settings(args), "weights": pipeline_digest(pipe), "device": torch.device(args.device).type}
+
+
 def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     """The model of the flags, with no code of the repository run."""
     kind = image_pipeline_class(args.model)
@@ -249,7 +259,12 @@ def add_sampler_flags(command: argparse.ArgumentParser) -> None:
 
 def scheduler_config(pipe: DiffusionPipeline) -> dict[str, Any]:
     """The settings of a pipeline's scheduler, for records."""
-    return {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return scheduler_record(pipe.scheduler)
+
+
+def scheduler_record(scheduler: InfoGainScheduler) -> dict[str, Any]:
+    """The settings of a scheduler, for records, as JSON gives them back."""
+    return json.loads(json.dumps(scheduler_settings_of(scheduler.config)))
 
 
 def add_prompt_flags(command: argparse.ArgumentParser) -> None:
@@ -277,6 +292,18 @@ def run_prompts(args: argparse.Namespace) -> list[Prompt]:
         captions = sample_captions(args.num_prompts or 500, generator, held_out=args.prompts == "demo")
         return [Prompt(caption.text) for caption in captions]
     return read_prompts(Path(args.prompts), args.prompt_template)[: args.num_prompts]
+
+
+@contextmanager
+def owned_by(state: PartialState, folder: Path) -> Iterator[None]:
+    """Keeps other commands away from a folder; the processes of this one go on when it is theirs, by the main process.
+
+    Raises:
+        ValueError: If another command writes there now.
+    """
+    with owned(folder, main=state.is_main_process):
+        state.wait_for_everyone()
+        yield
 
 
 def start_process(args: argparse.Namespace) -> PartialState:

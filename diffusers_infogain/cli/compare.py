@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 import diffusers_infogain
 
 from ..evaluation import comparison, prompts, report, runs
-from ..evaluation.measure import Measurement
-from ..files import save_text, writable_folder
+from ..evaluation.measure import Measurement, MeasureSettings
+from ..files import check_fields, read_json, save_text, writable_folder
 from ..loading import image_pipeline_class
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -30,11 +31,26 @@ def compare(args: argparse.Namespace) -> None:
     report.load_pyplot()
     every_prompt = common.run_prompts(args)
     samplers = [comparison.parse_sampler(text) for text in args.samplers]
+    identities = measuring.identity(metrics)
+    state = common.start_process(args)
+    with common.owned_by(state, args.output):
+        _compare(args, state, every_prompt, samplers, metrics, measuring, identities)
+
+
+def _compare(
+    args: argparse.Namespace,
+    state: PartialState,
+    every_prompt: list[prompts.Prompt],
+    samplers: list[comparison.SamplerSpec],
+    metrics: list[str],
+    measuring: MeasureSettings,
+    identities: dict[str, Any],
+) -> None:
     guidance_scales = args.guidance_scales or [common.default_guidance_scale(args.model, image_pipeline_class(args.model))]
-    cells = comparison.grid(samplers, args.steps, args.num_candidates, guidance_scales, args.seeds)
-    folder = writable_folder(args.output)
+    folder, pipe = args.output, common.load_pipeline(args)
+    base = dict(pipe.scheduler.config)
     settings = {
-        **common.model_settings(args),
+        **common.identity(args, pipe),
         "prompts": [prompt.text for prompt in every_prompt],
         "num_images_per_prompt": args.num_images,
         "batch_size": args.batch_size,
@@ -42,23 +58,30 @@ def compare(args: argparse.Namespace) -> None:
         "height": args.height,
         "width": args.width,
     }
-    runs.check_settings(folder, settings)
-    results = Results(folder / "results.json", settings)
-    state = common.start_process(args)
+    path = folder / "results.json"
+    if state.is_main_process:
+        runs.check_settings(folder, settings, begun=path.exists())
+    state.wait_for_everyone()
+    results = Results(path, settings)
+    cells = comparison.grid(samplers, args.steps, args.num_candidates, guidance_scales, args.seeds, base)
+    if args.everything:
+        cells = list(dict.fromkeys([*cells, *results.cells(base)]))
+    schedulers = {cell: InfoGainScheduler.from_config(base, **_scheduler(cell)) for cell in cells}
+    settled = {cell: common.scheduler_record(schedulers[cell]) for cell in cells}
+    missing = [cell for cell in cells if not results.has(cell, settled[cell], identities)]
     measurement = None
-    if state.is_main_process and not all(results.has(cell, metrics) for cell in cells):
+    if state.is_main_process and missing:
         measurement = Measurement(metrics, common.on_device(measuring, args.device))
         measurement.read_reference([request.prompt for request in prompts.requests(every_prompt, args.num_images, 0)])
-    pipe = common.load_pipeline(args)
-    base = dict(pipe.scheduler.config)
-    schedulers = {cell: InfoGainScheduler.from_config(base, **_scheduler(cell)) for cell in cells}
-    for number, cell in enumerate(tqdm(cells, desc="compare", unit="run", disable=not state.is_main_process), 1):
-        if results.has(cell, metrics):
-            continue
+    state.wait_for_everyone()  # all have read what is there before one writes
+    for number, cell in enumerate(tqdm(missing, desc="compare", unit="run", disable=not state.is_main_process), 1):
         pipe.scheduler = schedulers[cell]
         requests = prompts.requests(every_prompt, args.num_images, prompts.SEED_STRIDE * cell.seed)
-        run_folder = writable_folder(folder / "runs" / cell.name)
-        runs.check_settings(run_folder, {**settings, "scheduler": common.scheduler_config(pipe), "cell": cell.name})
+        run_folder = folder / "runs" / cell.name
+        if state.is_main_process:
+            writable_folder(run_folder)
+            runs.check_settings(run_folder, {**settings, "scheduler": settled[cell], "cell": cell.name})
+        state.wait_for_everyone()
         call = {
             "num_inference_steps": cell.steps,
             "guidance_scale": cell.guidance_scale,
@@ -67,13 +90,13 @@ def compare(args: argparse.Namespace) -> None:
             "lookahead_batch_size": args.lookahead_batch_size,
             **cell.sampler.call,
         }
-        common.make_run(pipe, requests, run_folder, state, args.batch_size, f"{number}/{len(cells)} {cell.name}", call)
+        common.make_run(pipe, requests, run_folder, state, args.batch_size, f"{number}/{len(missing)} {cell.name}", call)
         if measurement is not None:
-            results.add(cell, runs.finish(requests, run_folder), run_folder, common.scheduler_config(pipe), metrics, measurement)
+            images = runs.finish(requests, run_folder)
+            results.add(cell, images, run_folder, settled[cell], identities, measurement)
         state.wait_for_everyone()
     if state.is_main_process:
-        asked_for = results.runs if args.everything else results.of(cells)
-        write_report(args.report or folder, results, asked_for)
+        write_report(args.report or folder, results, results.of(cells))
 
 
 def _scheduler(cell: comparison.Cell) -> dict[str, Any]:
@@ -81,12 +104,49 @@ def _scheduler(cell: comparison.Cell) -> dict[str, Any]:
     return settings if cell.num_candidates is None else {**settings, "num_candidates": cell.num_candidates}
 
 
+_KEY = ("sampler", "steps", "num_candidates", "guidance_scale", "seed")
+_FIELDS: dict[str, Any] = {
+    "sampler": str,
+    "steps": int,
+    "num_candidates": (int, type(None)),
+    "guidance_scale": float,
+    "seed": int,
+    "looks_ahead": bool,
+    "num_images_per_prompt": int,
+    "scheduler": dict,
+    "model_rows": float,
+    "model_calls": float,
+    "cumulative_entropies": [float],
+    "entropy_by_step": [float],
+    "decisions_by_step": [int],
+    "other_winner_by_step": [int],
+    "seconds_per_image": float,
+    "peak_memory": (int, type(None)),
+    "right": (str, type(None)),
+    "metrics": dict,
+}
+
+
 class Results:
     """results.json: what every finished run gave, and the summary of them; rewritten as a whole after every run."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path, self.settings = path, settings
-        self.runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+        self.runs: list[dict[str, Any]] = []
+        if path.exists():
+            content = read_json(path)
+            check_fields(content, str(path), {"runs": [dict]})
+            self.runs = content["runs"]
+        for number, run in enumerate(self.runs, 1):
+            where = f"Run {number} of {path}"
+            check_fields(run, where, _FIELDS)
+            comparison.parse_sampler(run["sampler"])
+            for name, measured in run["metrics"].items():
+                check_fields(measured, f"The metric {name} of {where}", {"identity": dict, "figures": dict})
+                check_fields(measured["figures"], f"The metric {name} of {where}", dict.fromkeys(measured["figures"], float))
+            count = len(settings["prompts"]) * settings["num_images_per_prompt"]
+            if len(run["cumulative_entropies"]) != count or len(run["right"] or "0" * count) != count:
+                raise ValueError(f"{where} must have figures of {count} images.")
 
     @staticmethod
     def _key(cell: comparison.Cell) -> tuple[Any, ...]:
@@ -95,12 +155,28 @@ class Results:
     def of(self, cells: Sequence[comparison.Cell]) -> list[dict[str, Any]]:
         """The results of these runs, as far as they are finished."""
         wanted = {self._key(cell) for cell in cells}
-        keys = ("sampler", "steps", "num_candidates", "guidance_scale", "seed")
-        return [run for run in self.runs if tuple(run[key] for key in keys) in wanted]
+        return [run for run in self.runs if tuple(run[key] for key in _KEY) in wanted]
 
-    def has(self, cell: comparison.Cell, metrics: Sequence[str]) -> bool:
-        """Whether a run is finished and was measured by all of `metrics`."""
-        return any(set(metrics) <= set(run["measured"]) for run in self.of([cell]))
+    def cells(self, config: dict[str, Any]) -> list[comparison.Cell]:
+        """The finished runs as such that could be made again.
+
+        Args:
+            config: Of the pipeline's own scheduler.
+        """
+        specs = {run["sampler"]: comparison.parse_sampler(run["sampler"]).for_pipeline(config) for run in self.runs}
+        return [comparison.Cell(specs[run["sampler"]], *(run[key] for key in _KEY[1:])) for run in self.runs]
+
+    def has(self, cell: comparison.Cell, scheduler: dict[str, Any], identities: dict[str, Any]) -> bool:
+        """Whether a run is finished and was measured by these metrics in this very way.
+
+        Raises:
+            ValueError: If it was made with other settings of the scheduler, as those of a name that stands for others now.
+        """
+        found = self.of([cell])
+        for run in found:
+            runs.refuse_differences(f"{self.path} ({cell.name})", {"scheduler": run["scheduler"]}, {"scheduler": scheduler})
+        measured = [{name: one["identity"] for name, one in run["metrics"].items()} for run in found]
+        return any(one | identities == one for one in measured)
 
     def add(
         self,
@@ -108,11 +184,12 @@ class Results:
         images: Sequence[runs.FinishedImage],
         folder: Path,
         scheduler: dict[str, Any],
-        metrics: Sequence[str],
+        identities: dict[str, Any],
         measurement: Measurement,
     ) -> None:
-        """Measures a finished run and stores what it gave."""
+        """Measures a finished run and stores what it gave; what it was measured by before stays."""
         timing = runs.read_timing(folder)
+        before = next(iter(self.of([cell])), None)
         result = {
             "sampler": cell.sampler.name,
             "steps": cell.steps,
@@ -125,16 +202,17 @@ class Results:
             **comparison.describe_run(images, cell.sampler.looks_ahead),
             "seconds_per_image": timing.seconds_per_image,
             "peak_memory": timing.peak_memory,
-            "measured": list(metrics),
-            "right": None,
+            "right": before["right"] if before else None,
         }
-        if "composition" in metrics:
+        if "composition" in identities:
             from ..evaluation.composition import check_composition
 
             result["right"] = "".join("1" if right else "0" for right in check_composition(images))
-        every = [image.request.prompt for image in images]
-        result["metrics"] = measurement.measure([image.path for image in images], every)
-        self.runs = [run for run in self.runs if run not in self.of([cell])] + [result]
+        every, paths = [image.request.prompt for image in images], [image.path for image in images]
+        figures = measurement.measure_each(paths, every)
+        result["metrics"] = before["metrics"] if before else {}
+        result["metrics"] |= {name: {"identity": identities[name], "figures": figures.get(name, {})} for name in identities}
+        self.runs = [run for run in self.runs if run is not before] + [result]
         self.save([])
 
     def save(self, summary: list[dict[str, Any]]) -> None:
@@ -173,7 +251,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         f"(default: {' '.join(DEFAULT_SAMPLERS)})",
     )
     command.add_argument("--steps", type=int, nargs="+", default=[8, 16], help="numbers of steps (default: 8 16)")
-    command.add_argument("--num-candidates", type=int, nargs="+", default=[8], help="of those that look ahead (default: 8)")
+    command.add_argument(
+        "--num-candidates", type=int, nargs="+", help="of those that look ahead (default: the preset's, else the model's)"
+    )
     command.add_argument("--guidance-scales", type=float, nargs="+", help="(default: 1.2 for demo, else the pipeline's)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
-from ..files import save_png, writable_folder
+import diffusers_infogain
+
+from ..files import owned
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
+from .generate import save_once
 
 # The rules that `demo` shows beside each other; everything not named is the scheduler's default. Those with an entropy bound end
 # when they are done, so they may take more steps than the schedule of the others has.
@@ -34,11 +37,15 @@ DEMO_PROMPTS = (
 
 def demo(args: argparse.Namespace) -> None:
     """A picture of the same prompts and seeds under four samplers, judged by the demo world's checker."""
+    common.require_positive(args, "num_prompts", "batch_size", "steps")
+    with owned(args.output):
+        _demo(args)
+
+
+def _demo(args: argparse.Namespace) -> None:
     from ..demo import checker, shapes
     from ..visualization import GridCell, GridRow, labelled_grid
 
-    common.require_positive(args, "num_prompts", "batch_size", "steps")
-    folder = writable_folder(args.output)
     args.model, args.variant, args.vqvae = "demo", None, None
     pipe = common.load_pipeline(args)
     base = pipe.scheduler.config
@@ -69,9 +76,10 @@ def demo(args: argparse.Namespace) -> None:
         ]
         rows.append(GridRow(name, lines, cells))
         print(f"{name}: {', '.join(lines)}, {result.seconds / len(prompts):.2f} s per image", flush=True)
-    path = folder / "demo.png"
     title = "Same prompts, same seeds, same model: four ways to choose the next tokens"
-    save_png(labelled_grid([c.text for c in captions], rows, title), path, {"seed": args.seed, "steps": args.steps})
+    settings = {**common.identity(args, pipe), "version": diffusers_infogain.__version__}
+    settings |= {name: getattr(args, name) for name in ("seed", "steps", "num_prompts", "batch_size")}
+    path = save_once(labelled_grid([c.text for c in captions], rows, title), args.output / "demo.png", settings)
     print(f"Picture written to {path}.")
 
 

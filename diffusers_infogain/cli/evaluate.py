@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from ..evaluation import comparison, prompts, report, runs
 from ..evaluation.measure import Measurement, MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
-from ..files import save_json, save_text, writable_folder
+from ..files import digest, owned, read_json, save_json, save_text, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
@@ -18,28 +21,43 @@ from . import common
 def evaluate(args: argparse.Namespace) -> None:
     """Images of many prompts, resumable and over several processes, and what they are worth: metrics in one report."""
     metrics, measuring = common.metrics_of(args)
+    how = {"metrics": measuring.identity(metrics), **_readable(measuring)}
     if args.images is not None:
         if not metrics and args.save_statistics is None:
             raise ValueError("--images is for measuring: name at least one of --metrics, or give --save-statistics.")
         paths = image_files(args.images)
-        figures = measured(Measurement(metrics, measuring).measure(paths), len(paths))
-        write_report(writable_folder(args.output), {"images": str(args.images)}, measuring, figures, {})
+        with owned(args.output):
+            settings = {"images": str(args.images), "content": digest(paths)}
+            figures = measured(Measurement(metrics, measuring).measure(paths), len(paths))
+            write_report(args.output, settings, how, figures, {})
         return
     common.require_positive(args, "batch_size", "num_images")
     every_prompt = common.run_prompts(args)
     requests = prompts.requests(every_prompt, args.num_images, args.seed, args.layout)
-    folder = writable_folder(args.output)
     state = common.start_process(args)
+    with common.owned_by(state, args.output):
+        _evaluate(args, state, every_prompt, requests, metrics, measuring, how)
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    state: PartialState,
+    every_prompt: list[prompts.Prompt],
+    requests: list[prompts.ImageRequest],
+    metrics: list[str],
+    measuring: MeasureSettings,
+    how: dict[str, Any],
+) -> None:
     every = [request.prompt for request in requests]
     measurement = None
     if state.is_main_process:
         measurement = Measurement(metrics, common.on_device(measuring, args.device))
         measurement.read_reference(every)
-    pipe = common.load_pipeline(args)
+    folder, pipe = args.output, common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     call = common.call_arguments(args, pipe)
     settings = {
-        **common.model_settings(args),
+        **common.identity(args, pipe),
         **call,
         "scheduler": common.scheduler_config(pipe),
         "prompts": [prompt.text for prompt in every_prompt],
@@ -49,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
         "layout": args.layout,
     }
     if state.is_main_process:
-        runs.check_settings(folder, settings)
+        runs.check_settings(folder, settings, begun=(folder / "images").exists())
     state.wait_for_everyone()
     common.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
     if measurement is not None:
@@ -60,8 +78,15 @@ def evaluate(args: argparse.Namespace) -> None:
 
             composition = composition_report(images, check_composition(images))
         figures |= measured(measurement.measure([image.path for image in images], every), len(images))
-        write_report(folder, settings, measuring, figures, composition)
+        write_report(folder, settings, how, figures, composition)
     state.wait_for_everyone()
+
+
+def _readable(measuring: MeasureSettings) -> dict[str, Any]:
+    """How images are measured, by the flags."""
+    machine = ("batch_size", "device", "save_statistics")
+    values = {name: value for name, value in vars(measuring).items() if name not in machine}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def measured(values: dict[str, float], n: int) -> dict[str, Figure]:
@@ -87,21 +112,27 @@ def decoding_figures(images: list[runs.FinishedImage], folder: Path, looks_ahead
 def write_report(
     folder: Path,
     settings: dict[str, Any],
-    measuring: MeasureSettings,
+    how: dict[str, Any],
     figures: dict[str, Figure],
     composition: dict[str, Figure],
 ) -> None:
-    """report.json and report.md."""
-    how = {name: str(value) if isinstance(value, Path) else value for name, value in vars(measuring).items()}
+    """report.json and report.md, or report-2.json and so on where there is one of other images or other measurements."""
     content = {"settings": settings, "measured": how, "figures": figures_as_json(figures)}
     content["composition"] = figures_as_json(composition)
-    save_json(content, folder / "report.json")
+    content = json.loads(json.dumps(content))
+
+    def same(path: Path) -> bool:
+        found = read_json(path)
+        return (found.get("settings"), found.get("measured")) == (content["settings"], content["measured"])
+
+    path = unused(folder / "report.json", same)
+    save_json(content, path)
     text = report.figures_table(figures) + "\n"
     if composition:
         text += "\n" + report.composition_table(composition) + "\n"
-    save_text(text, folder / "report.md")
+    save_text(text, path.with_suffix(".md"))
     print(text)
-    print(f"Written to {folder}: report.json and report.md.")
+    print(f"Written to {folder}: {path.name} and {path.stem}.md.")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
-from ..files import save_png, writable_folder
+import diffusers_infogain
+
+from ..files import owned, read_png_metadata, save_png, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
@@ -16,18 +20,28 @@ from . import common
 def generate(args: argparse.Namespace) -> None:
     """Images from prompts, as PNG files that carry their settings."""
     common.require_positive(args, "num_images", "batch_size")
-    prompts, folder = common.prompts_of(args), writable_folder(args.output)
-    pipe = common.load_pipeline(args)
+    prompts = common.prompts_of(args)
+    with owned(args.output):
+        _generate(args, prompts)
+
+
+def _generate(args: argparse.Namespace, prompts: list[str]) -> None:
+    folder, pipe = args.output, common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     call = common.call_arguments(args, pipe)
     every = [prompt for prompt in prompts for _ in range(args.num_images)]
     seeds = [args.seed + i for _ in prompts for i in range(args.num_images)]
-    shared = {**common.model_settings(args), **call, "scheduler": common.scheduler_config(pipe)}
+    shared = {
+        **common.identity(args, pipe),
+        "version": diffusers_infogain.__version__,
+        **call,
+        "scheduler": common.scheduler_config(pipe),
+    }
 
     def save(index: int, image: PIL.Image.Image) -> None:
         prompt, seed = every[index], seeds[index]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-        save_png(image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared})
+        save_once(image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared})
 
     result = common.generate_images(pipe, every, seeds, args.batch_size, "generate", save, **call)
     if args.grid:
@@ -37,13 +51,20 @@ def generate(args: argparse.Namespace) -> None:
         rows = [
             GridRow(f"seed {args.seed + i}", [], [GridCell(images[i]) for images in per_prompt]) for i in range(args.num_images)
         ]
-        save_png(labelled_grid(prompts, rows), folder / "grid.png", {"prompts": prompts, "seed": args.seed, **shared})
+        save_once(labelled_grid(prompts, rows), folder / "grid.png", {"prompts": prompts, "seed": args.seed, **shared})
     count = len(result.images)
     print(
         f"{count} images in {result.seconds:.1f} s ({result.seconds / count:.2f} s each), "
         f"{result.model_rows.double().mean():.1f} model rows and {result.cumulative_entropy.mean():.1f} nats of cumulative "
         f"entropy per image. Written to {folder}."
     )
+
+
+def save_once(image: PIL.Image.Image, path: Path, metadata: dict[str, Any]) -> Path:
+    """Writes a PNG, beside an image of other settings under another name (-2, -3, ...), and returns where."""
+    path = unused(path, lambda found: read_png_metadata(found) == json.loads(json.dumps(metadata)))
+    save_png(image, path, metadata)
+    return path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -10,33 +10,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import save_text, whole_lines, writable_folder
+import diffusers_infogain
+
+from ..files import check_fields, owned, read_json, save_text, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
-from .text import add_decoding_flags, decoding_arguments, load_text_pipeline
+from .text import add_decoding_flags, decoding_arguments, identity, load_text_pipeline
 
 
 def lm_eval(args: argparse.Namespace) -> None:
     """Tasks of lm-eval that generate text, such as gsm8k: scores, samples and what they cost, going on where a run was killed."""
-    from ..evaluation.lm_eval_adapter import InfoGainLM, check_tasks  # before all else, since it says how to install lm-eval
+    from ..evaluation.lm_eval_adapter import check_tasks  # before all else, since it says how to install lm-eval
 
-    from lm_eval import simple_evaluate  # isort: skip
-    from lm_eval.tasks import TaskManager
-    from lm_eval.utils import handle_non_serializable, make_table
+    from lm_eval.tasks import TaskManager  # isort: skip
 
     common.require_positive(args, "batch_size", "max_gen_toks")
     if args.limit is not None:
         common.require_positive(args, "limit")
     manager = TaskManager(include_path=args.include_path)
     check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
-    folder = writable_folder(args.output)
+    with owned(args.output):
+        _lm_eval(args, manager)
+
+
+def _lm_eval(args: argparse.Namespace, manager: Any) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    from ..evaluation.lm_eval_adapter import InfoGainLM
+    from ..evaluation.text_cache import TextCache
+
+    folder = args.output
     pipe = load_text_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
     call = decoding_arguments(args)
     lookahead_batch_size = call.pop("lookahead_batch_size")  # changes no text
     settings = {
-        "model": args.model,
-        "dtype": args.dtype,
+        **identity(args, pipe),
+        "version": diffusers_infogain.__version__,
         "seed": args.seed,
         "max_gen_toks": args.max_gen_toks,
         "greedy_tokens": args.greedy_tokens,
@@ -47,23 +58,17 @@ def lm_eval(args: argparse.Namespace) -> None:
         "system_instruction": args.system_instruction,
         "gen_kwargs": args.gen_kwargs,
     }
-    # lm-eval's cache knows prompts only: texts of other settings are kept in other files.
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    costs_path = folder / f"costs_{digest}.jsonl"
-    if costs_path.exists():
-        save_text("".join(line + "\n" for line in whole_lines(costs_path, '{"task": ')), costs_path)
-
-    def keep(cost: dict[str, Any]) -> None:
-        with costs_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cost) + "\n")
-
+    # Texts of other settings are kept in other files.
+    settings = json.loads(json.dumps(settings, default=str))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    texts = TextCache(folder / f"texts_{digest}.jsonl")
     model = InfoGainLM(
         pipe,
         batch_size=args.batch_size,
         max_gen_toks=args.max_gen_toks,
         seed=args.seed,
         greedy_tokens=args.greedy_tokens,
-        on_text=keep,
+        texts=texts,
         lookahead_batch_size=lookahead_batch_size,
         **call,
     )
@@ -75,7 +80,6 @@ def lm_eval(args: argparse.Namespace) -> None:
         num_fewshot=args.num_fewshot,
         batch_size=args.batch_size,
         device=args.device,
-        use_cache=str(folder / f"cache_{digest}"),
         limit=args.limit,
         system_instruction=args.system_instruction,
         apply_chat_template=args.chat,
@@ -85,29 +89,37 @@ def lm_eval(args: argparse.Namespace) -> None:
         confirm_run_unsafe_code=args.allow_code_execution,
     )
     samples = results.pop("samples")
-    results["infogain"] = {"settings": settings, "costs": _totals(costs_path, samples)}
+    asked = {"tasks": list(args.tasks), "limit": args.limit}
+    results["infogain"] = {"settings": settings, "asked": asked, "costs": _totals(texts.records, samples)}
+
+    def same(path: Path) -> bool:
+        found = read_json(path)
+        check_fields(found, str(path), {"infogain": dict})
+        return (found["infogain"].get("settings"), found["infogain"].get("asked")) == (settings, asked)
+
+    path = unused(folder / "results.json", same)
+    number = path.stem.removeprefix("results")
     for name, records in samples.items():
         lines = "".join(json.dumps(one, default=handle_non_serializable, ensure_ascii=False) + "\n" for one in records)
-        save_text(lines, folder / f"samples_{name.replace('/', '_').replace(':', '_')}.jsonl")
-    save_text(json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False) + "\n", folder / "results.json")
+        save_text(lines, folder / f"samples_{name.replace('/', '_').replace(':', '_')}{number}.jsonl")
+    save_text(json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False) + "\n", path)
     print(make_table(results))
     for name, cost in results["infogain"]["costs"].items():
         print(
             f"{name}: {cost['num_texts']} texts, {cost['model_rows']} states run, {cost['cumulative_entropy']:.2f} nats, "
             f"{cost['seconds']:.1f} s"
         )
-    print(f"Written to {folder}: results.json, samples_*.jsonl, {costs_path.name}.")
+    print(f"Written to {folder}: {path.name}, samples_*{number}.jsonl, {texts.path.name}.")
 
 
-def _totals(path: Path, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+def _totals(texts: Sequence[Mapping[str, Any]], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Per task, what its texts cost, those of earlier runs with the same settings among them; of one made twice the last."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    texts = {(cost["task"], cost["doc_id"], cost["repeat"]): cost for cost in map(json.loads, lines)}
+    made = {(cost["task"], cost["doc_id"], cost["repeat"]): cost for cost in texts}
     names = ("model_rows", "cumulative_entropy", "seconds")
     totals = {}
     for task, records in samples.items():
         documents = {record["doc_id"] for record in records}
-        costs = [cost for (name, document, _), cost in texts.items() if name == task and document in documents]
+        costs = [cost for (name, document, _), cost in made.items() if name == task and document in documents]
         totals[task] = {"num_texts": len(costs), **{name: sum(cost[name] for cost in costs) for name in names}}
     return totals
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from tqdm.auto import tqdm
 
 from ..decoding import DecodingTrace
 from ..evaluation import comparison, runs, text_comparison, text_tasks
+from ..evaluation.identity import pipeline_digest
 from ..evaluation.report import plot_variety
-from ..files import save_text, whole_lines, writable_folder
+from ..files import append_json_lines, check_fields, cut_unfinished, owned, read_json_lines, save_text
 from ..models.text_logits import CACHES
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
@@ -39,6 +42,11 @@ def text(args: argparse.Namespace) -> None:
     """Texts from prompts, by a masked language model; with --output as JSON lines, going on where a run was killed."""
     common.require_positive(args, "num_texts", "batch_size")
     prompts = common.prompts_of(args)
+    with contextlib.nullcontext() if args.output is None else owned(args.output, folder=False):
+        _text(args, prompts)
+
+
+def _text(args: argparse.Namespace, prompts: list[str]) -> None:
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = load_text_pipeline(args)
@@ -49,9 +57,9 @@ def text(args: argparse.Namespace) -> None:
         new = 0 if infilled else 16 if args.model == "demo-text" else 128
     call = {"max_new_tokens": new, **decoding_arguments(args)}
     if args.output is not None:
-        settings = {name: getattr(args, name) for name in ("model", "dtype", "chat")} | call
+        settings = {**identity(args, pipe), "chat": args.chat} | call
         del settings["lookahead_batch_size"]  # changes no text
-        runs.check_settings(args.output, {**settings, "scheduler": common.scheduler_config(pipe)})
+        runs.check_settings(args.output, {**settings, "scheduler": common.scheduler_config(pipe)}, begun=done > 0)
     for start in tqdm(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
         part = requests[start : start + args.batch_size]
         asked = _asked([prompt for prompt, _ in part], args.chat)
@@ -60,11 +68,17 @@ def text(args: argparse.Namespace) -> None:
         if args.output is None:
             print("\n\n".join(output.texts))
             continue
-        with args.output.open("a", encoding="utf-8") as file:
-            for (prompt, seed), answer, count, entropy in zip(part, output.texts, rows, entropies, strict=True):
-                record = {"prompt": prompt, "seed": seed, "text": answer, "model_rows": count}
-                record["cumulative_entropy"] = round(entropy, 4)
-                file.write(json.dumps(record) + "\n")
+        records = []
+        for (prompt, seed), answer, count, entropy in zip(part, output.texts, rows, entropies, strict=True):
+            record = {"prompt": prompt, "seed": seed, "text": answer, "model_rows": count}
+            records.append({**record, "cumulative_entropy": round(entropy, 4)})
+        append_json_lines(records, args.output)
+
+
+def identity(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+    """The model and the kind of machine, for what a run is."""
+    settings = {"model": args.model, "dtype": args.dtype, "weights": pipeline_digest(pipe)}
+    return {**settings, "device": torch.device(args.device).type}
 
 
 def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
@@ -73,22 +87,26 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
     Raises:
         ValueError: If they are of other prompts or seeds.
     """
-    writable_folder(path.parent)
     if not path.exists():
         return 0
-    lines = whole_lines(path, '{"prompt": ')
-    for number, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-            found = record["prompt"], record["seed"]
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"Line {number + 1} of {path} was not written by this command.") from None
-        if number >= len(requests) or found != requests[number]:
+    cut_unfinished(path, _BEGIN)
+    records = read_json_lines(path, begin=_BEGIN)
+    for number, record in enumerate(records, 1):
+        fields = {"prompt": str, "seed": int, "text": str, "model_rows": int, "cumulative_entropy": float}
+        check_fields(record, f"Line {number} of {path}", fields)
+        if number > len(requests):
+            raise ValueError(f"{path} has {len(records)} texts, but only {len(requests)} are asked for now.")
+        if (record["prompt"], record["seed"]) != requests[number - 1]:
+            prompt, seed = requests[number - 1]
+            there, here = runs.excerpts(record["prompt"], prompt)
             raise ValueError(
-                f"{path} has texts of other prompts or seeds: line {number + 1} is {found[0]!r} with seed {found[1]}."
+                f"{path} has texts of other prompts or seeds: line {number} is {there} with seed {record['seed']}, "
+                f"asked for is {here} with seed {seed}."
             )
-    save_text("".join(line + "\n" for line in lines), path)
-    return len(lines)
+    return len(records)
+
+
+_BEGIN = '{"prompt": '
 
 
 def _add_call_flags(command: argparse.ArgumentParser) -> None:
@@ -163,33 +181,39 @@ def compare_text(args: argparse.Namespace) -> None:
     samplers = [comparison.parse_sampler(name) for name in args.samplers]
     cells = text_comparison.grid(tasks, samplers, args.tokens_per_step, args.seeds)
     problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed) for task in tasks}
-    folder = writable_folder(args.output)
+    with owned(args.output):
+        _compare_text(args, cells, problems)
+
+
+def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]]) -> None:
+    folder, infilled = args.output, args.ask == "infill"
     call: dict[str, Any] = {"cache": args.cache}
     if not infilled:
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
         call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}
-    runs.check_settings(folder, {name: getattr(args, name) for name in ("model", "dtype", "ask", "problem_seed")} | call)
+    results, pipe = folder / "results.jsonl", load_text_pipeline(args)
+    settings = {name: getattr(args, name) for name in ("ask", "num_problems", "problem_seed")}
+    runs.check_settings(folder, {**identity(args, pipe), **settings, **call}, begun=results.exists())
     call["lookahead_batch_size"] = args.lookahead_batch_size
-    results = folder / "results.jsonl"
-    records = []
-    for number, line in enumerate(results.read_text(encoding="utf-8").splitlines() if results.exists() else (), 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"Line {number} of {results} was not written by this command.") from None
+    records = text_comparison.read_records(results, args.num_problems)
     done = {(record["task"], record["sampler"], record["tokens_per_step"], record["seed"]): record for record in records}
-    pipe = load_text_pipeline(args)
-    # Not the pipeline's settings: a sampler's name, as it stands in the table, says all of its own.
-    base = {"mask_token_id": pipe.scheduler.config.mask_token_id}
+    own = dict(pipe.scheduler.config)
+    # But for "default" not the pipeline's settings: a sampler's name, as it stands in the table, says all of its own.
+    base = {"mask_token_id": own["mask_token_id"]}
+    cells = [replace(cell, sampler=cell.sampler.for_pipeline(own)) for cell in cells]
     for cell in tqdm(cells, desc="compare-text", unit="run"):
-        if cell.key in done and len(done[cell.key]["right"]) == args.num_problems:
-            continue
         settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
         pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
-
+        scheduler = common.scheduler_config(pipe)
+        if cell.key in done:
+            runs.refuse_differences(
+                f"{results} ({cell.sampler.name})", {"scheduler": done[cell.key]["scheduler"]}, {"scheduler": scheduler}
+            )
+            continue
         answer = partial(_filled_in if infilled else _replied, pipe, **call, **cell.sampler.call)
-        done[cell.key] = text_comparison.run(cell, problems[cell.task], answer, args.batch_size, infilled)
-        save_text("".join(json.dumps(record) + "\n" for record in done.values()), results)
+        record = text_comparison.run(cell, problems[cell.task], answer, args.batch_size, infilled)
+        done[cell.key] = {**record, "scheduler": scheduler}
+        save_text("".join(json.dumps(one) + "\n" for one in done.values()), results)
     groups = text_comparison.summarize(list(done.values()) if args.everything else [done[cell.key] for cell in cells])
     report = text_comparison.table(groups)
     save_text(report + "\n", folder / "table.md")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..decoding import count_model_calls
+from ..files import METADATA_KEY, check_fields
 from ..scheduling_infogain import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS, InfoGainScheduler
 from .runs import FinishedImage
 from .statistics import Correlation, Figure, clustered_mean, figures_as_json, mean_over_seeds, pearson
@@ -21,6 +23,10 @@ from .statistics import Correlation, Figure, clustered_mean, figures_as_json, me
 SEARCHES = ("num_beams", "num_runs")
 """Settings of a sampler that are arguments of the pipeline's call."""
 _SETTINGS = [name for name in inspect.signature(InfoGainScheduler.__init__).parameters if name not in ("self", "mask_token_id")]
+
+
+DEFAULT = "default"
+"""The sampler that is the pipeline's own, with its own settings."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,26 @@ class SamplerSpec:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether it compares candidates ("default" does)."""
+        """Whether it compares candidates, as "default" does unless `for_pipeline` says otherwise."""
         return self.scheduler.get("sampler", "info_gain") in LOOKAHEAD_SAMPLERS
+
+    def for_pipeline(self, config: Mapping[str, Any]) -> SamplerSpec:
+        """With the settings of the pipeline's scheduler where it is "default"; else as it is.
+
+        Args:
+            config: Of the pipeline's own scheduler.
+        """
+        if self.name.partition(":")[0] != DEFAULT:
+            return self
+        # A scheduler of the same class says all of its settings itself; another one's are those that both have.
+        own = InfoGainScheduler.from_config(dict(config)).config
+        return replace(self, scheduler={**{name: own[name] for name in _SETTINGS}, **self.scheduler})
 
 
 def parse_sampler(text: str) -> SamplerSpec:
     """A sampler or preset, with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
+
+    "default" stands for what the pipeline does by itself (see `SamplerSpec.for_pipeline`).
 
     A pair is written start:end, as in "maskgit:position_temperature=4:0"; "num_beams" and "num_runs" search with the sampler.
 
@@ -48,7 +68,7 @@ def parse_sampler(text: str) -> SamplerSpec:
     name, _, rest = text.partition(":")
     if name not in SAMPLERS and name not in PRESETS:
         raise ValueError(f"A sampler must be one of {', '.join((*SAMPLERS, *PRESETS))}, got {name!r} in {text!r}.")
-    settings: dict[str, Any] = dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
+    settings: dict[str, Any] = {} if name == DEFAULT else dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
     for pair in rest.split(",") if rest else ():
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
@@ -67,6 +87,9 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.=]+(:[A-Za-z0-9_.=,]+)?")
 
 
 @dataclass(frozen=True)
@@ -88,26 +111,39 @@ class Cell:
     def name(self) -> str:
         """A name for its folder."""
         candidates = "" if self.num_candidates is None else f"-n{self.num_candidates}"
-        words = re.sub(r"[^A-Za-z0-9_.=]+", "-", self.sampler.name)
-        return f"{words}-steps{self.steps}{candidates}-g{self.guidance_scale:g}-seed{self.seed}"
+        words = re.sub(r"[^A-Za-z0-9_.=]", "-", self.sampler.name)
+        if len(words) > 100 or not _PLAIN.fullmatch(self.sampler.name):  # others could come to the same words
+            words = f"{words[:100]}-{hashlib.sha256(self.sampler.name.encode()).hexdigest()[:8]}"
+        scale = repr(float(self.guidance_scale)).removesuffix(".0")  # all digits: other scales are other runs
+        return f"{words}-steps{self.steps}{candidates}-g{scale}-seed{self.seed}"
 
 
 def grid(
     samplers: Iterable[SamplerSpec],
     steps: Iterable[int],
-    num_candidates: Iterable[int],
+    num_candidates: Sequence[int] | None,
     guidance_scales: Iterable[float],
     seeds: Iterable[int],
+    config: Mapping[str, Any],
 ) -> list[Cell]:
-    """All runs, cheap ones first within a seed. A sampler that names its own `num_candidates` is run with those only."""
+    """All runs, cheap ones first within a seed.
+
+    Args:
+        num_candidates: Of those that look ahead; None: each preset's own, else the pipeline's. A sampler that names its own after
+            a colon is run with those only.
+        config: Of the pipeline's own scheduler.
+    """
+    own = InfoGainScheduler.from_config(dict(config)).config["num_candidates"]
     cells = []
-    for seed, guidance_scale, count, sampler in itertools.product(seeds, guidance_scales, steps, samplers):
+    specs = [sampler.for_pipeline(config) for sampler in samplers]
+    for seed, guidance_scale, count, sampler in itertools.product(seeds, guidance_scales, steps, specs):
         if not sampler.looks_ahead:
-            cells.append(Cell(sampler, count, None, guidance_scale, seed))
-        elif "num_candidates" in sampler.scheduler and sampler.name not in PRESETS:
-            cells.append(Cell(sampler, count, sampler.scheduler["num_candidates"], guidance_scale, seed))
+            numbers: Sequence[int | None] = [None]
+        elif num_candidates is None or "num_candidates=" in sampler.name:
+            numbers = [sampler.scheduler.get("num_candidates", own)]
         else:
-            cells += [Cell(sampler, count, num, guidance_scale, seed) for num in num_candidates]
+            numbers = num_candidates
+        cells += [Cell(sampler, count, number, guidance_scale, seed) for number in numbers]
     return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.steps * (cell.num_candidates or 1)))
 
 
@@ -116,6 +152,11 @@ def describe_run(images: Sequence[FinishedImage], looks_ahead: bool) -> dict[str
 
     "model_rows" is what decoding costs where the device is busy with every row, "model_calls" where candidates run side by side.
     """
+    for image in images:
+        where = f"The text chunk {METADATA_KEY!r} of {image.path}"
+        check_fields(image.metadata, where, {"cost": [float], "model_rows": [int], "winner": [int]})
+        if not len(image.metadata["cost"]) == len(image.metadata["model_rows"]) == len(image.metadata["winner"]):
+            raise ValueError(f"{where} must have as many `cost` as `model_rows` and `winner`.")
     records = [image.metadata for image in images]
     steps = max(len(record["cost"]) for record in records)
     costs = [record["cost"] + [0.0] * (steps - len(record["cost"])) for record in records]
@@ -160,8 +201,16 @@ class Group:
 
 
 def summarize(results: Iterable[dict[str, Any]]) -> list[Group]:
-    """Groups the results of runs (as `compare` stores them) by configuration."""
-    by_group = defaultdict(list)
+    """Groups the results of runs (as `compare` stores them) by configuration.
+
+    Figures of a metric are left out where runs were measured by it in different ways, or some of a group's not at all.
+    """
+    results, by_group = list(results), defaultdict(list)
+    ways: dict[str, list[Any]] = defaultdict(list)
+    for result in results:
+        for metric, measured in result["metrics"].items():
+            if measured["identity"] not in ways[metric]:
+                ways[metric].append(measured["identity"])
     for result in results:
         by_group[result["sampler"], result["steps"], result["num_candidates"], result["guidance_scale"]].append(result)
     groups = []
@@ -176,8 +225,10 @@ def summarize(results: Iterable[dict[str, Any]]) -> list[Group]:
             known = [result[name] for result in members if result.get(name) is not None]
             if known:
                 figures[name] = mean_over_seeds(known, n)
-        for name in members[0].get("metrics", {}):
-            figures[name] = mean_over_seeds([r["metrics"][name] for r in members if name in r.get("metrics", {})], n)
+        for metric in members[0]["metrics"]:
+            if len(ways[metric]) == 1 and all(metric in member["metrics"] for member in members):
+                measured = [member["metrics"][metric]["figures"] for member in members]
+                figures |= {name: mean_over_seeds([one[name] for one in measured], n) for name in measured[0]}
         seeds = [result["seed"] for result in members]
         groups.append(Group(*key, members[0]["looks_ahead"], seeds, figures, members))
     return groups

@@ -7,8 +7,8 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 
 from ..scheduling_infogain import InfoGainScheduler, at_least
+from .text_cache import TextCache
 
 try:
     from lm_eval.api.model import LM
@@ -125,8 +126,8 @@ class InfoGainLM(LM):
     scheduler's `token_temperature`, and `top_k` and `top_p`. Requests without sampling leave the scheduler as it is, since a
     temperature is part of what some samplers are: their texts are fixed by the seed. See `greedy_tokens`.
 
-    lm-eval's cache (`use_cache`) keeps every batch as it is finished. It knows prompts, not models: use one per model and
-    settings.
+    `texts` keeps every batch as it is finished. lm-eval's own cache (`use_cache`) runs what is in its file when it is read back,
+    so go on with nobody else's; it knows prompts, not models: use one per model and settings.
 
     Args:
         pipe: An `InfoGainTextPipeline`, on its device, with the scheduler to use.
@@ -134,7 +135,7 @@ class InfoGainLM(LM):
         max_gen_toks: New tokens where a task does not say how many.
         seed: Of the run.
         greedy_tokens: Whether requests without sampling set the scheduler's `token_temperature` to 0.
-        on_text: Called with the cost of every text as soon as it is there, the entries of `costs`.
+        texts: Keeps texts and their costs in a file, and gives those that are there already.
         call: Arguments of the pipeline's call among `CALL_ARGUMENTS`.
 
     Attributes:
@@ -152,7 +153,7 @@ class InfoGainLM(LM):
         max_gen_toks: int = 256,
         seed: int = 0,
         greedy_tokens: bool = False,
-        on_text: Callable[[dict[str, Any]], None] | None = None,
+        texts: TextCache | None = None,
         **call: Any,
     ):
         super().__init__()
@@ -170,7 +171,7 @@ class InfoGainLM(LM):
         self.greedy_tokens = greedy_tokens
         self.call = call
         self.costs: list[dict[str, Any]] = []
-        self._on_text = on_text
+        self.texts = texts
         self._rendered: set[str] = set()
 
     @property
@@ -219,7 +220,7 @@ class InfoGainLM(LM):
 
     @property
     def num_texts(self) -> int:
-        """Texts made so far; those from lm-eval's cache do not count, here and in what follows."""
+        """Texts made so far; those that were kept do not count, here and in what follows."""
         return len(self.costs)
 
     @property
@@ -276,6 +277,7 @@ class InfoGainLM(LM):
                 settings is made.
         """
         repeats: Counter[Any] = Counter()
+        texts = [""] * len(requests)
         groups: dict[Any, list[tuple[int, list[int], GenerationSettings, int]]] = {}
         for index, request in enumerate(requests):
             context, given = request.args[:2]
@@ -288,10 +290,14 @@ class InfoGainLM(LM):
                     f"`do_sample` must be true in requests that are sampled more than once, got none beside {dict(given)!r}."
                 )
             repeats[key] += 1
+            kept = None if self.texts is None else self.texts.get(self._key(request, settings, repeat))
+            if kept is not None:
+                texts[index] = kept
+                continue
             group = groups.setdefault((settings.max_new_tokens, settings.scheduler), [])
             group.append((index, self.encode(context), settings, repeat))
-        texts = [""] * len(requests)
-        with tqdm(total=len(requests), desc="generate_until", unit="text", disable=disable_tqdm) as progress:
+        missing = sum(map(len, groups.values()))
+        with tqdm(total=missing, desc="generate_until", unit="text", disable=disable_tqdm) as progress:
             for (length, scheduler), group in groups.items():
                 # The longest first: what does not fit into the model or its memory shows at once.
                 group.sort(key=lambda item: -len(item[1]))
@@ -303,6 +309,10 @@ class InfoGainLM(LM):
                         self.cache_hook.add_partial("generate_until", requests[index].args, text)
                     progress.update(len(part))
         return texts
+
+    def _key(self, request: Any, settings: GenerationSettings, repeat: int) -> str:
+        context = request.args[0]
+        return TextCache.key([context, context in self._rendered, asdict(settings), request_seed(self.seed, context, repeat)])
 
     def _batch(
         self,
@@ -326,7 +336,7 @@ class InfoGainLM(LM):
             self.pipe.scheduler = own
         seconds = (time.perf_counter() - start) / len(part)
         rows, entropies = output.trace.model_rows.sum(0).tolist(), output.trace.cumulative_entropy.tolist()
-        texts = []
+        texts, records = [], []
         for row, (_, prompt, settings, repeat) in enumerate(part):
             new = output.sequences[row][output.attention_mask[row]].tolist()[len(prompt) :]
             texts.append(self._text(new, settings.until))
@@ -341,8 +351,9 @@ class InfoGainLM(LM):
                 "seconds": seconds,
             }
             self.costs.append(cost)
-            if self._on_text is not None:
-                self._on_text(cost)
+            records.append({"key": self._key(requests[row], settings, repeat), "text": texts[row], **cost})
+        if self.texts is not None:
+            self.texts.add(records)
         return texts
 
     def _text(self, tokens: list[int], until: tuple[str, ...]) -> str:

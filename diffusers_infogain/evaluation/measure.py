@@ -6,7 +6,6 @@ and the features themselves for the metrics that compare every image with every 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ import PIL.Image
 import torch
 
 from ..demo.shapes import Scenes, parse_caption, render, sample_scenes
-from ..files import regular_file
+from ..files import digest, regular_file
 from .photographs import RESIZES, batches, image_files
 from .prompts import Prompt
 
@@ -196,20 +195,20 @@ class MeasureSettings:
 
     def _weights(self, network: str) -> str:
         if network == "demo":
-            return _digest(sorted(_DEMO_VQ.iterdir()))
+            return digest(sorted(_DEMO_VQ.iterdir()))
         if network == "inception":
-            digest = _PUBLISHED_INCEPTION if self.inception_weights is None else _digest([self.inception_weights])
-            return _PUBLISHED_INCEPTION if digest.startswith(_PUBLISHED_INCEPTION) else digest
+            found = _PUBLISHED_INCEPTION if self.inception_weights is None else digest([self.inception_weights])
+            return _PUBLISHED_INCEPTION if found.startswith(_PUBLISHED_INCEPTION) else found
         folder = Path(self.clip_model or "")
         if not folder.is_dir():
             return str(self.clip_model)
-        return _digest(sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")))
+        return digest(sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")))
 
     def _reference_digest(self) -> str | None:
         if self.reference is None or self.reference == "demo":
             return self.reference
         path = Path(self.reference)
-        return _digest([path] if self._of_statistics else image_files(path))
+        return digest([path] if self._of_statistics else image_files(path))
 
 
 @cache
@@ -218,16 +217,6 @@ def _read_once(path: str, time: int, size: int) -> ReferenceStatistics:
     from .reference import read_reference
 
     return read_reference(path)
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    """The first half of the SHA-256 of the files' contents, one after the other; that of one file is the file's own."""
-    content = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                content.update(block)
-    return content.hexdigest()[:32]
 
 
 def measure(
@@ -342,7 +331,12 @@ class Measurement:
         self._reference = (origin, count)
 
     def measure(self, paths: Sequence[Path], prompts: Sequence[Prompt] | None = None) -> dict[str, float]:
-        """The figures of a set of images, by the names under which reports print them.
+        """The figures of a set of images by all metrics together; see `measure_each`."""
+        each = self.measure_each(paths, prompts)
+        return {title: value for figures in each.values() for title, value in figures.items()}
+
+    def measure_each(self, paths: Sequence[Path], prompts: Sequence[Prompt] | None = None) -> dict[str, dict[str, float]]:
+        """Per metric the figures of a set of images, by the names under which reports print them.
 
         Args:
             paths: Images of any sizes.
@@ -367,13 +361,13 @@ class Measurement:
             self._metrics["kid"].subset_size = self.settings.subset_size or min(1000, fewest)
         arguments: dict[str, dict[str, Any]] = {name: {} for name in self._metrics}
         arguments |= {name: {"real": False} for name in arguments if name in WITH_REFERENCE}
-        figures: dict[str, float] = {}
+        figures: dict[str, dict[str, float]] = {}
         with self._on_device():
             self._update(paths, len(paths), "images", arguments, texts)
             if self.settings.reference is None:
                 self._save_statistics(len(paths), real=False)
             for name in self._asked:
-                figures |= {title: float(value) for title, value in self._figures(name).items()}
+                figures[name] = {title: float(value) for title, value in self._figures(name).items()}
         return figures
 
     @contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json, read_json, read_text
+
 LAYOUTS = ("plain", "geneval")
+MAX_LENGTH = 100_000
+"""Characters of a prompt in a file, at most."""
 SEED_STRIDE = 100_000
 """Distance between the seeds of two runs that differ in their seed; a run has at most that many images."""
 
@@ -33,38 +36,36 @@ def read_prompts(path: Path, template: str = "{}") -> list[Prompt]:
         template: Sentence around every prompt, e.g. "a photo of a {}" for class names.
 
     Raises:
-        ValueError: For a file without prompts, a line that is none, or a template without "{}".
+        ValueError: For a file without prompts, a line that is none or too long, or a template without "{}".
     """
     if template.count("{}") != 1:
         raise ValueError(f"`template` must hold the place of the prompt, {{}}, once, got {template!r}.")
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".jsonl":
-        prompts = [_prompt_of_line(line, number, path) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    elif path.suffix == ".json":
-        prompts = [Prompt(name) for name in _names(json.loads(text), path)]
+    if path.suffix == ".json":
+        prompts = [Prompt(name) for name in _names(read_json(path, (list, dict)), path)]
     else:
-        prompts = [Prompt(line.strip()) for line in text.split("\n") if line.strip()]
+        lines = [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+        of_line = _prompt_of_line if path.suffix == ".jsonl" else lambda line, number, path: Prompt(line)
+        prompts = [of_line(line, number, path) for number, line in lines]
     if not prompts:
         raise ValueError(f"{path} holds no prompts.")
-    return [Prompt(template.format(prompt.text), prompt.metadata) for prompt in prompts]
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt.text) > MAX_LENGTH:
+            raise ValueError(f"Prompt {number} of {path} must have at most {MAX_LENGTH} characters, got {len(prompt.text)}.")
+    return [Prompt(template.replace("{}", prompt.text), prompt.metadata) for prompt in prompts]
 
 
 def _prompt_of_line(line: str, number: int, path: Path) -> Prompt:
-    try:
-        value = json.loads(line)
-        text = value["prompt"]
-    except (ValueError, TypeError, KeyError):
-        text = None
-    if not isinstance(text, str):
+    value = parse_json(line, f"Line {number} of {path}")
+    if not isinstance(value.get("prompt"), str):
         raise ValueError(f'Line {number} of {path} is not a JSON object with a string "prompt".')
-    return Prompt(text, value)
+    return Prompt(value["prompt"], value)
 
 
 def _names(value: Any, path: Path) -> list[str]:
     if isinstance(value, dict):
         value = value.get("id2label", value)
-        if all(isinstance(key, str) and key.isdigit() for key in value):
-            value = [value[key] for key in sorted(value, key=int)]
+    if isinstance(value, dict) and all(key.isdecimal() and len(key) < 10 for key in value):
+        value = [value[key] for key in sorted(value, key=int)]
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{path} must hold a list of strings or a mapping from class ids to names.")
     return [name.split(",")[0].strip() for name in value]

@@ -14,7 +14,17 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..files import METADATA_KEY, save_json, save_png, save_text
+from ..files import (
+    append_json_lines,
+    check_fields,
+    cut_unfinished,
+    read_json,
+    read_json_lines,
+    read_png_metadata,
+    save_json,
+    save_png,
+    save_text,
+)
 from .photographs import listed
 from .prompts import ImageRequest
 
@@ -30,55 +40,89 @@ class Process:
     count: int = 1
 
 
-def check_settings(output: Path, settings: dict[str, Any]) -> None:
+def check_settings(output: Path, settings: dict[str, Any], begun: bool = False) -> None:
     """Records what a run is, in a folder's run.json or beside a file; an output that holds another run is refused.
 
+    The version of this package belongs to what a run is.
+
+    Args:
+        begun: Whether the output has results, which must not be without a record of how they were made.
+
     Raises:
-        ValueError: If it does, naming the first setting that differs.
+        ValueError: If it does, naming the first setting that differs, or if the record is missing or damaged.
     """
-    path, settings = output / "run.json", json.loads(json.dumps(settings))
-    if not output.is_dir():
-        path = output.with_name(f"{output.name}.run.json")
-    if not path.exists():
+    import diffusers_infogain
+
+    settings = json.loads(json.dumps({**settings, "version": diffusers_infogain.__version__}))
+    path = output / "run.json" if output.is_dir() else output.with_name(f"{output.name}.run.json")
+    if not begun and not output.is_dir():
+        path.unlink(missing_ok=True)  # of an output that was removed
+    if path.exists():
+        refuse_differences(output, read_json(path), settings)
+    elif begun:
+        raise ValueError(f"{path}, which would say how {output} was made, is missing: choose another output.")
+    else:
         save_json(settings, path)
-        return
-    for name, found, asked in _differences(json.loads(path.read_text(encoding="utf-8")), settings):
+
+
+def refuse_differences(output: Path | str, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises a ValueError that names the first setting in which an output differs from what is asked for now."""
+    for name, before, now in _differences(found, settings):
+        there, here = excerpts(before, now)
         raise ValueError(
-            f"{output} holds a run with another `{name}`: {_short(found)} there, {_short(asked)} now. "
+            f"{output} holds a run with another {name}: {there} there, {here} now. "
             "Choose another output, or the same settings to go on with that run."
         )
 
 
-def _differences(found: dict[str, Any], settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _differences(found: dict[str, Any], settings: dict[str, Any], outer: str = "") -> Iterator[tuple[str, Any, Any]]:
     for name in sorted(found.keys() | settings.keys()):
-        before, now = found.get(name), settings.get(name)
+        before, now, full = found.get(name), settings.get(name), f"{outer}{name}"
         if isinstance(before, dict) and isinstance(now, dict):
-            yield from ((f"{name} {inner}", *rest) for inner, *rest in _differences(before, now))
+            yield from _differences(before, now, f"{full} ")
+        elif before != now and full == "prompts" and isinstance(before, list) and isinstance(now, list):
+            pairs = enumerate(zip(before, now, strict=False), 1)
+            number, pair = next(((number, pair) for number, pair in pairs if pair[0] != pair[1]), (0, (len(before), len(now))))
+            yield f"`prompts` number {number}" if number else "number of `prompts`", *pair
         elif before != now:
-            yield name, before, now
+            yield f"`{full}`", before, now
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What a PNG of a run says about itself; None if the file is missing, damaged or not of a run."""
-    try:
-        with PIL.Image.open(path) as image:
-            image.load()
-            return json.loads(image.text[METADATA_KEY])  # type: ignore[attr-defined]
-    except (OSError, SyntaxError, KeyError, ValueError, AttributeError):
-        return None
+def excerpts(one: Any, other: Any, length: int = 80) -> tuple[str, str]:
+    """Two values as short texts that show where they differ."""
+    texts = [json.dumps(value, ensure_ascii=False) for value in (one, other)]
+    shared = next((place for place, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = max(0, shared - length // 2) if max(map(len, texts)) > length else 0
+    parts = [text[start : start + length] for text in texts]
+    first, second = (
+        "..." * (start > 0) + part + "..." * (start + length < len(text)) for part, text in zip(parts, texts, strict=True)
+    )
+    return first, second
 
 
 def _finished(folder: Path, request: ImageRequest) -> bool:
+    """Whether an image of the run is there, and whole.
+
+    Raises:
+        ValueError: If another image is there.
+    """
     path = folder / "images" / request.file
-    metadata = read_metadata(path)
-    if metadata is None and path.exists():
+    if not path.exists():
+        return False
+    try:
+        metadata = read_png_metadata(path)
+    except ValueError:
         tqdm.write(f"{path} is damaged and is made again.", file=sys.stderr)
-    return metadata is not None and metadata["seed"] == request.seed and metadata["prompt"] == request.prompt.text
+        return False
+    _check_image(path, metadata, request)
+    return True
+
+
+def _check_image(path: Path, metadata: dict[str, Any], request: ImageRequest) -> None:
+    for name, expected in (("prompt", request.prompt.text), ("seed", request.seed)):
+        if metadata.get(name) != expected:
+            there, here = excerpts(metadata.get(name), expected)
+            raise ValueError(f"{path} is not of this run: its `{name}` is {there}, that of the run is {here}.")
 
 
 def make_missing(
@@ -95,6 +139,7 @@ def make_missing(
     in a batch of another size, and a run that was killed has to end with the bits of one that was not. For the same reason
     processes share out whole batches.
     """
+    cut_unfinished(folder / f"timing-{process.index}.jsonl", _TIMING)
     batches = [every[first : first + batch_size] for first in range(0, len(every), batch_size)]
     with tqdm(total=sum(map(len, batches[process.index :: process.count])), desc=description, unit="image") as progress:
         for batch in batches[process.index :: process.count]:
@@ -131,10 +176,10 @@ class _Watch:
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             memory = 1024 * int(status["VmHWM"].split()[0])
         seconds = time.perf_counter() - self.start
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"images": num_images, "seconds": seconds, "peak_memory": memory}) + "\n")
+        append_json_lines([{"images": num_images, "seconds": seconds, "peak_memory": memory}], path)
 
 
+_TIMING = '{"images": '
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # writing 5 makes the peak of the resident memory start anew
 
 
@@ -150,23 +195,20 @@ def read_timing(folder: Path) -> Timing:
     """What making the images took, over all processes and interruptions.
 
     Raises:
-        ValueError: If nothing was recorded.
+        ValueError: If nothing was recorded, or a record is damaged.
     """
-    lines = [line for path in sorted(folder.glob("timing-*.jsonl")) for line in path.read_text().splitlines()]
-    records = [record for record in map(_complete, lines) if record]
-    if not records:
+    records = []
+    for path in sorted(folder.glob("timing-*.jsonl")):
+        for number, record in enumerate(read_json_lines(path, begin=_TIMING), 1):
+            fields = {"images": int, "seconds": float, "peak_memory": (int, type(None))}
+            check_fields(record, f"Line {number} of {path}", fields)
+            records.append(record)
+    if sum(record["images"] for record in records) < 1:
         raise ValueError(f"{folder} holds no timing records (timing-*.jsonl).")
     return Timing(
         sum(record["seconds"] for record in records) / sum(record["images"] for record in records),
         max((record["peak_memory"] for record in records if record["peak_memory"] is not None), default=None),
     )
-
-
-def _complete(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:  # the last line of a process that was killed
-        return None
 
 
 @dataclass
@@ -187,11 +229,13 @@ def finish(every: Sequence[ImageRequest], folder: Path) -> list[FinishedImage]:
     images, bad = [], []
     for request in every:
         path = folder / "images" / request.file
-        metadata = read_metadata(path)
-        if metadata is None:
+        try:
+            metadata = read_png_metadata(path)
+        except ValueError:
             bad.append(f"{path} ({'damaged' if path.exists() else 'missing'})")
-        else:
-            images.append(FinishedImage(request, path, metadata))
+            continue
+        _check_image(path, metadata, request)
+        images.append(FinishedImage(request, path, metadata))
     if bad:
         raise ValueError(f"{len(bad)} of {len(every)} images cannot be read: {listed(bad)}.")
     lines = [json.dumps({"file": i.request.file, **i.metadata, **_extra(i.request)}) for i in images]

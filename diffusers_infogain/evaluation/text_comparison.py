@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..decoding import DecodingTrace
+from ..files import check_fields, read_json_lines
 from . import text_tasks
 from .comparison import SamplerSpec, parse_sampler
 from .statistics import Figure, clustered_mean, pearson
@@ -44,10 +46,9 @@ class TextCell:
 def grid(
     tasks: Iterable[str], samplers: Iterable[SamplerSpec], tokens_per_step: Iterable[int], seeds: Iterable[int]
 ) -> list[TextCell]:
-    """All runs, one seed after the other."""
-    return [
-        TextCell(task, sampler, k, seed) for seed, task, k, sampler in itertools.product(seeds, tasks, tokens_per_step, samplers)
-    ]
+    """All runs, one seed after the other, each once."""
+    every = itertools.product(seeds, tasks, tokens_per_step, samplers)
+    return list(dict.fromkeys(TextCell(task, sampler, k, seed) for seed, task, k, sampler in every))
 
 
 def problems_of(task: str, num: int, seed: int = 0) -> list[Any]:
@@ -66,6 +67,41 @@ def problems_of(task: str, num: int, seed: int = 0) -> list[Any]:
     if task == "countdown":
         return text_tasks.sample_countdowns(num, generator, held_out=True)
     raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+
+
+def read_records(path: Path, num_problems: int) -> list[dict[str, Any]]:
+    """The records of finished runs, one per line; none if the file is missing.
+
+    Raises:
+        ValueError: For a line that is none, or of another number of problems, naming it.
+    """
+    records = read_json_lines(path) if path.exists() else []
+    for number, record in enumerate(records, 1):
+        where = f"Line {number} of {path}"
+        check_fields(record, where, _FIELDS)
+        parse_sampler(record["sampler"])
+        lengths = {len(record[name]) for name in ("right", "cumulative_entropies", "model_rows", "steps", "product_first")}
+        if lengths != {num_problems} or not set(record["right"]) <= {"0", "1"}:
+            raise ValueError(f"{where} must have verdicts and figures of {num_problems} problems.")
+    return records
+
+
+_FIELDS: dict[str, Any] = {
+    "task": str,
+    "sampler": str,
+    "tokens_per_step": int,
+    "seed": int,
+    "looks_ahead": bool,
+    "scheduler": dict,
+    "right": str,
+    "cumulative_entropies": [float],
+    "model_rows": [int],
+    "steps": [int],
+    "product_first": [(float, type(None))],
+    "distinct": int,
+    "distinct_right": int,
+    "seconds": float,
+}
 
 
 def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int, infilled: bool = True) -> dict[str, Any]:
@@ -100,6 +136,7 @@ def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int
         "sampler": cell.sampler.name,
         "tokens_per_step": cell.tokens_per_step,
         "seed": cell.seed,
+        "looks_ahead": cell.sampler.looks_ahead,
         "right": right,
         "cumulative_entropies": entropies,
         "model_rows": rows,
@@ -127,6 +164,7 @@ class TextGroup:
     task: str
     sampler: str
     tokens_per_step: int
+    looks_ahead: bool
     seeds: list[int]
     figures: dict[str, Figure]
     verdicts: dict[tuple[int, int], float]
@@ -135,8 +173,7 @@ class TextGroup:
     @property
     def greedy(self) -> bool:
         """Whether it neither looks ahead nor searches."""
-        spec = parse_sampler(self.sampler)
-        return not spec.looks_ahead and not spec.call
+        return not self.looks_ahead and not parse_sampler(self.sampler).call
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
@@ -160,7 +197,8 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
             shares = [record[name] / len(record["right"]) for record in runs]
             figures[name] = Figure(sum(shares) / len(shares), float("nan"), len(clusters))
         verdicts = {(record["seed"], problem): float(one) for record in runs for problem, one in enumerate(record["right"])}
-        groups.append(TextGroup(values[0], values[2], values[1], [record["seed"] for record in runs], figures, verdicts))
+        seeds = [record["seed"] for record in runs]
+        groups.append(TextGroup(values[0], values[2], values[1], runs[0]["looks_ahead"], seeds, figures, verdicts))
     return groups
 
 

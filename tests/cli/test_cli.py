@@ -119,7 +119,7 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
         (("a", "--num-images", "0"), "`num_images` must be an integer >= 1, got 0."),
         (("a", "--height", "9"), "`height` and `width` must be positive multiples of 2, got 9 and 8."),
         (("a", "--guidance-schedule", "up"), "`guidance_schedule` must be one of constant, linear, cosine, got 'up'."),
-        (("a", "--prompts-file", "missing.txt"), "No such file or directory: 'missing.txt'"),
+        (("a", "--prompts-file", "missing.txt"), "missing.txt is missing."),
         (("a", "--position-temperature", "1", "2", "3"), "`position_temperature` must be one number or two"),
     ],
 )

@@ -5,11 +5,14 @@ import types
 
 import PIL.Image
 import pytest
+import torch
 from test_pipeline_infogain_text import make_pipe
 
 from diffusers_infogain import cli
 from diffusers_infogain.cli.text import _replied
 from diffusers_infogain.evaluation import text_comparison
+from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
+from diffusers_infogain.token_frequencies import save_token_frequencies
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -57,7 +60,7 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     output.write_text(whole.replace('"S1"', '"S2"'))
     code, _, err = run(capsys, "text", *flags)
     assert code == 2
-    assert "has texts of other prompts or seeds: line 5 is 'S2' with seed 0" in err
+    assert 'has texts of other prompts or seeds: line 5 is "S2" with seed 0, asked for is "S1" with seed 0.' in err
     for foreign in ("{}\n", "my notes, without an end of line", '{"prompt": "S"'[:8] + "x"):
         output.write_text(foreign)
         assert "Line 1 of" in run(capsys, "text", *flags)[2]
@@ -162,15 +165,86 @@ def test_flags_that_would_do_nothing_are_refused(capsys, tmp_path, flags, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_numbers_of_problems_and_of_examples_are_other_runs(capsys, tmp_path):
+def test_finished_runs_of_another_number_of_problems_stay(capsys, tmp_path):
     flags = ["compare-text", "--tasks", "sudoku", "--samplers", "confidence", "--seeds", 0, "--tokens-per-step", 8]
     flags += ["--device", "cpu", "--output", tmp_path]
-    for count in (2, 3):
-        assert run(capsys, *flags, "--num-problems", count)[0] == 0
-        (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
-        assert len(record["right"]) == count
-    (tmp_path / "results.jsonl").write_text("{cut")
-    assert f"Line 1 of {tmp_path / 'results.jsonl'} was not written by this command." in run(capsys, *flags)[2]
+    assert run(capsys, *flags, "--num-problems", 3)[0] == 0
+    finished = (tmp_path / "results.jsonl").read_bytes()
+    for count in (2, 4):
+        code, _, err = run(capsys, *flags, "--num-problems", count)
+        assert code == 2
+        assert f"holds a run with another `num_problems`: 3 there, {count} now." in err
+    assert (tmp_path / "results.jsonl").read_bytes() == finished
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{cut", "Line 1 of {path} is not JSON: Expecting property name"),
+        ("[]", "Line 1 of {path} must hold a JSON object, got list."),
+        ("{}", "Line 1 of {path} must have the field `task`."),
+        ({"right": 5}, "Line 1 of {path} must have string in its field `right`, got 5."),
+        ({"right": "10"}, "Line 1 of {path} must have verdicts and figures of 3 problems."),
+        ({"right": "12x"}, "Line 1 of {path} must have verdicts and figures of 3 problems."),
+        ({"steps": [1, "x", 2]}, "Line 1 of {path} must have a list of int in its field `steps`"),
+        ({"scheduler": {}}, 'holds a run with another `scheduler certainty`: null there, "maskgit" now.'),
+    ],
+)
+def test_records_that_are_none_are_named(capsys, tmp_path, text, message, finished_comparison):
+    for name in ("results.jsonl", "run.json"):
+        (tmp_path / name).write_bytes((finished_comparison / name).read_bytes())
+    path = tmp_path / "results.jsonl"
+    record = json.loads(path.read_text())
+    path.write_text(text if isinstance(text, str) else json.dumps(record | text))
+    before = path.read_bytes()
+    code, _, err = run(capsys, *COMPARISON, "--output", tmp_path)
+    assert code == 2
+    assert message.format(path=path) in err
+    assert path.read_bytes() == before
+
+
+COMPARISON = ["compare-text", "--tasks", "sudoku", "--samplers", "confidence", "--seeds", 0, "--tokens-per-step", 8]
+COMPARISON += ["--num-problems", 3, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished_comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    assert cli.main([*map(str, COMPARISON), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_results_without_their_settings_are_not_gone_on_with(capsys, tmp_path, finished_comparison):
+    (tmp_path / "results.jsonl").write_bytes((finished_comparison / "results.jsonl").read_bytes())
+    code, _, err = run(capsys, *COMPARISON, "--output", tmp_path)
+    assert code == 2
+    assert f"run.json, which would say how {tmp_path} was made, is missing" in err
+    (tmp_path / "run.json").write_text("[]")
+    code, _, err = run(capsys, *COMPARISON, "--output", tmp_path)
+    assert code == 2
+    assert f"{tmp_path / 'run.json'} must hold a JSON object, got list." in err
+
+
+def test_default_is_what_the_text_pipeline_does(capsys, tmp_path):
+    flags = [*COMPARISON, "--output", tmp_path]
+    flags[flags.index("confidence")] = "default"
+    assert run(capsys, *flags)[0] == 0
+    (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    own = dict(InfoGainTextPipeline.from_pretrained("demo-text").scheduler.config) | {"tokens_per_step": 8}
+    assert {name: value for name, value in own.items() if not name.startswith("_")} == record["scheduler"]
+
+
+def test_frequencies_count_by_their_content(capsys, tmp_path):
+    frequencies = torch.rand(InfoGainTextPipeline.from_pretrained("demo-text").model.config.vocab_size)
+    save_token_frequencies(frequencies, tmp_path / "f.safetensors")
+    flags = [*COMPARISON, "--output", tmp_path / "out"]
+    flags[flags.index("confidence")] = f"pc_sampler:pc_frequencies={tmp_path / 'f.safetensors'}"
+    assert run(capsys, *flags)[0] == 0
+    assert run(capsys, *flags)[0] == 0
+    save_token_frequencies(frequencies / 2, tmp_path / "f.safetensors")
+    code, _, err = run(capsys, *flags)
+    assert code == 2
+    assert "with another `scheduler pc_frequencies_digest`" in err
 
 
 def test_a_comparison_asks_in_words(capsys, tmp_path):

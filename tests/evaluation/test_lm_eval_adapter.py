@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -331,25 +332,62 @@ def test_the_command_writes_scores_samples_and_costs_and_goes_on(capsys, tasks):
     assert results["config"]["infogain"]["scheduler"]["sampler"] == "confidence"
     assert len((output / "samples_tiny_words.jsonl").read_text().splitlines()) == 5
     assert "tiny_words: 5 texts, 30 states run" in out
-    # a killed run: two texts are not in the cache, their costs are, and a last line is cut off
-    (cache,) = output.glob("cache_*.db")
-    with sqlite3.connect(cache) as base:
-        base.execute("DELETE FROM unnamed WHERE rowid IN (SELECT rowid FROM unnamed LIMIT 2)")
-    base.close()
-    (costs,) = output.glob("costs_*.jsonl")
-    with costs.open("a") as file:
-        file.write('{"task": "tiny_wo')
+    # a killed run: two texts are missing, and a last line is cut off
+    (texts,) = output.glob("texts_*.jsonl")
+    whole = texts.read_text()
+    lines = whole.splitlines(keepends=True)
+    texts.write_text("".join(lines[:3]) + lines[3][:20])
     assert command(capsys, tasks, "tiny_words")[0] == 0
     again = json.loads((output / "results.json").read_text())
     assert again["results"]["tiny_words"]["exact_match,none"] == pytest.approx(4 / 5)
     assert again["config"]["infogain"]["num_texts"] == 2
     assert again["infogain"]["costs"]["tiny_words"]["num_texts"] == 5
+    assert [json.loads(line)["text"] for line in texts.read_text().splitlines()] == [json.loads(line)["text"] for line in lines]
+    # other settings and fewer problems are kept beside them
     assert command(capsys, tasks, "tiny_words", flags=("--seed", 1, "--limit", 2))[0] == 0
-    assert len(list(output.glob("cache_*.db"))) == 2
-    assert json.loads((output / "results.json").read_text())["config"]["infogain"]["num_texts"] == 2
+    assert len(list(output.glob("texts_*.jsonl"))) == 2
+    assert json.loads((output / "results-2.json").read_text())["config"]["infogain"]["num_texts"] == 2
     assert command(capsys, tasks, "tiny_words", flags=("--limit", 2))[0] == 0
-    fewer = json.loads((output / "results.json").read_text())["infogain"]["costs"]["tiny_words"]
+    fewer = json.loads((output / "results-3.json").read_text())["infogain"]["costs"]["tiny_words"]
     assert (fewer["num_texts"], fewer["model_rows"]) == (2, 12)
+    assert len((output / "samples_tiny_words-3.jsonl").read_text().splitlines()) == 2
+    assert json.loads((output / "results.json").read_text()) == again
+
+
+def test_what_a_folder_holds_is_never_run(capsys, tasks):
+    """lm-eval's own cache is a database of pickles."""
+
+    class Evil:
+        def __reduce__(self):
+            return exec, ("raise SystemExit('the cache ran code')",)
+
+    assert command(capsys, tasks, "tiny_words")[0] == 0
+    output = tasks.parent / "out"
+    (texts,) = output.glob("texts_*.jsonl")
+    digest = texts.stem.removeprefix("texts_")
+    for name in (f"cache_{digest}.db", f"cache_{digest}_rank0.db"):
+        base = sqlite3.connect(output / name)
+        with base:
+            base.execute("CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB)")
+            from lm_eval.api.model import hash_args
+
+            keys = [hash_args("generate_until", (prompt, {**GREEDY, "until": [" "]})) for prompt in PROMPTS]
+            base.executemany("INSERT INTO unnamed VALUES (?, ?)", [(key, pickle.dumps(Evil())) for key in keys])
+        base.close()
+    assert command(capsys, tasks, "tiny_words")[0] == 0
+    texts.write_bytes(pickle.dumps(Evil()))
+    code, _, err = command(capsys, tasks, "tiny_words")
+    assert code == 2
+    assert f"{texts} is not text in UTF-8" in err
+    for line, message in [
+        ("5", "Line 1 of {} must hold a JSON object, got int."),
+        ('{"key": 5}', "Line 1 of {} must have string in its field `key`, got 5."),
+        ("notes", "Line 1 of {} is not JSON"),
+    ]:
+        texts.write_text(line + "\n")
+        code, _, err = command(capsys, tasks, "tiny_words")
+        assert code == 2
+        assert message.format(texts) in err
 
 
 def test_generated_programs_run_only_where_that_is_allowed(capsys, tasks, monkeypatch):

@@ -6,6 +6,7 @@ import re
 import pytest
 from PIL import Image
 
+import diffusers_infogain
 from diffusers_infogain.evaluation import runs
 from diffusers_infogain.evaluation.prompts import Prompt, requests
 
@@ -107,6 +108,77 @@ def test_another_run_is_not_mixed_into_a_folder(tmp_path):
     runs.check_settings(tmp_path, {"steps": 8, "scheduler": {"position_temperature": (2.0, 0.0)}})
     with pytest.raises(ValueError, match="holds a run with another `steps`: 8 there, 16 now"):
         runs.check_settings(tmp_path, {"steps": 16, "scheduler": {"position_temperature": (2.0, 0.0)}})
+
+
+def test_the_prompt_that_differs_is_named(tmp_path):
+    prompts = ["a red circle", "b" * 200 + " left of a square", "c"]
+    runs.check_settings(tmp_path, {"prompts": prompts})
+    changed = [prompts[0], "b" * 200 + " right of a square", "c"]
+    expected = r'another `prompts` number 2: \.\.\.b+ left of a square" there, \.\.\.b+ right of a square" now'
+    with pytest.raises(ValueError, match=expected):
+        runs.check_settings(tmp_path, {"prompts": changed})
+    with pytest.raises(ValueError, match="holds a run with another number of `prompts`: 3 there, 2 now"):
+        runs.check_settings(tmp_path, {"prompts": prompts[:2]})
+
+
+def test_settings_count_to_the_last_digit(tmp_path):
+    runs.check_settings(tmp_path, {"guidance_scale": 1.2000001})
+    with pytest.raises(ValueError, match=r"`guidance_scale`: 1\.2000001 there, 1\.2000002 now"):
+        runs.check_settings(tmp_path, {"guidance_scale": 1.2000002})
+
+
+def test_another_version_is_another_run(tmp_path, monkeypatch):
+    runs.check_settings(tmp_path, {"steps": 8})
+    monkeypatch.setattr(diffusers_infogain, "__version__", "99")
+    with pytest.raises(ValueError, match=r'another `version`: ".*" there, "99" now'):
+        runs.check_settings(tmp_path, {"steps": 8})
+
+
+def test_an_image_of_another_run_is_not_overwritten(tmp_path):
+    runs.make_missing(requests([Prompt("a")]), Maker(), tmp_path, 1)
+    path = tmp_path / "images" / "000000.png"
+    before = path.read_bytes()
+    for other, message in [
+        (requests([Prompt("b")]), 'its `prompt` is "a", that of the run is "b"'),
+        (requests([Prompt("a")], seed=1), "its `seed` is 0, that of the run is 1"),
+    ]:
+        for go in (lambda every: runs.make_missing(every, Maker(), tmp_path, 1), lambda every: runs.finish(every, tmp_path)):
+            with pytest.raises(ValueError, match=re.escape(f"{path} is not of this run: {message}.")):
+                go(other)
+    assert path.read_bytes() == before
+
+
+def test_a_png_without_its_end_is_made_again(tmp_path):
+    every = requests(PROMPTS)
+    runs.make_missing(every, Maker(), tmp_path, 3)
+    path = tmp_path / "images" / "000001.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12])
+    runs.make_missing(every, Maker(), tmp_path, 3)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("5", "must hold a JSON object, got int."),
+        ('{"images": "x"}', 'must have int in its field `images`, got "x".'),
+        ('{"images": 1, "seconds": null}', "must have float in its field `seconds`, got null."),
+        ("{", "is not JSON: "),
+    ],
+)
+def test_other_timings_are_named(line, message, tmp_path):
+    (tmp_path / "timing-0.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=re.escape(f"Line 1 of {tmp_path}/timing-0.jsonl {message}")):
+        runs.read_timing(tmp_path)
+
+
+def test_a_run_goes_on_behind_a_cut_record_of_its_timing(tmp_path):
+    line = json.dumps({"images": 2, "seconds": 3.0, "peak_memory": None})
+    (tmp_path / "timing-0.jsonl").write_text(line + "\n" + line[:9])
+    runs.make_missing(requests(PROMPTS), Maker(), tmp_path, 3)
+    records = [json.loads(line) for line in (tmp_path / "timing-0.jsonl").read_text().splitlines()]
+    assert [record["images"] for record in records] == [2, 3]
 
 
 def test_a_record_cut_short_by_a_kill_is_left_out_of_the_timing(tmp_path):

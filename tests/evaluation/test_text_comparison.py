@@ -81,6 +81,7 @@ def test_groups_are_means_over_problems_and_seeds():
             "sampler": "margin",
             "tokens_per_step": 2,
             "seed": seed,
+            "looks_ahead": False,
             "right": right,
             "cumulative_entropies": [1.0, 3.0],
             "model_rows": [5, 7],
@@ -106,6 +107,7 @@ def test_lookahead_is_set_against_the_best_greedy_rule_at_the_same_pace():
         n = len(right)
         rest = {"model_rows": [5] * n, "steps": [5] * n, "product_first": [None] * n, "distinct": n, "seconds": 1.0}
         own = {"sampler": sampler, "tokens_per_step": per_step, "seed": seed, "right": right, "distinct_right": right.count("1")}
+        own["looks_ahead"] = parse_sampler(sampler).looks_ahead
         return {"task": "sudoku", **own, "cumulative_entropies": [entropy] * n, **rest}
 
     records = [

@@ -1,0 +1,54 @@
+"""What a pipeline is, whatever it is called: a digest of all that its results depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..files import digest
+
+
+def pipeline_digest(pipe: Any) -> str:
+    """The first half of a SHA-256 of a pipeline's weights, configurations and tokenizers, but not of its scheduler.
+
+    Two pipelines of one digest write the same; a folder whose weights were changed has another one.
+    """
+    content = hashlib.sha256()
+    for name, component in sorted(pipe.components.items()):
+        if name != "scheduler":
+            content.update(f"{name} {type(component).__name__}\n".encode())
+            _add(content, component)
+    return content.hexdigest()[:32]
+
+
+def _add(content: Any, component: Any) -> None:
+    config = getattr(component, "config", None)
+    if config is not None:
+        values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        content.update(json.dumps(_of_the_model(values), sort_keys=True, default=str).encode())
+    if isinstance(component, torch.nn.Module):
+        for name, tensor in sorted(component.state_dict().items()):
+            content.update(f"{name} {getattr(tensor, 'dtype', '')} {tuple(getattr(tensor, 'shape', ()))}\n".encode())
+            if isinstance(tensor, torch.Tensor):
+                content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif hasattr(component, "get_vocab"):
+        backend = getattr(component, "backend_tokenizer", None)
+        content.update((json.dumps(component.get_vocab(), sort_keys=True) if backend is None else backend.to_str()).encode())
+        content.update(json.dumps([component.chat_template, component.special_tokens_map], sort_keys=True, default=str).encode())
+
+
+def _of_the_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without where it was loaded from and by which version of a library it was written."""
+    return {name: value for name, value in values.items() if not name.startswith("_") and name != "transformers_version"}
+
+
+def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a scheduler for records, with the content of the file that they name."""
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    if settings.get("pc_frequencies") is not None:
+        settings["pc_frequencies_digest"] = digest([settings["pc_frequencies"]])
+    return settings

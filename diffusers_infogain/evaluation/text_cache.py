@@ -1,0 +1,69 @@
+"""Texts that were made, with what they cost, in a file of JSON lines: a run that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import append_json_lines, check_fields, cut_unfinished, read_json_lines
+
+_BEGIN = '{"key": '
+_FIELDS = {
+    "key": str,
+    "text": str,
+    "task": (str, type(None)),
+    "doc_id": (int, str, type(None)),
+    "repeat": int,
+    "seed": int,
+    "max_new_tokens": int,
+    "model_rows": int,
+    "cumulative_entropy": float,
+    "seconds": float,
+}
+
+
+class TextCache:
+    """The texts in a file, and new ones in the end of it. One file is for one model and its settings.
+
+    Args:
+        path: Of JSON lines; a last one that a killed run left unfinished is cut off.
+
+    Attributes:
+        records: One for every text: "key", "text" and the entries of `InfoGainLM.costs`.
+
+    Raises:
+        ValueError: For a line that is no such record, naming it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = path = Path(path)
+        self.records: list[dict[str, Any]] = []
+        if path.exists():
+            cut_unfinished(path, _BEGIN)
+            self.records = read_json_lines(path, begin=_BEGIN)
+        for number, record in enumerate(self.records, 1):
+            check_fields(record, f"Line {number} of {path}", _FIELDS)
+        self._texts: dict[str, str] = {record["key"]: record["text"] for record in self.records}
+
+    @staticmethod
+    def key(request: Any) -> str:
+        """What tells texts of one model and its settings apart.
+
+        Args:
+            request: For JSON: prompt, seed, and the request's settings.
+        """
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+    def get(self, key: str) -> str | None:
+        """The text, if there is one."""
+        return self._texts.get(key)
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        """Keeps the texts of a batch, and writes them at once."""
+        append_json_lines(records, self.path)
+        self.records += records
+        self._texts |= {record["key"]: record["text"] for record in records}
