@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ def _of_the_model(values: Mapping[str, Any]) -> dict[str, Any]:
 def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a scheduler for records, with the content of the file that they name."""
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
-    if settings.get("pc_frequencies") is not None:
-        settings["pc_frequencies_digest"] = digest([settings["pc_frequencies"]])
+    frequencies = settings.get("pc_frequencies")
+    if frequencies is not None and Path(frequencies).is_file():  # rules that do not read it take any name
+        settings["pc_frequencies_digest"] = digest([Path(frequencies)])
     return settings
