@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calls import StepCallback, prompt_list
 from .candidates import Generators
+from .components import check_components
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
 from .published import PublishedPipeline, load_saved_or_published
@@ -49,6 +50,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "model"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    _optional_components = ["model", "tokenizer", "scheduler"]  # None until a call needs them
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -56,17 +58,20 @@ class InfoGainTextPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        scheduler: InfoGainScheduler,
+        model: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        scheduler: InfoGainScheduler | None,
         family: dict[str, Any] | None = None,
     ):
         super().__init__()
-        if not isinstance(scheduler, InfoGainScheduler):
+        if scheduler is not None and not isinstance(scheduler, InfoGainScheduler):
             raise ValueError(f"`scheduler` must be an InfoGainScheduler, got {type(scheduler).__name__}.")
-        facts = text_family(underlying(model).config, tokenizer) if family is None else TextFamily(**family)
+        if family is not None:
+            family = asdict(TextFamily(**family))
+        elif model is not None and tokenizer is not None:
+            family = asdict(text_family(underlying(model).config, tokenizer))
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
-        self.register_to_config(family=asdict(facts))
+        self.register_to_config(family=family)
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +81,9 @@ class InfoGainTextPipeline(DiffusionPipeline):
     @property
     def family(self) -> TextFamily:
         """The facts that decoding needs: mask id, shift, attention, end-of-text ids."""
+        if self.config.family is None:  # made before it had a model
+            check_components(self, "model", "tokenizer")
+            return text_family(underlying(self.model).config, self.tokenizer)
         facts = dict(self.config.family)
         return TextFamily(**{**facts, "eos_token_ids": tuple(facts["eos_token_ids"])})
 
@@ -133,6 +141,8 @@ class InfoGainTextPipeline(DiffusionPipeline):
             raise ValueError(
                 f"Exactly one of `prompt`, `messages` and `input_ids` must be given, got {', '.join(names) or 'none'}."
             )
+        if input_ids is None:
+            check_components(self, "tokenizer")
         if prompt is not None:
             return [list(self.tokenizer(text).input_ids) for text in prompt_list("prompt", prompt)]
         if messages is not None:
@@ -152,6 +162,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
 
     def _generation(self, arguments: dict[str, Any]) -> TextGeneration:
         """A call, checked; `arguments` are those of `__call__` by name."""
+        check_components(self, "model", "tokenizer", "scheduler")
         rest = dict(arguments)
         rows = self.encode(*(rest.pop(name) for name in ("prompt", "messages", "input_ids")))
         copies = rest.pop("num_texts_per_prompt")

@@ -13,14 +13,19 @@ from diffusers_infogain import InfoGainTextPipeline, cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("algorithm", "checkpoints", "evaluation", "lm_eval", "results", "text")))
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("algorithm", "checkpoints", "diffusers", "evaluation", "lm_eval", "results", "text")),
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/evaluation.md", "docs/text.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/algorithm.md", "docs/checkpoints.md", "docs/diffusers.md", "docs/evaluation.md", "docs/text.md"]
+)
 def test_python_examples_run(page, stock_repository, tmp_path, monkeypatch):
     """One after the other in one namespace; real checkpoints are replaced by a tiny one of the same format, on a CPU."""
     code = "\n".join(blocks((ROOT / page).read_text(encoding="utf-8"), "python"))

@@ -11,7 +11,7 @@ import torch
 from dialect_helpers import CLIP_FAMILIES, FAMILIES, PROMPT, call, make_pipe
 from diffusers import AmusedPipeline
 
-from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
+from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.components import in_float32
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -94,6 +94,24 @@ def test_saved_without_some(pipe, tmp_path):
         assert getattr(again, name) is None
         again = type(pipe).from_pretrained(folder, **{name: getattr(pipe, name)})
         assert torch.equal(call(again).images, call(pipe).images)
+
+
+def test_text_without_some(tmp_path):
+    pipe = InfoGainTextPipeline.from_pretrained("demo-text")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path)
+    words = InfoGainTextPipeline.from_pretrained(tmp_path, model=None, scheduler=None)
+    assert words.encode("S12") == pipe.encode("S12")
+    assert words.family == pipe.family
+    for name in pipe.components:
+        lacking = InfoGainTextPipeline(**{**pipe.components, name: None})
+        with pytest.raises(ValueError, match=f"^The pipeline's `{name}` must not be None for this call: set `pipe.{name}`"):
+            lacking("S12", max_new_tokens=2)
+        setattr(lacking, name, getattr(pipe, name))
+        lacking.set_progress_bar_config(disable=True)
+        seed = torch.Generator().manual_seed(0)
+        again = lacking("S12", max_new_tokens=2, generator=seed).texts
+        assert again == pipe("S12", max_new_tokens=2, generator=seed.manual_seed(0)).texts
 
 
 # Saving, sharing, copying
