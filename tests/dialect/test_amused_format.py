@@ -224,6 +224,46 @@ def test_layers_of_the_text_encoder(tmp_path):
     torch.testing.assert_close(first_logits(other), before, atol=1e-3, rtol=1e-3)
 
 
+def test_adapters_come_and_go(trained):
+    folder, expected = trained
+    pipe = make_pipe()
+    pipe.load_lora_weights(folder, adapter_name="style", low_cpu_mem_usage=True)
+    with pytest.raises(ValueError, match="other"):
+        pipe.set_adapters("other")
+    with pytest.raises(ValueError, match="style"):
+        pipe.load_lora_weights(folder, adapter_name="style")
+    pipe.delete_adapters("style")
+    assert pipe.get_list_adapters() == {}
+    for name in ("style", "again"):
+        pipe.load_lora_weights(folder, adapter_name=name)
+        torch.testing.assert_close(first_logits(pipe), expected)
+        pipe.unload_lora_weights()
+    add_layers(pipe.transformer, TARGETS)
+    torch.testing.assert_close(first_logits(pipe), expected)
+
+
+def test_layers_and_offloaded_models(trained):
+    folder, expected = trained
+    pipe = make_pipe()
+    pipe.load_lora_weights(folder)
+    pipe.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        torch.testing.assert_close(first_logits(pipe), expected)
+    pipe.set_lora_device(["default_0"], "cpu")
+    pipe.unload_lora_weights()
+
+
+def test_layers_saved_with_the_pipeline_are_fused(trained, tmp_path):
+    """`save_pretrained` keeps what is fused; diffusers leaves layers that are not to their own files."""
+    folder, expected = trained
+    pipe = make_pipe()
+    pipe.load_lora_weights(folder)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path)
+    torch.testing.assert_close(first_logits(InfoGainPipeline.from_pretrained(tmp_path)), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

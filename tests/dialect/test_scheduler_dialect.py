@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 
@@ -192,3 +193,31 @@ def test_settings_with_a_typo_are_refused(tmp_path):
 def test_keys_of_another_scheduler_stay_fine():
     config = {**AmusedScheduler(mask_token_id=MASK).config, "temperature": (2, 0)}
     assert InfoGainScheduler.from_config(config, num_candidates=8).config.num_candidates == 8
+
+
+def test_steps_as_a_tuple_and_as_an_output():
+    ours, _ = both_schedulers(7)
+    tokens, logits = tokens_and_logits()
+    tokens[:, 1:] = MASK
+    for timestep in (3, 5):
+        (sample,) = ours.step(logits, timestep, tokens, torch.Generator().manual_seed(0), return_dict=False)
+        output = ours.step(logits, timestep, tokens, torch.Generator().manual_seed(0))
+        assert torch.equal(sample, output.prev_sample)
+        assert sample.shape == tokens.shape
+
+
+def test_compatible_schedulers_give_the_configuration_back():
+    scheduler = InfoGainScheduler(mask_token_id=MASK, num_candidates=9)
+    for kind in scheduler.compatibles:
+        again = InfoGainScheduler.from_config(kind.from_config(scheduler.config).config)
+        assert {name: again.config[name] for name in scheduler.config} == dict(scheduler.config)
+
+
+def test_attributes_of_a_scheduler():
+    scheduler = InfoGainScheduler(mask_token_id=MASK)
+    scheduler.of_the_user = 5
+    assert scheduler.of_the_user == 5
+    assert scheduler.save_pretrained == scheduler.save_pretrained
+    with pytest.raises(AttributeError, match="does_not_exist"):
+        _ = scheduler.does_not_exist
+    assert "kwargs" not in inspect.signature(InfoGainScheduler.__init__).parameters
