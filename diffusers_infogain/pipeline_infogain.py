@@ -16,7 +16,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from . import clip_generation
 from .calls import StepCallback
 from .candidates import Generators
-from .components import ImagePipeline, check_components, keep_scale_factor
+from .components import ImagePipeline, check_components
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
@@ -24,7 +24,7 @@ from .image_generation import (
     as_infogain_scheduler,
 )
 from .lora import AmusedLoraMixin
-from .published import hub_arguments
+from .published import CheckedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")
@@ -33,7 +33,7 @@ DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")
 DEFAULT_NUM_INFERENCE_STEPS = 12
 
 
-class InfoGainPipeline(ImagePipeline, AmusedLoraMixin):
+class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
     r"""Text-to-image generation with models in aMUSEd's format, decoded by information gain or any rule it is compared with.
 
     Everything about the sampler is a setting of `scheduler`; an `AmusedScheduler`, as aMUSEd repositories have it, is converted
@@ -50,6 +50,7 @@ class InfoGainPipeline(ImagePipeline, AmusedLoraMixin):
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`.
     """
 
+    saved_as = ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline")
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
 
@@ -83,23 +84,18 @@ class InfoGainPipeline(ImagePipeline, AmusedLoraMixin):
     ) -> InfoGainPipeline:
         """As `DiffusionPipeline.from_pretrained`; the name "demo" stands for the model that the package ships.
 
-        Weights are read from safetensors only, unless `use_safetensors=False` is given.
+        Weights are read from safetensors only, unless `use_safetensors=False` is given. Without a `dtype` they keep the one that
+        they are stored in.
+
+        Raises:
+            ValueError: For a folder of another pipeline, or weights with a missing or misshapen tensor.
+            TypeError: For an argument that there is not.
         """
-        kwargs.setdefault("use_safetensors", True)
         if pretrained_model_name_or_path == "demo":
             pretrained_model_name_or_path = DEMO_MODEL
-        path, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
-        index = cls.load_config(path, **hub)
-        if "scheduler" not in kwargs and "AmusedScheduler" in index.get("scheduler", []):
-            kwargs["scheduler"] = InfoGainScheduler.from_pretrained(path, subfolder="scheduler", **hub)
-        if "scheduler" not in kwargs:
-            pipe = super().from_pretrained(path, variant=variant, **kwargs)
-        else:
-            # diffusers looks for the class that a repository names also where a scheduler is given, and it has deprecated aMUSEd.
-            pipe = super().from_pretrained(path, variant=variant, **{**kwargs, "scheduler": None})
-            pipe.register_modules(scheduler=as_infogain_scheduler(kwargs["scheduler"]))
-        keep_scale_factor(pipe, path, kwargs, hub)
-        return pipe
+        return load_saved_or_published(
+            cls, super().from_pretrained, pretrained_model_name_or_path, {"variant": variant, **kwargs}
+        )
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes `model_index.json` as an aMUSEd repository's."""

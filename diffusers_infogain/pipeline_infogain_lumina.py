@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .calls import StepCallback
 from .candidates import Generators
+from .checks import is_integer, shown
 from .components import ImagePipeline, check_components, in_float32
 from .files import read_json
 from .image_generation import (
@@ -23,10 +24,11 @@ from .image_generation import (
     check_prompts,
     repeat_prompts,
 )
-from .models.checkpoint import local_folder
+from .models.checkpoint import ModelSource, local_folder
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
+from .models.saved import load_tokenizer
 from .models.stock import decode_vqvae, open_vqvae
-from .published import PublishedPipeline, load_saved_or_published
+from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 PUBLISHED_CLASS = "LuminaDiMOOPipeline"
@@ -39,7 +41,7 @@ UNCONDITION = "<uncondition>"
 DEFAULT_NUM_INFERENCE_STEPS = 64
 
 
-class InfoGainLuminaPipeline(ImagePipeline):
+class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
     r"""Text-to-image generation with Lumina-DiMOO (arXiv 2510.06308), decoded by information gain or rules it is compared with.
 
     `from_pretrained` loads the published repository as it is (`Alpha-VLLM/Lumina-DiMOO`), or a folder that `save_pretrained` or
@@ -126,11 +128,14 @@ class InfoGainLuminaPipeline(ImagePipeline):
         return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @classmethod
-    def open_published(cls, repository: str | os.PathLike[str], **hub: Any) -> PublishedPipeline:
+    def open_published(
+        cls, repository: str | os.PathLike[str], *, without: Collection[str] = (), **hub: Any
+    ) -> PublishedPipeline:
         """The published repository, opened to be loaded or converted.
 
         Args:
             repository: Folder or Hub id.
+            without: Models that are not opened, since others take their place or none is wanted.
             hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
         Raises:
@@ -140,12 +145,19 @@ class InfoGainLuminaPipeline(ImagePipeline):
         config = read_json(folder / "config.json")
         if config.get("model_type") != "llada":
             raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'llada', got {config.get('model_type')!r}.")
-        models = {"transformer": open_llada(folder), "vqvae": open_vqvae(folder / "vqvae")}
-        components = {
-            "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder),
-            "scheduler": InfoGainScheduler(mask_token_id=models["vqvae"].skeleton.config.num_vq_embeddings),
+        vqvae_config = folder / "vqvae" / "config.json"
+        codebook_size = read_json(vqvae_config).get("num_vq_embeddings")
+        if not is_integer(codebook_size):
+            raise ValueError(f"{vqvae_config}: `num_vq_embeddings` must be an integer, got {shown(codebook_size)}.")
+        openers: dict[str, Callable[[], ModelSource]] = {
+            "transformer": lambda: open_llada(folder),
+            "vqvae": lambda: open_vqvae(folder / "vqvae"),
         }
-        return PublishedPipeline(cls, models, components)
+        components = {
+            "tokenizer": load_tokenizer(PreTrainedTokenizerFast, folder),
+            "scheduler": InfoGainScheduler(mask_token_id=codebook_size),
+        }
+        return PublishedPipeline(cls, {name: opened() for name, opened in openers.items() if name not in without}, components)
 
     def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of prompts in `PROMPT_TEMPLATE`, padded on the left; none is cut.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .models.imagenet import imagenet_class_ids
 from .models.llamagen_vq import open_llamagen_vq
 from .models.maskgit_transformer import MaskGITTransformer2DModel, open_maskgit
 from .models.stock import decode_vqvae
-from .published import PublishedPipeline, load_published, load_saved_or_published
+from .published import CheckedPipeline, PublishedPipeline, load_published, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 REPOSITORY = "llvictorll/Halton-MaskGIT"
@@ -39,7 +39,7 @@ DEFAULT_VARIANT = "384_large"
 DEFAULT_NUM_INFERENCE_STEPS = 32
 
 
-class InfoGainMaskGITPipeline(ImagePipeline):
+class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
     r"""Class-to-image generation on ImageNet with MaskGIT, decoded by information gain or any rule it is compared with.
 
     The models are those of "Halton Scheduler for Masked Generative Image Transformer" (arXiv 2503.17076); its own sampler is
@@ -91,7 +91,7 @@ class InfoGainMaskGITPipeline(ImagePipeline):
             ValueError: For weights of another family, a pickle of more than tensors, or a missing, extra or misshapen tensor.
         """
         if cls.is_published(pretrained_model_name_or_path):
-            return load_published(cls.open_published, pretrained_model_name_or_path, **kwargs)
+            return load_published(cls, pretrained_model_name_or_path, kwargs)
         return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @staticmethod
@@ -108,6 +108,7 @@ class InfoGainMaskGITPipeline(ImagePipeline):
         variant: str | None = None,
         vqvae: str | os.PathLike[str] | None = None,
         vqvae_revision: str | None = None,
+        without: Collection[str] = (),
         **hub: Any,
     ) -> PublishedPipeline:
         """The published weights, opened to be loaded or converted.
@@ -119,6 +120,7 @@ class InfoGainMaskGITPipeline(ImagePipeline):
             vqvae: File, folder or Hub id of the image tokenizer, vq_ds16_c2i.pt; by default the one beside the transformer, or
                 LlamaGen's repository.
             vqvae_revision: Of its Hub repository.
+            without: Models that are not opened, since others take their place or none is wanted.
             hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
         Raises:
@@ -134,15 +136,15 @@ class InfoGainMaskGITPipeline(ImagePipeline):
                 raise ValueError(f"`variant` {variant or DEFAULT_VARIANT!r}: {folder} has no {name}, but {there or 'none'}.")
         elif variant is not None:
             raise ValueError(f"`variant` must not be given with a file, got {variant!r} with {file.name}.")
-        vq_file = file.parent / llamagen_vq.WEIGHT_NAME if vqvae is None else Path(vqvae)
-        if not vq_file.is_file():
-            place = VQ_REPOSITORY if vqvae is None else vqvae
-            vq_file = (
-                local_folder(place, [llamagen_vq.WEIGHT_NAME], **{**hub, "revision": vqvae_revision}) / llamagen_vq.WEIGHT_NAME
-            )
-        transformer = open_maskgit(file)
-        mask_token_id = transformer.skeleton.config.codebook_size
-        models = {"transformer": transformer, "vqvae": open_llamagen_vq(vq_file)}
+        models = {"transformer": open_maskgit(file)}
+        mask_token_id = models["transformer"].skeleton.config.codebook_size
+        if "vqvae" not in without:
+            vq_file = file.parent / llamagen_vq.WEIGHT_NAME if vqvae is None else Path(vqvae)
+            if not vq_file.is_file():
+                place = VQ_REPOSITORY if vqvae is None else vqvae
+                folder = local_folder(place, [llamagen_vq.WEIGHT_NAME], **{**hub, "revision": vqvae_revision})
+                vq_file = folder / llamagen_vq.WEIGHT_NAME
+            models["vqvae"] = open_llamagen_vq(vq_file)
         return PublishedPipeline(cls, models, {"scheduler": InfoGainScheduler(mask_token_id=mask_token_id)})
 
     @torch.no_grad()

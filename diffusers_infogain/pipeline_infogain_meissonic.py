@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,16 +23,17 @@ from .image_generation import (
     InfoGainPipelineOutput,
     as_infogain_scheduler,
 )
-from .models.checkpoint import local_folder
+from .models.checkpoint import ModelSource, local_folder, one_sentence
 from .models.meissonic_transformer import MeissonicTransformer2DModel, open_meissonic_transformer
+from .models.saved import load_tokenizer
 from .models.stock import open_clip_text_encoder, open_vqvae
-from .published import MODEL_INDEX, PublishedPipeline, load_saved_or_published
+from .published import MODEL_INDEX, CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 DEFAULT_NUM_INFERENCE_STEPS = 48
 
 
-class InfoGainMeissonicPipeline(ImagePipeline):
+class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
     r"""Text-to-image generation with Meissonic (arXiv 2410.08261) or Monetico, decoded by information gain or any other rule.
 
     `from_pretrained` loads the published repositories as they are (`MeissonFlow/Meissonic`, `Collov-Labs/Monetico`), running
@@ -103,7 +105,8 @@ class InfoGainMeissonicPipeline(ImagePipeline):
         repository: str | os.PathLike[str],
         *,
         variant: str | None = None,
-        text_encoder: CLIPTextModelWithProjection | str | os.PathLike[str] | None = None,
+        text_encoder: str | os.PathLike[str] | None = None,
+        without: Collection[str] = (),
         **hub: Any,
     ) -> PublishedPipeline:
         """The published repository, opened to be loaded or converted.
@@ -111,35 +114,38 @@ class InfoGainMeissonicPipeline(ImagePipeline):
         Args:
             repository: Folder or Hub id.
             variant: Of the transformer's weights, such as "fp16".
-            text_encoder: Another text encoder than the repository's: a model, folder or Hub id. Meissonic's authors sample with
+            text_encoder: Folder or Hub id of another text encoder than the repository's. Meissonic's authors sample with
                 "laion/CLIP-ViT-H-14-laion2B-s32B-b79K" in its place.
+            without: Models that are not opened, since others take their place or none is wanted.
             hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
         Raises:
             ValueError: For a repository of another family.
         """
         patterns = ["*.json", "*/*.json", "tokenizer/*", "transformer/*.safetensors", "vqvae/*.safetensors"]
-        if text_encoder is None:
+        if text_encoder is None and "text_encoder" not in without:
             patterns.append("text_encoder/*.safetensors")
         folder = local_folder(repository, patterns, **hub)
         if not cls.is_published(read_json(folder / MODEL_INDEX)):
             raise ValueError(f"{folder / MODEL_INDEX} is not that of Meissonic or Monetico.")
-        schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+        schedule_file = folder / "scheduler" / "scheduler_config.json"
+        schedule = read_json(schedule_file)
         known = {name: schedule[name] for name in ("mask_token_id", "masking_schedule") if name in schedule}
-        models = {
-            "transformer": open_meissonic_transformer(folder / "transformer", variant),
-            "vqvae": open_vqvae(folder / "vqvae"),
+        with one_sentence(str(schedule_file)):
+            scheduler = InfoGainScheduler(**known)
+
+        def text_encoder_folder() -> Path:
+            if text_encoder is None:
+                return folder / "text_encoder"
+            return local_folder(text_encoder, ["config.json", "model.safetensors"])
+
+        openers: dict[str, Callable[[], ModelSource]] = {
+            "transformer": lambda: open_meissonic_transformer(folder / "transformer", variant),
+            "vqvae": lambda: open_vqvae(folder / "vqvae"),
+            "text_encoder": lambda: open_clip_text_encoder(text_encoder_folder()),
         }
-        components: dict[str, Any] = {
-            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            "scheduler": InfoGainScheduler(**known),
-        }
-        if text_encoder is None:
-            models["text_encoder"] = open_clip_text_encoder(folder / "text_encoder")
-        elif isinstance(text_encoder, (str, os.PathLike)):
-            models["text_encoder"] = open_clip_text_encoder(local_folder(text_encoder, ["config.json", "model.safetensors"]))
-        else:
-            components["text_encoder"] = text_encoder
+        models = {name: opened() for name, opened in openers.items() if name not in without}
+        components = {"tokenizer": load_tokenizer(CLIPTokenizer, folder / "tokenizer"), "scheduler": scheduler}
         return PublishedPipeline(cls, models, components)
 
     encode_prompt = clip_generation.encode_prompt

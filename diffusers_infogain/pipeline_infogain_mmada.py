@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .calls import StepCallback
 from .candidates import Generators
+from .checks import shown
 from .components import ImagePipeline, check_components, in_float32
 from .files import read_json
 from .image_generation import (
@@ -23,10 +24,11 @@ from .image_generation import (
     check_prompts,
     repeat_prompts,
 )
-from .models.checkpoint import local_folder
+from .models.checkpoint import local_folder, one_sentence
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .models.magvit_v2 import MagvitV2Model, open_magvit_v2
-from .published import PublishedPipeline, load_saved_or_published
+from .models.saved import load_tokenizer
+from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 logger = logging.get_logger("diffusers." + __name__)
@@ -34,10 +36,11 @@ logger = logging.get_logger("diffusers." + __name__)
 VQ_REPOSITORY = "showlab/magvitv2"
 """Where MMaDA's image tokenizer is published."""
 
+DEFAULT_CODEBOOK_SIZE = 8192
 DEFAULT_NUM_INFERENCE_STEPS = 15
 
 
-class InfoGainMMaDAPipeline(ImagePipeline):
+class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
     r"""Text-to-image generation with MMaDA (arXiv 2505.15809), decoded by information gain or any rule it is compared with.
 
     `from_pretrained` loads the published repositories as they are (`Gen-Verse/MMaDA-8B-MixCoT`), or a folder that
@@ -134,6 +137,7 @@ class InfoGainMMaDAPipeline(ImagePipeline):
         *,
         vqvae: str | os.PathLike[str] = VQ_REPOSITORY,
         vqvae_revision: str | None = None,
+        without: Collection[str] = (),
         **hub: Any,
     ) -> PublishedPipeline:
         """The published repository, opened to be loaded or converted.
@@ -142,6 +146,7 @@ class InfoGainMMaDAPipeline(ImagePipeline):
             repository: Folder or Hub id of the language model.
             vqvae: Folder or Hub id of the image tokenizer, which MMaDA publishes apart.
             vqvae_revision: Of its Hub repository.
+            without: Models that are not opened, since others take their place or none is wanted.
             hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
         Raises:
@@ -151,19 +156,22 @@ class InfoGainMMaDAPipeline(ImagePipeline):
         config = read_json(folder / "config.json")
         if config.get("model_type") != "mmada":
             raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'mmada', got {config.get('model_type')!r}.")
-        transformer = open_llada(folder)
-        image_tokenizer = open_magvit_v2(local_folder(vqvae, ["*.json", "*.safetensors"], **{**hub, "revision": vqvae_revision}))
-        codebook_size = image_tokenizer.skeleton.codebook_size
-        if config.get("codebook_size", codebook_size) != codebook_size:
-            raise ValueError(
-                f"{folder / 'config.json'}: `codebook_size` {config['codebook_size']} is not that of the image tokenizer "
-                f"{os.fspath(vqvae)!r}, {codebook_size}."
-            )
-        components = {
-            "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder),
-            "scheduler": InfoGainScheduler(mask_token_id=codebook_size),
-        }
-        return PublishedPipeline(cls, {"transformer": transformer, "vqvae": image_tokenizer}, components)
+        codebook_size = config.get("codebook_size", DEFAULT_CODEBOOK_SIZE)
+        models = {} if "transformer" in without else {"transformer": open_llada(folder)}
+        if "vqvae" not in without:
+            place = local_folder(vqvae, ["*.json", "*.safetensors"], **{**hub, "revision": vqvae_revision})
+            models["vqvae"] = open_magvit_v2(place)
+            codes = models["vqvae"].skeleton.codebook_size
+            if config.get("codebook_size", codes) != codes:
+                raise ValueError(
+                    f"{folder / 'config.json'}: `codebook_size` {shown(codebook_size)} is not that of the image tokenizer "
+                    f"{os.fspath(vqvae)!r}, {codes}."
+                )
+            codebook_size = codes
+        with one_sentence(f"{folder / 'config.json'}: `codebook_size`"):
+            scheduler = InfoGainScheduler(mask_token_id=codebook_size)
+        components = {"tokenizer": load_tokenizer(PreTrainedTokenizerFast, folder), "scheduler": scheduler}
+        return PublishedPipeline(cls, models, components)
 
     def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of `[task] [bos] prompt [eos]`, padded on the left.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calls import StepCallback, prompt_list
@@ -18,7 +17,7 @@ from .candidates import Generators
 from .components import check_components
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
-from .published import PublishedPipeline, load_saved_or_published
+from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import PRESETS, InfoGainScheduler, at_least
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
 
@@ -31,7 +30,7 @@ DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum"
 Messages = list[dict[str, str]]
 
 
-class InfoGainTextPipeline(DiffusionPipeline):
+class InfoGainTextPipeline(CheckedPipeline):
     r"""Text generation and infilling with masked language models, decoded by information gain or any rule it is compared with.
 
     `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, small models of their kind and any
@@ -106,11 +105,14 @@ class InfoGainTextPipeline(DiffusionPipeline):
         return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @classmethod
-    def open_published(cls, repository: str | os.PathLike[str], **hub: Any) -> PublishedPipeline:
+    def open_published(
+        cls, repository: str | os.PathLike[str], *, without: Collection[str] = (), **hub: Any
+    ) -> PublishedPipeline:
         """The published repository, opened to be loaded or converted.
 
         Args:
             repository: Folder or Hub id.
+            without: Models that are not opened, since others take their place or none is wanted.
             hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
         Raises:
@@ -122,7 +124,7 @@ class InfoGainTextPipeline(DiffusionPipeline):
             "scheduler": InfoGainScheduler(mask_token_id=opened.family.mask_token_id, **DEFAULT_SCHEDULER),
             "family": asdict(opened.family),
         }
-        return PublishedPipeline(cls, {"model": opened.source}, components)
+        return PublishedPipeline(cls, {} if "model" in without else {"model": opened.source}, components)
 
     def encode(
         self,

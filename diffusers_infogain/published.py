@@ -5,22 +5,45 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .checks import shown
 from .components import keep_scale_factor
-from .files import read_json
-from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder
+from .files import LOCK, read_json, writing
+from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder, one_sentence, parse_dtype, writing_natively
+from .models.saved import index_classes, reference
 
 MODEL_INDEX = "model_index.json"
+
+Dtypes = torch.dtype | dict[str, torch.dtype | None] | None
+
+SAVED_ARGUMENTS = (
+    "cache_dir",
+    "device_map",
+    "disable_mmap",
+    "force_download",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "proxies",
+    "quantization_config",
+    "revision",
+    "token",
+    "use_safetensors",
+    "variant",
+)
+"""What `DiffusionPipeline.from_pretrained` takes for folders in diffusers' format, besides `dtype` and components."""
 
 
 @dataclass
@@ -37,26 +60,30 @@ class PublishedPipeline:
     models: dict[str, ModelSource]
     components: dict[str, Any]
 
-    def load(self, dtype: torch.dtype | None = None) -> Any:
+    def load(self, dtype: Dtypes = None) -> Any:
         """The pipeline with its weights; `dtype` None keeps them as they are stored."""
-        models = {name: source.load(dtype) for name, source in self.models.items()}
+        for source in self.models.values():
+            _ = source.keys  # all of them are checked before any is read
+        models = {name: source.load(_dtype_of(dtype, name)) for name, source in self.models.items()}
         return self.pipeline(**models, **self.components)
 
     def write(self, target: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> dict[str, int]:
         """Writes a diffusers folder in safetensors and tests it; returns the bytes by model.
 
         At most one shard is in memory while writing, and one model while testing. `target` appears when everything is done and
-        tested; until then a hidden folder beside it grows, which an error or an interruption by the user removes.
+        tested; until then a hidden folder beside it grows, which an error or an interruption removes, and else the next run.
 
         Raises:
-            ValueError: If `target` exists, a tensor is missing, extra or misshapen, or a written model computes something else
-                than the original.
+            ValueError: If `target` exists or is being written, a tensor is missing, extra or misshapen, or a written model
+                computes something else than the original.
+            OSError: If something cannot be written, naming it.
         """
-        if target.exists():
+        if target.exists() or target.is_symlink():
             raise ValueError(f"The target {str(target)!r} must not exist yet.")
         for source in self.models.values():
             _ = source.keys  # all of them are checked before anything is written
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         sizes = {}
         with _folder_in_place(target) as folder, tqdm(total=2 * len(self.models), desc="convert", unit="part") as progress:
             for name, source in self.models.items():
@@ -66,10 +93,12 @@ class PublishedPipeline:
                 progress.update()
             skeletons = {name: source.skeleton for name, source in self.models.items()}
             pipe = self.pipeline(**skeletons, **self.components)
-            pipe.save_config(folder)
+            with writing_natively(folder / MODEL_INDEX):
+                pipe.save_config(folder)
             for name, component in self.components.items():
                 if hasattr(component, "save_pretrained"):
-                    component.save_pretrained(folder / name)
+                    with writing_natively(folder / name):
+                        component.save_pretrained(folder / name)
             for name, source in self.models.items():
                 progress.set_postfix_str(f"testing {name}")
                 _compare(name, source, folder / name, dtype)
@@ -97,32 +126,126 @@ def _compare(name: str, source: ModelSource, folder: Path, dtype: torch.dtype | 
 
 @contextmanager
 def _folder_in_place(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when the block ends without an exception."""
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
+    """A folder that becomes `target` when the block ends without an exception, with the rights that the umask leaves.
+
+    A lock in it tells a run that goes on from one that was killed, whose folder is emptied and taken over.
+
+    Raises:
+        ValueError: If another process writes there.
+    """
+    folder = target.parent / f".{target.name}.part"
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(f"Another command is writing {target}: wait until it has ended, or choose another target.") from None
     try:
+        for left in folder.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            elif left.name != LOCK:
+                left.unlink()
         yield folder
-        folder.chmod(0o755)
-        os.replace(folder, target)
+        with writing(target):
+            os.replace(folder, target)
+        (target / LOCK).unlink()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        lock.release()
+
+
+class CheckedPipeline(DiffusionPipeline):
+    """A pipeline whose saved folders are loaded by `models.saved`: whole, or with an error that says what is missing."""
+
+    saved_as: ClassVar[tuple[str, ...]] = ()
+    """Names of classes of others whose folders these are."""
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
+        """As in diffusers, which loads what is found here: components by their checked classes.
+
+        Raises:
+            ValueError: If the model_index.json is of another pipeline, or names something else than its components.
+        """
+        check_saved_class(cls, config_dict.get("_class_name"), MODEL_INDEX)
+        classes = index_classes(cls, config_dict, MODEL_INDEX)
+        found, *rest = super().extract_init_dict(config_dict, **kwargs)
+        return {**found, **{name: reference(kind) for name, kind in classes.items() if name in found}}, *rest
+
+
+def saved_names(kind: type[DiffusionPipeline]) -> set[str]:
+    """The names in model_index.json that a pipeline takes as its own."""
+    own = {one.__name__ for one in kind.__mro__ if issubclass(one, CheckedPipeline) and one is not CheckedPipeline}
+    return own | set(getattr(kind, "saved_as", ()))
+
+
+def check_saved_class(kind: type[DiffusionPipeline], name: Any, where: str) -> None:
+    """Raises a ValueError if a model_index.json is not one of the pipeline's own."""
+    if not isinstance(name, str) or name not in saved_names(kind):
+        raise ValueError(
+            f"{where} is of a {shown(name)}, not of a {kind.__name__}: `diffusers_infogain.load` finds the pipeline for it."
+        )
 
 
 def saved_class(repository: str | os.PathLike[str], **hub: Any) -> str | None:
-    """The pipeline class that a repository's model_index.json names, or None if it has no such file."""
+    """The pipeline class that a repository's model_index.json names, or None if it has no such file.
+
+    Raises:
+        ValueError: If the file is no model_index.json.
+    """
     folder = Path(repository)
     if not folder.is_dir():
         if folder.exists():
             return None
         folder = local_folder(repository, [MODEL_INDEX], **hub)
     file = folder / MODEL_INDEX
-    return read_json(file).get("_class_name") if file.is_file() else None
+    if not file.exists():
+        return None
+    name = read_json(file).get("_class_name")
+    if not isinstance(name, str):
+        raise ValueError(f"{file}: `_class_name` must be a string, got {shown(name)}.")
+    return name
 
 
 def hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of the arguments that say where on the Hub to look."""
     names = [name for name in inspect.signature(local_folder).parameters if name not in ("repository", "patterns")]
     return {name: arguments[name] for name in names if name in arguments}
+
+
+def _take_dtype(arguments: dict[str, Any]) -> Dtypes:
+    """Takes `dtype`, or `torch_dtype` as it was called, out of the arguments: one for all, or by component; None is as stored.
+
+    Raises:
+        TypeError: If both are given.
+        ValueError: If it is no dtype.
+    """
+    if {"dtype", "torch_dtype"} <= arguments.keys():
+        raise TypeError("from_pretrained() got both `dtype` and `torch_dtype`, which are one argument by two names")
+    value = arguments.pop("dtype", arguments.pop("torch_dtype", None))
+
+    def parsed(one: Any) -> torch.dtype | None:
+        dtype = parse_dtype(one)
+        return dtype if isinstance(dtype, torch.dtype) else None
+
+    return {str(name): parsed(one) for name, one in value.items()} if isinstance(value, dict) else parsed(value)
+
+
+def _dtype_of(dtypes: Dtypes, name: str) -> torch.dtype | None:
+    return dtypes.get(name, dtypes.get("default")) if isinstance(dtypes, dict) else dtypes
+
+
+def _refuse_code(arguments: dict[str, Any]) -> None:
+    if arguments.pop("trust_remote_code", False):
+        raise ValueError("`trust_remote_code` must be False: no code of a repository is run here, and none is needed.")
+
+
+def _constructor(kind: Any) -> list[str]:
+    return list(inspect.signature(kind.__init__).parameters)[1:]
 
 
 def load_saved_or_published(
@@ -133,31 +256,58 @@ def load_saved_or_published(
     Args:
         load_saved: `DiffusionPipeline.from_pretrained` of the class. Weights are then read from safetensors, unless
             `use_safetensors=False` is among the arguments.
+
+    Raises:
+        ValueError: If the repository is of another pipeline.
+        TypeError: For an argument that is not for such a repository.
     """
     hub = hub_arguments(arguments)
-    if saved_class(repository, **hub) == kind.__name__:
-        pipe = load_saved(repository, **{"use_safetensors": True, **arguments})
-        keep_scale_factor(pipe, repository, arguments, hub)
-        return pipe
-    return load_published(kind.open_published, repository, **arguments)
+    name = saved_class(repository, **hub)
+    if name not in saved_names(kind):
+        if not hasattr(kind, "open_published") or (name or "").startswith(("InfoGain", "Amused")):
+            if name is None:
+                raise OSError(f"{os.fspath(repository)} has no {MODEL_INDEX}.")
+            check_saved_class(kind, name, str(Path(repository) / MODEL_INDEX))
+        return load_published(kind, repository, arguments)
+    if Path(repository).is_dir():
+        file = Path(repository) / MODEL_INDEX
+        index_classes(kind, {**read_json(file), **{name: [None, None] for name in arguments}}, str(file), complete=True)
+    arguments = dict(arguments)
+    dtype = _take_dtype(arguments)
+    _refuse_code(arguments)
+    for argument in arguments:
+        if argument not in (*SAVED_ARGUMENTS, *_constructor(kind)):
+            raise TypeError(f"from_pretrained() got an unexpected keyword argument {argument!r}")
+    with one_sentence(os.fspath(repository)):
+        pipe = load_saved(repository, **{"use_safetensors": True, **arguments, "dtype": dtype})
+    keep_scale_factor(pipe, repository, arguments, hub)
+    return pipe
 
 
-def load_published(open_published: Callable[..., PublishedPipeline], repository: str | os.PathLike[str], **arguments: Any) -> Any:
-    """Opens and loads a repository in its publisher's format; `dtype` (or `torch_dtype`) and `scheduler` as in `from_pretrained`.
+def load_published(kind: Any, repository: str | os.PathLike[str], arguments: dict[str, Any]) -> Any:
+    """Opens and loads a repository in its publisher's format.
+
+    Args:
+        kind: The pipeline, with `open_published`.
+        arguments: `dtype` (or `torch_dtype`), components that are to be taken as they are, None included, and those of
+            `open_published`.
 
     Raises:
         TypeError: For an argument that is not for such a repository.
     """
-    old_dtype = arguments.pop("torch_dtype", None)
-    dtype, scheduler = arguments.pop("dtype", old_dtype), arguments.pop("scheduler", None)
-    allowed = {**inspect.signature(open_published).parameters, **inspect.signature(local_folder).parameters}
+    arguments = dict(arguments)
+    dtype = _take_dtype(arguments)
+    _refuse_code(arguments)
+    names = _constructor(kind)
+    given = {name: arguments.pop(name) for name in names if not isinstance(arguments.get(name, ""), (str, os.PathLike))}
+    allowed = {**inspect.signature(kind.open_published).parameters, **inspect.signature(local_folder).parameters}
     for name in arguments:
-        if name not in allowed:
-            raise TypeError(
-                f"from_pretrained() got an unexpected keyword argument {name!r}: {str(repository)!r} is not in "
-                "diffusers' format; `diffusers-infogain convert` writes it in that."
-            )
-    published = open_published(repository, **arguments)
-    if scheduler is not None:
-        published.components["scheduler"] = scheduler
+        if name not in allowed or name == "without":
+            also = name in SAVED_ARGUMENTS
+            why = f": {str(repository)!r} is not in diffusers' format; `diffusers-infogain convert` writes it in that" * also
+            raise TypeError(f"from_pretrained() got an unexpected keyword argument {name!r}{why}")
+    published = kind.open_published(repository, without=tuple(given), **arguments)
+    for name, component in given.items():
+        published.models.pop(name, None)
+        published.components[name] = component
     return published.load(dtype)

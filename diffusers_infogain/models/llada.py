@@ -17,7 +17,7 @@ from accelerate.utils import align_module_device
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: F401
 
 from ..files import read_json
-from .checkpoint import ModelSource, find_weights, require_fields
+from .checkpoint import ModelSource, check_sizes, find_weights, one_sentence, require_fields
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 MODEL_TYPES = ("llada", "mmada")
@@ -223,8 +223,11 @@ def open_llada(folder: Path) -> ModelSource:
         ValueError: As `llama_config` and `find_weights`.
     """
     file = folder / "config.json"
-    config = llama_config(read_json(file), file)
-    return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: BidirectionalLlama(config), _probe, convert_key)
+    settings, weights = read_json(file), find_weights(folder, WEIGHT_NAMES)
+    check_sizes(settings, weights, file)
+    with one_sentence(str(file)):
+        config = llama_config(settings, file)
+    return ModelSource(weights, lambda: BidirectionalLlama(config), _probe, convert_key)
 
 
 @torch.no_grad()

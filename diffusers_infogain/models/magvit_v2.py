@@ -15,8 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
-from ..files import read_json
-from .checkpoint import ModelSource, find_weights, known_fields
+from .checkpoint import ModelSource, find_weights, own_fields
 
 WEIGHT_NAMES = ("pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 
@@ -294,7 +293,7 @@ def open_magvit_v2(folder: Path) -> ModelSource:
     Raises:
         ValueError: If the folder has no config.json or no weights, or a size makes no model.
     """
-    config = known_fields(MagvitV2Model, read_json(folder / "config.json"))
+    config = own_fields(MagvitV2Model, folder / "config.json")
     return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: MagvitV2Model(**config), _probe, convert_key)
 
 

@@ -17,9 +17,7 @@ from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxSin
 from diffusers.models.unets.uvit_2d import ConvMlmLayer, UVit2DConvEmbed
 from torch import nn
 
-from ..files import read_json
-from .checkpoint import ModelSource, find_weights, known_fields
-from .stock import weight_names
+from .checkpoint import ModelSource, find_weights, own_fields, weight_names
 
 NUM_MICRO_CONDS = 5
 MICRO_COND_DIM = 256
@@ -256,7 +254,7 @@ def open_meissonic_transformer(folder: Path, variant: str | None = None) -> Mode
     Raises:
         ValueError: If the configuration or the weights are missing, or a size makes no model.
     """
-    config = known_fields(MeissonicTransformer2DModel, read_json(folder / "config.json"))
+    config = own_fields(MeissonicTransformer2DModel, folder / "config.json")
     checkpoint = find_weights(folder, weight_names("diffusion_pytorch_model", variant))
     return ModelSource(checkpoint, lambda: MeissonicTransformer2DModel(**config), _probe)
 

@@ -6,17 +6,10 @@ from pathlib import Path
 
 import torch
 from diffusers import VQModel
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from ..files import read_json
-from .checkpoint import ModelSource, find_weights
-
-
-def weight_names(stem: str, variant: str | None = None) -> list[str]:
-    """File names of weights, the preferred one first: "model.fp16.safetensors", or "model.safetensors" and
-    "pytorch_model.bin"."""
-    middle, pickle_stem = f".{variant}" if variant else "", "pytorch_model" if stem == "model" else stem
-    return [f"{stem}{middle}.safetensors", f"{pickle_stem}{middle}.bin"]
+from .checkpoint import ModelSource, check_fields, check_sizes, find_weights, stock_config, stock_settings, weight_names
 
 
 def decode_vqvae(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -31,10 +24,11 @@ def open_vqvae(folder: Path, variant: str | None = None) -> ModelSource:
     Raises:
         ValueError: If the configuration or the weights are missing.
     """
-    config = read_json(folder / "config.json")
-    return ModelSource(
-        find_weights(folder, weight_names("diffusion_pytorch_model", variant)), lambda: VQModel.from_config(config), probe_vqvae
-    )
+    file = folder / "config.json"
+    config = read_json(file)
+    check_fields(VQModel, config, file)
+    weights = find_weights(folder, weight_names("diffusion_pytorch_model", variant))
+    return ModelSource(weights, lambda: VQModel.from_config(config), probe_vqvae)
 
 
 @torch.no_grad()
@@ -49,15 +43,17 @@ def open_clip_text_encoder(folder: Path, variant: str | None = None) -> ModelSou
     Raises:
         ValueError: If the configuration or the weights are missing.
     """
-    settings = read_json(folder / "config.json")
-    config = CLIPConfig(**settings).text_config if "text_config" in settings else CLIPTextConfig(**settings)
+    file = folder / "config.json"
+    settings, weights = stock_settings(read_json(file)), find_weights(folder, weight_names("model", variant))
+    check_sizes(settings, weights, file)
+    config = stock_config(CLIPTextConfig, settings, file)
 
     def convert_key(key: str) -> str | None:
         other = ("vision_model.", "visual_projection.", "logit_scale")
         return None if key.startswith(other) or key.endswith("embeddings.position_ids") else key
 
     return ModelSource(
-        find_weights(folder, weight_names("model", variant)),
+        weights,
         lambda: CLIPTextModelWithProjection(config),
         _probe_text_encoder,
         convert_key,

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,12 +25,26 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..checks import is_integer, shown
 from ..files import read_json
-from .checkpoint import ModelSource, find_weights, local_folder, require_fields
+from .checkpoint import (
+    Checkpoint,
+    ModelSource,
+    build_skeleton,
+    check_fields,
+    check_sizes,
+    find_weights,
+    local_folder,
+    one_sentence,
+    require_fields,
+    stock_config,
+    stock_settings,
+)
 from .llada import MODEL_TYPES, WEIGHT_NAMES, BidirectionalLlama, open_llada
+from .saved import load_tokenizer
 
 logger = logging.get_logger("diffusers." + __name__)
 
@@ -64,6 +77,7 @@ class TextFamily:
     num_text_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(TextFamily, vars(self), "text_family")
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
         if self.attention not in ATTENTIONS:
             raise ValueError(f"`attention` must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
@@ -175,9 +189,11 @@ def _with_blocks(family: TextFamily, block_length: int) -> TextFamily:
 
 def _kind(settings: Mapping[str, Any]) -> str:
     """The name of the family."""
-    model_type = settings.get("model_type")
+    told = settings.get("model_type")
+    model_type = told if isinstance(told, str) else None
     if settings.get("text_family"):
-        return settings["text_family"]["name"]
+        with one_sentence("config.json: `text_family`"):
+            return TextFamily(**settings["text_family"]).name
     if model_type in MODEL_TYPES:
         return str(model_type)
     if model_type == "llama" and not settings.get("is_causal", True):
@@ -193,7 +209,7 @@ def _kind(settings: Mapping[str, Any]) -> str:
     else:
         why = "not known here"
     known = ", ".join([*MODEL_TYPES, *_NATIVE, "those of AutoModelForMaskedLM (bert, modernbert, ...)"])
-    raise ValueError(f"config.json: the model type {model_type!r} is {why}. Known are {known}, and what was saved from them.")
+    raise ValueError(f"config.json: the model type {shown(told)} is {why}. Known are {known}, and what was saved from them.")
 
 
 def is_text_model(settings: Mapping[str, Any]) -> bool:
@@ -248,10 +264,14 @@ def open_text_model(repository: str | os.PathLike[str], *, block_length: int | N
         OSError: If there is no such repository.
     """
     folder = local_folder(repository, [*_CONFIG_FILES, *_TOKENIZER_FILES], **hub)
-    settings = read_json(folder / "config.json")
+    file = folder / "config.json"
+    settings = read_json(file)
+    check_settings(settings, file)
     _kind(settings)
-    if (folder / "generation_config.json").is_file():
-        settings["eos_token_id"] = _all_ends(settings, read_json(folder / "generation_config.json"))
+    if (folder / "generation_config.json").exists():
+        generation = read_json(folder / "generation_config.json")
+        check_settings(generation, folder / "generation_config.json")
+        settings["eos_token_id"] = _all_ends(settings, generation)
     tokenizer = open_tokenizer(folder)
     family = text_family(settings, tokenizer, block_length, Path(repository).name)
     if tokenizer.mask_token_id is None and isinstance(name := tokenizer.convert_ids_to_tokens(family.mask_token_id), str):
@@ -268,6 +288,27 @@ def open_text_model(repository: str | os.PathLike[str], *, block_length: int | N
         return model
 
     return OpenedTextModel(family, replace(source, build=build_with_family), tokenizer)
+
+
+def check_settings(settings: Mapping[str, Any], file: Path) -> None:
+    """Makes sure that the fields of a configuration that are read here are what they should be.
+
+    Raises:
+        ValueError: If one is of another type, naming it and the file.
+    """
+
+    def integers(value: Any) -> bool:
+        return is_integer(value) or (isinstance(value, list) and all(map(is_integer, value)))
+
+    for name, fits, wanted in (
+        ("model_type", lambda value: isinstance(value, str), "a string"),
+        ("text_family", lambda value: isinstance(value, dict), "an object"),
+        ("eos_token_id", integers, "an integer or a list of integers"),
+        *((name, is_integer, "an integer") for name in ("mask_token_id", "vocab_size", "llm_vocab_size", "block_size")),
+    ):
+        value = settings.get(name)
+        if value is not None and not fits(value):
+            raise ValueError(f"{file}: `{name}` must be {wanted}, got {shown(value)}.")
 
 
 def _all_ends(*settings: Mapping[str, Any]) -> list[int] | None:
@@ -301,7 +342,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if kind is AutoTokenizer and config and config.get("model_type") not in CONFIG_MAPPING_NAMES:
         # It would read this file as a model of another type, and warn that it may not be compatible.
         options = {"config": PreTrainedConfig(tokenizer_class=config.get("tokenizer_class"))}
-    tokenizer = kind.from_pretrained(folder, trust_remote_code=False, **options)
+    tokenizer = load_tokenizer(kind, folder, **options)
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
 
@@ -311,26 +352,26 @@ def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -
     if model_type in MODEL_TYPES:
         return open_llada(folder)
     weights = find_weights(folder, WEIGHT_NAMES)
+    check_sizes(settings, weights, folder / "config.json")
     if family.name == "masked_lm":
-        return _open_masked_lm(folder, weights)
+        return _open_masked_lm(folder, settings, weights)
     if model_type in _NATIVE:
         _, kind, config_class = _NATIVE[model_type]
     else:
         kind, config_class = _SAVED[model_type]
         kind = BidirectionalLlama if family.name in MODEL_TYPES else kind
-    own = ("model_type", "auto_map", "architectures", "transformers_version", "torch_dtype", "dtype")
+    own = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "quantization_config")
     fields = {name: value for name, value in settings.items() if name not in own and (name, value) != ("rope_scaling", None)}
-    config = config_class(**fields)
+    config = stock_config(config_class, stock_settings(fields), folder / "config.json")
     return ModelSource(weights, lambda: kind(config), _probe(kind is BidirectionalLlama))
 
 
-def _open_masked_lm(folder: Path, weights: Any) -> ModelSource:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+def _open_masked_lm(folder: Path, settings: Mapping[str, Any], weights: Checkpoint) -> ModelSource:
+    config = stock_config(CONFIG_MAPPING[settings["model_type"]], stock_settings(settings), folder / "config.json")
     kind = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
     if "attention_mask" not in inspect.signature(kind.forward).parameters:
         raise ValueError(f"config.json: the model type {config.model_type!r} takes no attention mask: texts could not be padded.")
-    with torch.device("meta"):
-        names = set(kind(config).state_dict())
+    names = set(build_skeleton(lambda: kind(config), weights).state_dict())
 
     def convert_key(key: str) -> str | None:
         name = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
