@@ -1,0 +1,80 @@
+"""Checks of what users give: numbers, names and types. One sentence says what is wrong, what is allowed and what was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from .printing import shown
+
+LARGEST_INTEGER = 2**63 - 1
+"""What a tensor of 64-bit integers holds."""
+LARGEST_NUMBER = 1e9
+"""Beyond it settings mean nothing that a smaller one would not, and float32 overflows in products."""
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is a Python integer and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite Python number and no bool."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def check_integer(name: str, value: object, lowest: int, highest: int = LARGEST_INTEGER, *, optional: bool = False) -> None:
+    """Raises a ValueError that names the argument if the value is no integer in [lowest, highest], nor None where `optional`."""
+    if (optional and value is None) or (is_integer(value) and lowest <= value <= highest):
+        return
+    above = is_integer(value) and value > highest
+    bounds = f"from {lowest} to {highest}" if above else f">= {lowest}"
+    raise ValueError(f"`{name}` must be an integer {bounds}{' or None' if optional else ''}, got {shown(value)}.")
+
+
+def check_number(name: str, value: object, lowest: float, highest: float = LARGEST_NUMBER, *, optional: bool = False) -> None:
+    """Raises a ValueError that names the argument if the value is no number in [lowest, highest], nor None where `optional`."""
+    if (optional and value is None) or (is_number(value) and lowest <= value <= highest):
+        return
+    bounded = highest != LARGEST_NUMBER or (is_number(value) and value > highest)
+    bounds = f"in [{lowest:g}, {highest:g}]" if bounded else f">= {lowest:g}"
+    raise ValueError(f"`{name}` must be a number {bounds}{' or None' if optional else ''}, got {shown(value)}.")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raises a ValueError that names the argument if the value is not one of these strings."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}.")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises a ValueError that names the argument if the value is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, got {shown(value)}.")
+
+
+def check_type(name: str, value: object, kinds: type | tuple[type, ...], described: str) -> None:
+    """Raises a ValueError that names the argument if the value is of another type.
+
+    Args:
+        kinds: The types.
+        described: How the message calls them, such as "a torch.Tensor or None".
+    """
+    if not isinstance(value, kinds):
+        raise ValueError(f"`{name}` must be {described}, got {shown(value)}.")
+
+
+def check_list(name: str, value: Any, kinds: type | tuple[type, ...], described: str) -> list[Any]:
+    """The value as a list, if it is a list or tuple of such things that is not empty.
+
+    Args:
+        kinds: The types of its items.
+        described: How the message calls the whole, such as "a string or a list of strings that is not empty".
+
+    Raises:
+        ValueError: If not, naming the argument.
+    """
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, kinds) for item in value):
+        return list(value)
+    raise ValueError(f"`{name}` must be {described}, got {shown(value)}.")
