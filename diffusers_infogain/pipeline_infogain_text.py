@@ -24,8 +24,9 @@ from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlo
 DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
 """Folder of the embedded text model."""
 
-DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "linear"}
-"""Settings of a new pipeline's scheduler: the paper's, with the gain summed over the masks (see docs/results.md)."""
+DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "even"}
+"""Settings of a new pipeline's scheduler: the paper's, with the gain summed over the masks (see docs/results.md), and the steps'
+counts as published for text."""
 
 Messages = list[dict[str, str]]
 
@@ -169,7 +170,16 @@ class InfoGainTextPipeline(CheckedPipeline):
         rows = self.encode(*(rest.pop(name) for name in ("prompt", "messages", "input_ids")))
         copies = rest.pop("num_texts_per_prompt")
         at_least("num_texts_per_prompt", copies, 1, int)
-        return TextGeneration(pipe=self, rows=[row for row in rows for _ in range(copies)], **rest)
+        ends = self._num_end_tokens() if arguments["prompt"] is not None else 0
+        return TextGeneration(pipe=self, rows=[row for row in rows for _ in range(copies)], num_end_tokens=ends, **rest)
+
+    def _num_end_tokens(self) -> int:
+        """How many tokens an encoder's tokenizer puts behind a text."""
+        if self.family.name != "masked_lm":
+            return 0
+        text, whole = self.tokenizer("a", add_special_tokens=False).input_ids, self.tokenizer("a").input_ids
+        place = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), len(whole))
+        return max(len(whole) - place - len(text), 0)
 
     @torch.no_grad()
     def __call__(
@@ -195,10 +205,11 @@ class InfoGainTextPipeline(CheckedPipeline):
         r"""Writes texts, or fills in masks.
 
         Args:
-            prompt: The prompt or prompts, of any lengths.
+            prompt: The prompt or prompts, of any lengths. What an encoder's tokenizer puts behind a text, as BERT's [SEP], stays
+                behind the new tokens too.
             messages: A chat or chats in place of `prompt`, laid out by the tokenizer's template.
-            input_ids: Token ids in place of `prompt`. Ids with the mask id among them are infilled; give `max_new_tokens=0` to
-                write nothing behind them.
+            input_ids: Token ids in place of `prompt`; new tokens follow the last of them, whatever it is. Ids with the mask id
+                among them are infilled; give `max_new_tokens=0` to write nothing behind them.
             max_new_tokens: Masks behind every prompt.
             block_length: Decode blocks of so many tokens one after the other; by default all at once, or the blocks of a
                 block-causal model, of whose length it must be a multiple.

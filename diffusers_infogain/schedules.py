@@ -7,7 +7,7 @@ import math
 
 import torch
 
-MASKING_SCHEDULES = ("cosine", "linear", "arccos")
+MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
 
 
 def mask_ratio(progress: torch.Tensor, masking_schedule: str) -> torch.Tensor:
@@ -18,7 +18,7 @@ def mask_ratio(progress: torch.Tensor, masking_schedule: str) -> torch.Tensor:
     u = progress.float()
     if masking_schedule == "cosine":
         return torch.cos(u * math.pi / 2)
-    if masking_schedule == "linear":
+    if masking_schedule in ("linear", "even"):
         return 1 - u
     if masking_schedule == "arccos":
         return 2 * torch.arccos(u) / math.pi
@@ -67,7 +67,8 @@ def decode_counts(
     """k_t: the number of tokens that step `step_index` (counted from 0) of `num_steps` decodes, per sample.
 
     After the step floor(N0 · r((i + 1) / T)) tokens of N0 remain masked. The count follows from what is *left*: at least one
-    token a step, everything in the last one.
+    token a step, everything in the last one. "even" shares what is left out over the steps left, the larger counts first: 12
+    masks in 5 steps are decoded as 3, 3, 2, 2, 2, as the published loops for text do.
 
     Args:
         num_masked: (B,) tokens masked now.
@@ -83,6 +84,8 @@ def decode_counts(
         return num_masked
     if tokens_per_step is not None:
         return num_masked.clamp(max=tokens_per_step)
+    if masking_schedule == "even":
+        return -(-num_masked // (num_steps - step_index))
     ratios = mask_ratio(torch.arange(1, step_index + 2, device=num_masked.device) / num_steps, masking_schedule)
     if initial_masks is None:
         initial_masks = _infer_initial_masks(num_masked, ratios[:-1], num_masked if max_masks is None else max_masks)

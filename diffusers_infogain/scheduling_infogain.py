@@ -210,7 +210,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         mask_token_id: The id that marks a masked token. It is never sampled.
-        masking_schedule: "cosine", "linear" or "arccos": how the number of masked tokens falls over the steps.
+        masking_schedule: "cosine", "linear", "arccos" or "even": how the number of masked tokens falls over the steps. "even" is
+            linear with counts that differ by one at most, the larger first, as published for text.
         tokens_per_step: Decode this many tokens a step instead of following `masking_schedule`.
         sampler: The rule. "info_gain" and "lookum" (smallest remaining uncertainty, whatever the cost) look ahead. The greedy
             rules decode the positions with the largest score φ: "confidence" (largest probability), "maskgit" (log-probability

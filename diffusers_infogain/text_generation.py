@@ -54,6 +54,12 @@ class TextBlock:
     finished: torch.Tensor
 
 
+def mask_text(pipe: DiffusionPipeline) -> str:
+    """How the model's mask is written in a prompt, quoted, or else what stands for it in `input_ids`."""
+    token = pipe.tokenizer.mask_token
+    return f"the id {pipe.family.mask_token_id}" if token is None else repr(token)
+
+
 @dataclass(kw_only=True)
 class TextGeneration:
     """One call of a text pipeline: checked when it is made, then run.
@@ -61,6 +67,7 @@ class TextGeneration:
     Attributes:
         pipe: The pipeline.
         rows: Token ids of every text's prompt, with masks among them where it is infilled.
+        num_end_tokens: How many of a row's last ids stay behind the new tokens, as an encoder's [SEP] does.
 
     The others are the arguments of the call.
 
@@ -70,6 +77,7 @@ class TextGeneration:
 
     pipe: DiffusionPipeline
     rows: list[list[int]]
+    num_end_tokens: int
     max_new_tokens: int
     block_length: int | None
     num_inference_steps: int | None
@@ -106,10 +114,15 @@ class TextGeneration:
         if found != self.mask_token_id:
             raise ValueError(f"`mask_token_id` of the scheduler must be the model's, {self.mask_token_id}, got {found}.")
         self.infilled = [self.mask_token_id in row for row in self.rows]
-        lowest = {"max_new_tokens": 0 if any(self.infilled) else 1}
+        lowest = {"max_new_tokens": 0}
         lowest |= {name: 1 for name in ("block_length", "num_inference_steps") if getattr(self, name) is not None}
         for name, least in lowest.items():
             at_least(name, getattr(self, name), least, int)
+        if self.max_new_tokens == 0 and not any(self.infilled):
+            raise ValueError(
+                f"`max_new_tokens` must be >= 1 where no prompt holds a mask to fill in, which this model writes as "
+                f"{mask_text(self.pipe)}, got 0."
+            )
         if self.num_inference_steps is not None and scheduler.config.tokens_per_step is not None:
             raise ValueError(
                 f"`num_inference_steps` must be None with the scheduler's `tokens_per_step` = "
@@ -136,20 +149,18 @@ class TextGeneration:
             raise ValueError(f"`pack_candidates` must be False without the cache 'exact', got True with {self._kind!r}.")
         names = self.callback_on_step_end_tensor_inputs
         self.callback_on_step_end_tensor_inputs = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
-        config = underlying(self.pipe.model).config
+        vocab_size = underlying(self.pipe.model).config.get_text_config().vocab_size
         length, limit = max(map(len, self.rows)) + self.max_new_tokens, longest_text(self.pipe.model)
         if limit is not None and length > limit:
             raise ValueError(
                 f"The longest prompt and `max_new_tokens` = {self.max_new_tokens} make {length} tokens; the model takes {limit}."
             )
         for row in self.rows:
-            if not 0 <= min(row, default=0) <= max(row, default=0) < config.vocab_size:
-                raise ValueError(
-                    f"`input_ids` must be ids from 0 to {config.vocab_size - 1}, got ids from {min(row)} to {max(row)}."
-                )
+            if not 0 <= min(row, default=0) <= max(row, default=0) < vocab_size:
+                raise ValueError(f"`input_ids` must be ids from 0 to {vocab_size - 1}, got ids from {min(row)} to {max(row)}.")
 
     def _lay_out(self) -> None:
-        """Prompts, each with `max_new_tokens` masks behind it, and the blocks, ranges of columns that are decoded in turn.
+        """Prompts, each with `max_new_tokens` masks before its end tokens, and the blocks, ranges of columns decoded in turn.
 
         Where attention is full, blocks are counted from the end of the prompts, which stand in one column since shorter ones are
         padded on the left; with masks in its prompt, a row's first block begins with it. Where attention is block-causal, blocks
@@ -158,7 +169,8 @@ class TextGeneration:
         device, pad = self.pipe._execution_device, self.pipe.tokenizer.pad_token_id
         if pad is None or pad == self.mask_token_id:  # no token sees padding, but a mask would be decoded
             pad = int(self.mask_token_id == 0)
-        full = [[*row, *[self.mask_token_id] * self.max_new_tokens] for row in self.rows]
+        new, cuts = [self.mask_token_id] * self.max_new_tokens, [len(row) - self.num_end_tokens for row in self.rows]
+        full = [[*row[:cut], *new, *row[cut:]] for row, cut in zip(self.rows, cuts, strict=True)]
         longest, left = max(map(len, full)), self.family.attention == "full"
         step = self.block_length or self.family.block_length or max(self.max_new_tokens, 1)
         if not left:
@@ -168,15 +180,17 @@ class TextGeneration:
         tokens = [[pad] * n + row if left else row + [pad] * n for row, n in zip(full, padding, strict=True)]
         kept = [[(left and place >= n) or (not left and place < longest - n) for place in range(longest)] for n in padding]
         self.tokens, self.kept = torch.tensor(tokens, device=device), torch.tensor(kept, device=device)
-        self.first_columns = [longest - self.max_new_tokens if left else len(row) for row in self.rows]
-        starts = list(range(longest - self.max_new_tokens if left else 0, longest, step))
+        self._last_column = longest - self.num_end_tokens
+        first = self._last_column - self.max_new_tokens
+        self.first_columns = [first if left else cut for cut in cuts]
+        starts = list(range(first if left else 0, self._last_column, step))
         self._begins = [0] * len(self.rows)
         if left:
             rows = zip(self.infilled, padding, self.first_columns, strict=True)
             self._begins = [start if infilled else first for infilled, start, first in rows]
             if any(self.infilled):
                 starts = [0, *starts[1:]]
-        waiting, every = self.tokens == self.mask_token_id, zip(starts, [*starts[1:], longest], strict=True)
+        waiting, every = self.tokens == self.mask_token_id, zip(starts, [*starts[1:], self._last_column], strict=True)
         self.blocks = [(start, end) for start, end in every if waiting[:, start:end].any()]
         own = torch.stack([waiting[:, start:end].any(-1) for start, end in self.blocks]).cpu()
         self._num_blocks, self._block_numbers = own.sum(0).tolist(), own.cumsum(0).sub(1).tolist()
@@ -260,7 +274,8 @@ class TextGeneration:
             place = next((place for place, token in enumerate(own) if token in self.family.eos_token_ids), None)
             if place is not None:
                 self.finished[row] = True
-                after = torch.arange(self.tokens.shape[1], device=self.tokens.device) > self.first_columns[row] + place
+                column = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+                after = (column > self.first_columns[row] + place) & (column < self._last_column)
                 self.tokens[row] = self.tokens[row].masked_fill(after & self.kept[row], own[place])
 
     def _gained(self, row: int, end: int, whole: bool) -> str:
@@ -274,8 +289,9 @@ class TextGeneration:
     def text(self, row: int, end: int | None = None) -> str:
         """A row's own tokens up to a column, or to the end of its text; its prompt's too where that is infilled."""
         ids, kept, first = self.tokens[row].tolist(), self.kept[row].tolist(), self.first_columns[row]
-        stop = next((place for place in range(first, len(ids)) if ids[place] in self.family.eos_token_ids), len(ids))
-        columns = range(0 if self.infilled[row] else first, min(len(ids) if end is None else end, stop))
+        last = self._last_column
+        stop = next((place for place in range(first, last) if ids[place] in self.family.eos_token_ids), last)
+        columns = range(0 if self.infilled[row] else first, stop if end is None else min(end, stop))
         return self.pipe.tokenizer.decode([ids[place] for place in columns if kept[place]], skip_special_tokens=True)
 
     def output(self) -> InfoGainTextOutput:

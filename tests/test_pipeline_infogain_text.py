@@ -493,7 +493,11 @@ def test_saving_keeps_the_facts(pipe, tmp_path):
         ),
         ({"prompt": None, "input_ids": [[99]]}, "`input_ids` must be ids from 0 to 23, got ids from 99 to 99"),
         ({"prompt": None, "messages": []}, "`messages` must be a chat or a list of chats that is not empty, got []"),
-        ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer >= 1, got 0"),
+        ({"max_new_tokens": -1}, "`max_new_tokens` must be an integer >= 0, got -1"),
+        (
+            {"max_new_tokens": 0},
+            "`max_new_tokens` must be >= 1 where no prompt holds a mask to fill in, which this model writes as ",
+        ),
         ({"max_new_tokens": 70}, "The longest prompt and `max_new_tokens` = 70 make 72 tokens; the model takes 64"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be an integer >= 1, got 0"),
         ({"num_texts_per_prompt": 0}, "`num_texts_per_prompt` must be an integer >= 1, got 0"),

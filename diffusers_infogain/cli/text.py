@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,11 @@ from ..files import append_json_lines, check_fields, cut_unfinished, owned, read
 from ..models.text_logits import CACHES
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
+from ..text_generation import mask_text
 from . import common
+
+_MASK = re.compile(r"(?:\[|<\|?|\{)\s*(?:mdm_)?mask\s*(?:\]|\|?>|\})", re.IGNORECASE)
+"""What masks of tokenizers look like."""
 
 DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
 
@@ -54,6 +59,8 @@ def _text(args: argparse.Namespace, prompts: list[str]) -> None:
     new = args.max_new_tokens
     if new is None:
         infilled = not args.chat and any(pipe.family.mask_token_id in ids for ids in pipe.encode(prompts))
+        if not args.chat:
+            _check_masks(prompts, pipe)
         new = 0 if infilled else 16 if args.model == "demo-text" else 128
     call = {"max_new_tokens": new, **decoding_arguments(args)}
     if args.output is not None:
@@ -79,6 +86,18 @@ def identity(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     """The model and the kind of machine, for what a run is."""
     settings = {"model": args.model, "dtype": args.dtype, "weights": pipeline_digest(pipe)}
     return {**settings, "device": torch.device(args.device).type}
+
+
+def _check_masks(prompts: list[str], pipe: Any) -> None:
+    """Raises a ValueError for a prompt with what is another tokenizer's mask, or a misspelt one, and would be read as a word."""
+    own = pipe.tokenizer.mask_token
+    for number, prompt in enumerate(prompts, 1):
+        found = [text for text in _MASK.findall(prompt) if text != own]
+        if found:
+            raise ValueError(
+                f"Prompt {number} holds {found[0]!r}, but this model writes its mask as {mask_text(pipe)}: write that, or give "
+                "--max-new-tokens to have so many tokens written behind the prompts as they are."
+            )
 
 
 def _finished(path: Path, requests: list[tuple[str, int]]) -> int:

@@ -73,6 +73,14 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     assert output.read_text() == whole
 
 
+@pytest.mark.parametrize("mask", ["<mask>", "[MASK]", "<|mdm_mask|>", "<|MASK|>", "[mask]", "{mask}", "< mask >"])
+def test_masks_of_other_models_are_refused_where_no_length_is_given(capsys, mask):
+    code, _, err = run(capsys, "text", "S12__", f"S12{mask}3", "--device", "cpu")
+    assert code == 2
+    assert f"Prompt 2 holds {mask!r}, but this model writes its mask as '_': write that, or give --max-new-tokens" in err
+    assert run(capsys, "text", f"S12{mask}3", "--max-new-tokens", 2, "--device", "cpu")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
