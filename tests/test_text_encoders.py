@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import torch
 from helpers import generators
 from models.masked_lm_helpers import VOCABULARY, tiny_model, word_tokenizer, write_masked_lm
 
@@ -118,3 +120,13 @@ def test_steps_that_do_not_divide_the_masks_take_the_larger_counts_first(tmp_pat
     assert output.trace.num_decoded[:, 0].tolist() == [3, 3, 2, 2, 2]
     output = pipe("w1", max_new_tokens=12, block_length=6, num_inference_steps=9, stop_at_eos=False)
     assert output.trace.num_decoded[:, 0].tolist() == [2, 1, 1, 1, 1, 2, 2, 1, 1]
+
+
+def test_a_config_cannot_choose_how_attention_is_computed(tmp_path):
+    model = write_masked_lm(tmp_path, "bert")
+    file = tmp_path / "config.json"
+    for name in ("attn_implementation", "_attn_implementation"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), name: "someone/kernel"}))
+    pipe = InfoGainTextPipeline.from_pretrained(tmp_path)
+    assert pipe.model.config._attn_implementation == model.config._attn_implementation
+    assert torch.is_tensor(pipe("w1", max_new_tokens=1).sequences)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, 
 from ..checks import is_integer, shown
 from ..files import read_json
 from .checkpoint import (
+    SHARD_SIZE,
     Checkpoint,
     ModelSource,
     build_skeleton,
@@ -38,13 +41,15 @@ from .checkpoint import (
     check_sizes,
     find_weights,
     local_folder,
+    missing_tensors,
     one_sentence,
     require_fields,
     stock_config,
     stock_settings,
+    writing_natively,
 )
 from .llada import MODEL_TYPES, WEIGHT_NAMES, BidirectionalLlama, open_llada
-from .saved import load_tokenizer
+from .saved import load_component, load_tokenizer
 
 logger = logging.get_logger("diffusers." + __name__)
 
@@ -363,21 +368,81 @@ def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -
     own = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "quantization_config")
     fields = {name: value for name, value in settings.items() if name not in own and (name, value) != ("rope_scaling", None)}
     config = stock_config(config_class, stock_settings(fields), folder / "config.json")
-    return ModelSource(weights, lambda: kind(config), _probe(kind is BidirectionalLlama))
+    return ModelSource(weights, lambda: kind(copy.deepcopy(config)), _probe(kind is BidirectionalLlama))
 
 
 def _open_masked_lm(folder: Path, settings: Mapping[str, Any], weights: Checkpoint) -> ModelSource:
-    config = stock_config(CONFIG_MAPPING[settings["model_type"]], stock_settings(settings), folder / "config.json")
-    kind = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
-    if "attention_mask" not in inspect.signature(kind.forward).parameters:
-        raise ValueError(f"config.json: the model type {config.model_type!r} takes no attention mask: texts could not be padded.")
-    names = set(build_skeleton(lambda: kind(config), weights).state_dict())
+    file = folder / "config.json"
+    config_class = CONFIG_MAPPING[settings["model_type"]]
+    config, kind = stock_config(config_class, stock_settings(settings), file), MODEL_FOR_MASKED_LM_MAPPING[config_class]
+    _check_masked_lm(config, kind, file)
+
+    def build() -> PreTrainedModel:
+        return kind(copy.deepcopy(config))
+
+    skeleton = build_skeleton(build, weights)
+    names = set(skeleton.state_dict())
 
     def convert_key(key: str) -> str | None:
         name = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         return name if name in names else None  # heads of other tasks
 
-    return ModelSource(weights, lambda: kind(config), _probe(False), convert_key)
+    renamed = bool(missing_tensors(skeleton, {name for key in weights.shapes if (name := convert_key(key))}))
+    return (_RenamedSource if renamed else ModelSource)(weights, build, _probe(False), convert_key)
+
+
+class _RenamedSource(ModelSource):
+    """A model whose tensors have other names or shapes in files than in memory, as transformers alone knows."""
+
+    @functools.cached_property
+    def keys(self) -> dict[str, str]:
+        """None: `load` checks that all tensors are there."""
+        return {}
+
+    def load(self, dtype: torch.dtype | None = None) -> Any:
+        """The model with its weights, in evaluation mode."""
+        folder = self.checkpoint.files[0].parent
+        model = load_component(type(self.skeleton), folder, dtype=self.checkpoint.computing_dtype(dtype))
+        model.config.text_family = self.skeleton.config.text_family
+        return model.eval().requires_grad_(False)
+
+    def tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and value of every tensor of the model."""
+        yield from self.load(dtype).state_dict().items()
+
+    def write(self, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> int:
+        """Writes the model by its own `save_pretrained`, and returns the bytes of its weights."""
+        model = self.load(dtype)
+        with writing_natively(folder):
+            model.save_pretrained(folder, max_shard_size=shard_size)
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _check_masked_lm(config: Any, kind: type[PreTrainedModel], file: Path) -> None:
+    """Refuses networks that cannot predict the same alone and in a batch, or not here.
+
+    Raises:
+        ValueError: Saying why.
+    """
+    require_fields(config.to_dict(), _SUPPORTED["masked_lm"], file)
+    why = None
+    if "attention_mask" not in inspect.signature(kind.forward).parameters:
+        why = "takes no attention mask: texts could not be padded"
+    elif config.model_type == "mra":
+        why = "leaves its attention out where a kernel of its own is not compiled"
+    elif (config.model_type == "reformer" and "lsh" in config.attn_layers) or not getattr(config, "use_expectation", True):
+        why = "draws the random numbers that its attention hashes tokens by anew in every call"
+    if why is not None:
+        raise ValueError(f"{file}: the model type {config.model_type!r} {why}.")
+    if config.model_type == "xmod" and config.default_language not in config.languages:
+        languages = ", ".join(map(str, config.languages))
+        raise ValueError(f"{file}: `default_language` must be one of {languages}, got {config.default_language!r}.")
+    if getattr(config, "attention_type", None) == "block_sparse":
+        logger.warning(
+            f"{file}: attention of the type 'block_sparse', which depends on the lengths of all texts so far, is replaced by "
+            "'original_full', as the model does for short texts."
+        )
+        config.attention_type = "original_full"
 
 
 def _probe(bare: bool) -> Callable[[Any], torch.Tensor]:
