@@ -277,3 +277,39 @@ def test_names_that_interfaces_call(pipe):
     pipe.disable_xformers_memory_efficient_attention()
     pipe.maybe_free_model_hooks()
     assert torch.equal(call(pipe).images, expected)
+
+
+# Variants and dtypes of saved folders
+
+
+def test_variants(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    expected = call(pipe).images
+    assert torch.equal(call(type(pipe).from_pretrained(tmp_path, variant="fp16")).images, expected)
+    for name, model in pipe.components.items():
+        if isinstance(model, torch.nn.Module):
+            assert any(".fp16." in path.name for path in (tmp_path / name).iterdir())
+
+
+def test_a_variant_that_is_not_there(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="fp16"):
+        type(pipe).from_pretrained(tmp_path, variant="fp16")
+
+
+def test_a_dtype_for_every_component(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    dtypes = {"transformer": torch.bfloat16, "default": torch.float16}
+    again = type(pipe).from_pretrained(tmp_path, dtype=dtypes)
+    kept = "mmada" in type(pipe).__name__.lower()  # whose image tokenizer stays in float32
+    expected = {"transformer": torch.bfloat16, "vqvae": torch.float32 if kept else torch.float16}
+    assert {name: getattr(again, name).dtype for name in expected} == expected
+    call(again, output_type="pt")
+
+
+def test_a_device_map(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = type(pipe).from_pretrained(tmp_path, device_map="cpu")
+    assert torch.equal(call(again).images, call(pipe).images)
+    again.reset_device_map()
+    assert torch.equal(call(again).images, call(pipe).images)
