@@ -1,18 +1,24 @@
 """Samplers for masked diffusion models in the Hugging Face world: information gain, and every rule it is compared with."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
-from .image_generation import InfoGainPipelineOutput
-from .loading import load
-from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
-from .pipeline_infogain_lumina import InfoGainLuminaPipeline
-from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
-from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
-from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
-from .pipeline_infogain_text import InfoGainTextPipeline
-from .scheduling_infogain import PRESETS, InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
-from .text_generation import InfoGainTextOutput
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .choices import PRESETS
+    from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
+    from .image_generation import InfoGainPipelineOutput
+    from .loading import load
+    from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
+    from .pipeline_infogain_lumina import InfoGainLuminaPipeline
+    from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
+    from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
+    from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
+    from .pipeline_infogain_text import InfoGainTextPipeline
+    from .scheduling_infogain import InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
+    from .text_generation import InfoGainTextOutput
 
 __version__ = "0.1.0"
 
@@ -41,3 +47,38 @@ __all__ = [
     "decode_best_of",
     "load",
 ]
+
+# Torch, diffusers and transformers take seconds to import. A name is imported when it is first asked for.
+_MODULES = {
+    "DEMO_MODEL": "pipeline_infogain",
+    "PRESETS": "choices",
+    "DecodingOutput": "decoding",
+    "DecodingTrace": "decoding",
+    "InfoGainLuminaPipeline": "pipeline_infogain_lumina",
+    "InfoGainMMaDAPipeline": "pipeline_infogain_mmada",
+    "InfoGainMaskGITPipeline": "pipeline_infogain_maskgit",
+    "InfoGainMeissonicPipeline": "pipeline_infogain_meissonic",
+    "InfoGainPipeline": "pipeline_infogain",
+    "InfoGainPipelineOutput": "image_generation",
+    "InfoGainProposal": "scheduling_infogain",
+    "InfoGainScheduler": "scheduling_infogain",
+    "InfoGainSchedulerOutput": "scheduling_infogain",
+    "InfoGainTextOutput": "text_generation",
+    "InfoGainTextPipeline": "pipeline_infogain_text",
+    "decode": "decoding",
+    "decode_beam": "decoding",
+    "decode_best_of": "decoding",
+    "load": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calls import StepCallback, prompt_list
 from .candidates import Generators
+from .choices import PRESETS
 from .components import check_components
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
 from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
-from .scheduling_infogain import PRESETS, InfoGainScheduler, at_least
+from .scheduling_infogain import InfoGainScheduler, at_least
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
 
 DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")

@@ -17,56 +17,13 @@ from diffusers.utils import BaseOutput
 
 from . import candidates as draw
 from . import schedules, scoring
+from .choices import CERTAINTIES, LOOKAHEAD_SAMPLERS, PARALLEL_SAMPLERS, SAMPLERS
 from .masked_logits import Logits, MaskedLogits
-
-LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
-CERTAINTIES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot", "pc_sampler")
-PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
-SAMPLERS = (*LOOKAHEAD_SAMPLERS, *CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLERS)
 
 DEFAULT_ENTROPY_BOUNDS = {"info_gain": 0.5, "lookum": 0.5, "entropy_bound": 0.1}
 DEFAULT_PARALLEL_THRESHOLD = 0.9
 _SCORED_AT_ONCE = 1 << 22
 """Logits that are scored together: float32 copies of more are never made at once."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {
-        "sampler": "info_gain",
-        "certainty": "maskgit",
-        "num_candidates": 4,
-        "token_temperature": 1.0,
-        "position_temperature": None,
-        "gain_reduction": "kl",
-        "gain_weight": 1.0,
-        "entropy_bound": None,
-        "masking_schedule": "cosine",
-    },
-    "paper": {
-        "sampler": "info_gain",
-        "certainty": "confidence",
-        "num_candidates": 8,
-        "token_temperature": 0.4,
-        "position_temperature": 0.4,
-        "gain_reduction": "mean",
-        "gain_weight": 1.0,
-        "entropy_bound": 0,
-        "masking_schedule": "cosine",
-    },
-    "maskgit_halton": {
-        "sampler": "halton",
-        "certainty": "maskgit",
-        "num_candidates": 1,
-        "token_temperature": (1.0, 1 / 1.2),
-        "position_temperature": None,
-        "gain_reduction": "kl",
-        "gain_weight": 1.0,
-        "entropy_bound": 0,
-        "masking_schedule": "arccos",
-        "halton_randomize": True,
-    },
-}
-"""Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
-"maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last)."""
 
 
 @dataclass

@@ -10,25 +10,26 @@ import diffusers_infogain
 PACKAGE = Path(diffusers_infogain.__file__).parent
 # A module imports only what stands left of it; schedules and scoring import nothing of the package.
 RANKS = {
-    **dict.fromkeys(("schedules", "scoring", "masked_logits"), 0),
+    **dict.fromkeys(("choices", "schedules", "scoring", "masked_logits", "printing"), 0),
     **{
-        "candidates": 1,
-        "scheduling_infogain": 2,
-        "lookahead": 3,
-        "decoding": 4,
-        "calls": 5,
-        "image_generation": 6,
-        "clip_generation": 7,
-        "text_generation": 7,
-        "cli": 9,
+        "checks": 1,
+        "candidates": 2,
+        "scheduling_infogain": 3,
+        "lookahead": 4,
+        "decoding": 5,
+        "calls": 6,
+        "image_generation": 7,
+        "clip_generation": 8,
+        "text_generation": 8,
+        "cli": 10,
     },
 }
-CORE = [name for name, own in RANKS.items() if own <= 4]
+CORE = [name for name, own in RANKS.items() if own <= 5]
 
 
 def rank(module: str) -> int | None:
     top = module.split(".")[0]
-    return 8 if top.startswith("pipeline_") else RANKS.get(top)
+    return 9 if top.startswith("pipeline_") else RANKS.get(top)
 
 
 def own_imports(path: Path) -> set[str]:
@@ -55,8 +56,8 @@ def modules() -> list[Path]:
 
 
 def test_the_imports_are_found():
-    assert own_imports(PACKAGE / "scheduling_infogain.py") == {"candidates", "masked_logits", "schedules", "scoring"}
-    assert own_imports(PACKAGE / "evaluation" / "exact.py") == {"decoding", "scheduling_infogain"}
+    assert own_imports(PACKAGE / "scheduling_infogain.py") == {"candidates", "choices", "masked_logits", "schedules", "scoring"}
+    assert own_imports(PACKAGE / "evaluation" / "exact.py") == {"choices", "decoding", "scheduling_infogain"}
     assert {"candidates", "image_generation"} <= own_imports(PACKAGE / "pipeline_infogain.py")
 
 
@@ -66,7 +67,7 @@ def test_modules_import_only_what_stands_left_of_them(path):
     for module in own_imports(path):
         if own is not None and rank(module) is not None:
             lower = rank(module) < own
-            assert lower or (own == 7 and rank(module) == 7 and module == "pipeline_infogain"), f"{path.stem} imports {module}"
+            assert lower or (own == 9 and rank(module) == 9 and module == "pipeline_infogain"), f"{path.stem} imports {module}"
         if path.stem in CORE and path.parent == PACKAGE:
             assert module in CORE, f"{path.stem} imports {module}"
 
@@ -82,16 +83,74 @@ def test_only_the_command_line_imports_the_command_line():
             assert not any(module.split(".")[0] == "cli" for module in own_imports(path)), path
 
 
-def test_the_command_line_starts_without_the_libraries_of_single_commands():
-    code = """
+def in_a_new_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=PACKAGE.parent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], 0), (["--version"], 0), ([], 2), (["generat"], 2), (["samplers"], 0)], ids=str
+)
+def test_help_and_typos_are_answered_without_heavy_libraries(arguments, code):
+    program = """
 import sys
 from diffusers_infogain import cli
-cli.build_parser()
-print(*sys.modules)
+try:
+    code = cli.main(sys.argv[1:])
+except SystemExit as stopped:
+    code = stopped.code
+print("loaded", *sys.modules)
+raise SystemExit(code)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    run = in_a_new_process(program, *arguments)
+    assert run.returncode == code, run.stderr
+    loaded = run.stdout.rpartition("loaded ")[2].split()
+    assert "diffusers_infogain.cli" in loaded
+    assert not {"torch", "diffusers", "transformers", "numpy", "PIL", "matplotlib", "torchmetrics", "lm_eval"} & set(loaded)
+
+
+def test_every_command_helps_without_heavy_libraries():
+    program = """
+import contextlib, io, sys
+from diffusers_infogain import cli
+for command in cli.COMMANDS:
+    for flags in (["--help"], ["--no-such-flag"]):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                cli.main([command.name, *flags])
+            except SystemExit:
+                pass
+assert not {"torch", "diffusers", "transformers", "numpy"} & set(sys.modules)
+"""
+    run = in_a_new_process(program)
     assert run.returncode == 0, run.stderr
-    assert not {"matplotlib", "torchmetrics", "lm_eval", "diffusers_infogain.evaluation.metrics"} & set(run.stdout.split())
+
+
+def test_names_of_the_package_are_imported_when_they_are_asked_for():
+    program = """
+import sys
+import diffusers_infogain
+assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
+assert set(diffusers_infogain.__all__) <= set(dir(diffusers_infogain))
+assert set(diffusers_infogain.__all__) == {*diffusers_infogain._MODULES, "CUSTOM_PIPELINE"}
+for name in diffusers_infogain.__all__:
+    assert getattr(diffusers_infogain, name) is not None, name
+try:
+    diffusers_infogain.no_such_name
+except AttributeError as error:
+    assert str(error) == "module 'diffusers_infogain' has no attribute 'no_such_name'"
+else:
+    raise SystemExit("no error")
+assert not {"matplotlib", "sklearn", "torchmetrics", "lm_eval"} & set(sys.modules)
+"""
+    run = in_a_new_process(program)
+    assert run.returncode == 0, run.stderr
+
+
+def test_type_checkers_see_the_names_that_are_imported_late():
+    source = (PACKAGE / "__init__.py").read_text()
+    (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == diffusers_infogain._MODULES
 
 
 def test_scheduler_module_holds_the_name_by_which_diffusers_knows_how_to_load_it():
@@ -109,7 +168,7 @@ from diffusers import AmusedPipeline, DiffusionPipeline, UVit2DModel, VQModel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 import diffusers.loaders, diffusers.callbacks
 by_others = set(sys.modules)
-import diffusers_infogain
+from diffusers_infogain import *
 print(*set(sys.modules) - by_others)
 assert not {"matplotlib", "sklearn"} & set(sys.modules)
 """

@@ -3,50 +3,175 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import NoReturn
 
-from . import compare, convert, demo, evaluate, exact, generate, lm_eval, text
+from . import errors, flags
 
-_COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]], ...] = (
-    ("generate", generate.generate, generate.add_arguments),
-    ("demo", demo.demo, demo.add_arguments),
-    ("exact", exact.exact, exact.add_arguments),
-    ("evaluate", evaluate.evaluate, evaluate.add_arguments),
-    ("compare", compare.compare, compare.add_arguments),
-    ("text", text.text, text.add_text_arguments),
-    ("compare-text", text.compare_text, text.add_compare_arguments),
-    ("lm-eval", lm_eval.lm_eval, lm_eval.add_arguments),
-    ("convert", convert.convert, convert.add_arguments),
+_INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command. Its module, which imports what it needs, is imported when it runs.
+
+    Attributes:
+        summary: One line for `--help`.
+        function: "module.function" below this package.
+        add_flags: Adds its flags to its parser.
+    """
+
+    name: str
+    summary: str
+    function: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+
+
+COMMANDS = (
+    Command("generate", "Images from prompts, as PNG files that carry their settings.", "generate.generate", flags.add_generate),
+    Command(
+        "demo",
+        "A picture of the same prompts and seeds under four samplers, judged by the demo world's checker.",
+        "demo.demo",
+        flags.add_demo,
+    ),
+    Command("samplers", "The samplers and presets, with one line each.", "samplers.samplers", flags.add_samplers),
+    Command("exact", "The table of all samplers on models with exact marginals.", "exact.exact", flags.add_exact),
+    Command(
+        "evaluate",
+        "Images of many prompts, resumable and over several processes, and what they are worth: metrics in one report.",
+        "evaluate.evaluate",
+        flags.add_evaluate,
+    ),
+    Command(
+        "compare",
+        "Samplers x steps x candidates x guidance x seeds on the same prompts: figures, a table and plots in one folder.",
+        "compare.compare",
+        flags.add_compare,
+    ),
+    Command(
+        "text",
+        "Texts from prompts, by a masked language model; with --output as JSON lines, going on where a run was killed.",
+        "text.text",
+        flags.add_text,
+    ),
+    Command(
+        "compare-text",
+        "Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables.",
+        "text.compare_text",
+        flags.add_compare_text,
+    ),
+    Command(
+        "lm-eval",
+        "Tasks of lm-eval that generate text, such as gsm8k: scores, samples and what they cost, going on where it was killed.",
+        "lm_eval.lm_eval",
+        flags.add_lm_eval,
+    ),
+    Command(
+        "convert",
+        "A published checkpoint as a diffusers folder in safetensors: every tensor checked, and the result tested.",
+        "convert.convert",
+        flags.add_convert,
+    ),
 )
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(errors.USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: like an interruption by the user, so that what was begun is cleaned up."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `run`."""
-    parser = _Parser(prog="diffusers-infogain", description="Info-gain sampling for masked diffusion models.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, run, add_arguments in _COMMANDS:
-        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        command.set_defaults(run=run)
-        add_arguments(command)
+    """The parser of all commands; each sets `command`."""
+    from .. import __version__
+
+    epilog = f"{errors.TRACEBACK}=1 prints where an error comes from."
+    parser = _Parser(prog="diffusers-infogain", description="Info-gain sampling for masked diffusion models.", epilog=epilog)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    for command in COMMANDS:
+        command.add_flags(commands.add_parser(command.name, help=command.summary, description=command.summary))
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; wrong input ends with one sentence on stderr and exit code 2."""
-    args = build_parser().parse_args(arguments)
+    """Runs a command and returns its exit code.
+
+    Errors that a user can put right end with one sentence on stderr and code 2, an interruption with 130, SIGTERM with 143, and a
+    reader of the output that goes away with 141.
+
+    Raises:
+        SystemExit: For `--help`, `--version` and flags that argparse does not take (code 2).
+    """
+    args = None
     try:
-        args.run(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"diffusers-infogain: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("diffusers-infogain: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        with _sigterm_interrupts():
+            parser = build_parser()
+            args = parser.parse_args(arguments)
+            if args.command is None:
+                parser.print_help(sys.stderr)
+                return errors.USAGE
+            _run(args)
+            sys.stdout.flush()
+            return 0
+    except BrokenPipeError:
+        return _NOBODY_READS
+    except KeyboardInterrupt as interruption:
+        terminated = isinstance(interruption, _Terminated)
+        print(f"diffusers-infogain: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        return _TERMINATED if terminated else _INTERRUPTED
+    except Exception as error:
+        if os.environ.get(errors.TRACEBACK):
+            traceback.print_exc()
+        sentence, code = errors.explain(error, args)
+        print(f"diffusers-infogain: error: {sentence}", file=sys.stderr)
+        return code
+    finally:
+        _leave_nothing_to_flush()
+
+
+def _leave_nothing_to_flush() -> None:
+    """Python flushes the output when it ends, and would print a traceback if nobody takes it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(args: argparse.Namespace) -> None:
+    if hasattr(args, "device"):  # found out before anything is loaded
+        from .device import choose_device
+
+        args.device = choose_device(args.device)
+    module, function = next(command.function for command in COMMANDS if command.name == args.command).split(".")
+    getattr(importlib.import_module(f".{module}", __name__), function)(args)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises `_Terminated` within the block, unless somebody else handles it; a program in a thread is left alone."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What the commands share: flags, loading, and the pipeline's call."""
+"""What the commands share: loading, settings, and the pipeline's call."""
 
 from __future__ import annotations
 
@@ -19,42 +19,21 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
+from ..calls import check_search
+from ..choices import PRESETS
 from ..decoding import DecodingTrace
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.identity import scheduler_settings as scheduler_settings_of
-from ..evaluation.measure import FEATURES, METRICS, MeasureSettings
-from ..evaluation.photographs import RESIZES
+from ..evaluation.measure import MeasureSettings
 from ..evaluation.prompts import ImageRequest, Prompt, read_prompts
 from ..evaluation.runs import Process, make_missing
 from ..files import owned
 from ..loading import image_pipeline_class
-from ..scheduling_infogain import PRESETS, InfoGainScheduler
+from ..scheduling_infogain import InfoGainScheduler
+from .flags import SCHEDULER_FLAGS
 
 # Guidance that the demo model does well with; aMUSEd's default of 10 is for aMUSEd.
 DEMO_GUIDANCE_SCALE = 1.2
-
-SCHEDULER_FLAGS: dict[str, tuple[Any, str]] = {
-    "sampler": (str, "rule that picks the tokens to decode"),
-    "certainty": (str, "rule that proposes positions for the lookahead samplers"),
-    "num_candidates": (int, "actions compared per step"),
-    "token_temperature": (float, "of the token draws; 0 takes the most probable token"),
-    "top_k": (int, "draw from the k most probable tokens"),
-    "top_p": (float, "draw from the smallest set of tokens with this probability"),
-    "confidence_threshold": (
-        float,
-        "commit tokens above this probability without lookahead; of the samplers confidence_parallel and klass_parallel",
-    ),
-    "gain_weight": (float, "weight of the information gain against the cost"),
-    "gain_reduction": (str, "mean, sum or kl: what the lookahead counts as gain"),
-    "masking_schedule": (str, "cosine, linear or arccos"),
-    "tokens_per_step": (int, "fixed number of tokens per step"),
-    "entropy_bound": (float, "in nats; decode more tokens than the schedule asks for while they are this independent; 0: off"),
-    "klass_threshold": (float, "of the samplers klass and klass_parallel, in nats"),
-    "klass_history": (int, "of the sampler klass_parallel: steps on end that a position must have settled for"),
-    "pc_frequencies": (str, "of the sampler pc_sampler: safetensors file with the frequency of every token"),
-    "pc_decay": (float, "of the sampler pc_sampler: how fast it prefers earlier positions"),
-    "pc_clip": (float, "of the sampler pc_sampler: the most that its confidence counts"),
-}
 
 
 @dataclass
@@ -114,14 +93,6 @@ def generate_images(
     return result
 
 
-def add_loading_flags(command: argparse.ArgumentParser) -> None:
-    """What a published checkpoint needs beside its name."""
-    text = "variant of the weights, such as fp16, or a MaskGIT's size (256_tiny to 384_large)"
-    command.add_argument("--variant", help=text)
-    text = "folder, file or Hub id of the image tokenizer, for checkpoints that are published without one"
-    command.add_argument("--vqvae", help=text)
-
-
 def loading_arguments(args: argparse.Namespace, load: Callable[..., Any]) -> dict[str, Any]:
     """The flags of `add_loading_flags` that are given.
 
@@ -134,13 +105,6 @@ def loading_arguments(args: argparse.Namespace, load: Callable[..., Any]) -> dic
         if name not in parameters:
             raise ValueError(f"--{name} is not for this kind of checkpoint.")
     return given
-
-
-def add_model_flags(command: argparse.ArgumentParser) -> None:
-    """The model and how to load it."""
-    text = "'demo', a folder or a Hub id of any family that `load` knows (default: demo)"
-    command.add_argument("--model", default="demo", help=text)
-    add_loading_flags(command)
 
 
 def model_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -162,7 +126,11 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
 
 
 def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the flags name; all others stay the model's."""
+    """The settings that the flags name; all others stay the model's.
+
+    Raises:
+        ValueError: For a setting that no model can have.
+    """
     settings = dict(PRESETS[args.preset]) if args.preset else {}
     flags = (*SCHEDULER_FLAGS, "halton_randomize")
     settings |= {name: getattr(args, name) for name in flags if getattr(args, name) is not None}
@@ -171,46 +139,14 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
         if len(pair) > 2:
             raise ValueError(f"`position_temperature` must be one number or two (start end), got {len(pair)}.")
         settings["position_temperature"] = pair[0] if len(pair) == 1 else tuple(pair)
+    InfoGainScheduler(mask_token_id=0, **settings).set_timesteps(1)  # checked before a model is loaded
+    check_search(getattr(args, "num_beams", 1), getattr(args, "num_runs", 1), None)
     return settings
 
 
 def default_guidance_scale(model: str, kind: type[DiffusionPipeline]) -> float:
     """What suits the model: its own for the demo model, else the default of its pipeline."""
     return DEMO_GUIDANCE_SCALE if model == "demo" else inspect.signature(kind.__call__).parameters["guidance_scale"].default
-
-
-def require_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raises a ValueError for the first of these flags that is below 1."""
-    for name in names:
-        if getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1, got {getattr(args, name)}.")
-
-
-def add_device_flags(command: argparse.ArgumentParser, batch_size: int, unit: str = "image") -> None:
-    """Device, dtype and batch size."""
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda")
-    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    text = f"{unit}s decoded together (default: {batch_size})"
-    command.add_argument("--batch-size", type=int, default=batch_size, help=text)
-
-
-def add_machine_flags(command: argparse.ArgumentParser, unit: str = "image") -> None:
-    """Device, dtype, batch size and seed."""
-    add_device_flags(command, 8, unit)
-    command.add_argument("--seed", type=int, default=0, help=f"of the first {unit} (default: 0)")
-
-
-def add_call_flags(command: argparse.ArgumentParser) -> None:
-    """Arguments of the pipeline's call."""
-    command.add_argument("--steps", type=int, help="decoding steps (default: the pipeline's, 12 for demo)")
-    command.add_argument("--guidance-scale", type=float, help="strength of guidance (default: 1.2 for demo, else the pipeline's)")
-    command.add_argument("--guidance-schedule", default="constant", help="constant, linear or cosine")
-    command.add_argument("--negative-prompt")
-    command.add_argument("--height", type=int, help="in pixels (default: the model's)")
-    command.add_argument("--width", type=int)
-    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
-    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
-    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per image")
 
 
 def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
@@ -246,17 +182,6 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def add_sampler_flags(command: argparse.ArgumentParser) -> None:
-    """One flag per setting of the scheduler."""
-    settings = command.add_argument_group("sampler", "settings of InfoGainScheduler; the model's where not given")
-    settings.add_argument("--preset", choices=tuple(PRESETS), help="settings by name, which single flags override")
-    for name, (kind, text) in SCHEDULER_FLAGS.items():
-        settings.add_argument("--" + name.replace("_", "-"), type=kind, help=text)
-    text = "halton starts at a random place of its order, every image at its own"
-    settings.add_argument("--halton-randomize", action=argparse.BooleanOptionalAction, default=None, help=text)
-    settings.add_argument("--position-temperature", type=float, nargs="+", help="one number, or two: start end")
-
-
 def scheduler_config(pipe: DiffusionPipeline) -> dict[str, Any]:
     """The settings of a pipeline's scheduler, for records."""
     return scheduler_record(pipe.scheduler)
@@ -267,24 +192,8 @@ def scheduler_record(scheduler: InfoGainScheduler) -> dict[str, Any]:
     return json.loads(json.dumps(scheduler_settings_of(scheduler.config)))
 
 
-def add_prompt_flags(command: argparse.ArgumentParser) -> None:
-    """Where the prompts of a run come from."""
-    command.add_argument(
-        "--prompts",
-        default="demo",
-        help="file: text with one prompt or class name per line, JSONL with the key 'prompt' (GenEval's "
-        "evaluation_metadata.jsonl), JSON with a list or an id2label mapping; or 'demo' / 'demo-trained': captions of the demo "
-        "world that the demo model was not / was trained on (default: demo)",
-    )
-    command.add_argument("--prompt-template", default="{}", help="sentence around every prompt, such as 'a photo of a {}'")
-    command.add_argument("--num-prompts", type=int, help="the first so many prompts only (default: all; 500 captions for demo)")
-    command.add_argument("--prompts-seed", type=int, default=1234, help="of the demo world's captions (default: 1234)")
-
-
 def run_prompts(args: argparse.Namespace) -> list[Prompt]:
     """The prompts that the flags name."""
-    if args.num_prompts is not None:
-        require_positive(args, "num_prompts")
     if args.prompts in ("demo", "demo-trained"):
         from ..demo.shapes import sample_captions
 
@@ -333,27 +242,6 @@ def make_run(
 
     make_missing(every, make, folder, batch_size, Process(state.process_index, state.num_processes), description)
     state.wait_for_everyone()
-
-
-def add_metric_flags(command: argparse.ArgumentParser) -> None:
-    """What to measure, and by which networks."""
-    group = command.add_argument_group("metrics")
-    group.add_argument(
-        "--metrics", nargs="*", help=f"among {', '.join(METRICS)} (default: what the demo world allows, else none)"
-    )
-    group.add_argument(
-        "--reference", help="real images: a folder, ADM's statistics (.npz), or 'demo' for renderings of the prompts"
-    )
-    group.add_argument(
-        "--features", choices=FEATURES, help="of the distances (default: demo for the demo's prompts, else inception)"
-    )
-    text = (
-        "how images of any size come to that of the network: Pillow's filters with antialias on the largest centred square, or "
-        "'network': by the network itself, as published FIDs have it (default: as --reference's statistics, else bicubic)"
-    )
-    group.add_argument("--resize", choices=RESIZES, help=text)
-    group.add_argument("--inception-weights", type=Path, help="file of FID's weights (default: torch-fidelity downloads them)")
-    group.add_argument("--clip-model", help="folder or Hub id of a CLIP model")
 
 
 def on_device(settings: MeasureSettings, device: str) -> MeasureSettings:

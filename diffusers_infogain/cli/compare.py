@@ -21,12 +21,9 @@ from ..loading import image_pipeline_class
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
-DEFAULT_SAMPLERS = ("uniform", "halton", "confidence", "maskgit", "entropy", "margin", "lookum", "paper", "default")
-
 
 def compare(args: argparse.Namespace) -> None:
     """Samplers x steps x candidates x guidance x seeds on the same prompts: figures, a table and plots in one folder."""
-    common.require_positive(args, "batch_size", "num_images")
     metrics, measuring = common.metrics_of(args)
     report.load_pyplot()
     every_prompt = common.run_prompts(args)
@@ -234,32 +231,3 @@ def write_report(folder: Path, results: Results, asked_for: Sequence[dict[str, A
     report.write_plots(groups, quality, folder)
     print(text)
     print(f"Table and plots are in {folder}, all figures in {results.path}.")
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    common.add_prompt_flags(command)
-    common.add_metric_flags(command)
-    common.add_model_flags(command)
-    command.add_argument("--output", type=Path, default=Path("outputs/comparison"), help="folder (default: outputs/comparison)")
-    command.add_argument(
-        "--samplers",
-        nargs="+",
-        default=list(DEFAULT_SAMPLERS),
-        metavar="NAME[:KEY=VALUE,...]",
-        help="samplers or presets with settings of the scheduler, or num_beams / num_runs, such as maskgit:token_temperature=0.7 "
-        f"(default: {' '.join(DEFAULT_SAMPLERS)})",
-    )
-    command.add_argument("--steps", type=int, nargs="+", default=[8, 16], help="numbers of steps (default: 8 16)")
-    command.add_argument(
-        "--num-candidates", type=int, nargs="+", help="of those that look ahead (default: the preset's, else the model's)"
-    )
-    command.add_argument("--guidance-scales", type=float, nargs="+", help="(default: 1.2 for demo, else the pipeline's)")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")
-    command.add_argument("--everything", action="store_true", help="report all runs in the folder, not only those asked for")
-    command.add_argument("--report", type=Path, help="folder for table and plots (default: that of --output)")
-    command.add_argument("--height", type=int, help="in pixels (default: the model's)")
-    command.add_argument("--width", type=int)
-    common.add_device_flags(command, batch_size=16)
-    command.add_argument("--lookahead-batch-size", type=int, default=16, help="most states at once (default: 16)")

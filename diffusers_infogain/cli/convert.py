@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +28,3 @@ def convert(args: argparse.Namespace) -> None:
         print(f"  {name}: {len(source.keys)} tensors, {count / 1e6:.1f} M parameters, {sizes[name] / 1e9:.2f} GB")
     print("Every key and shape fitted, and each model gives the same output as before. Load it with:")
     print(f"  {kind.__name__}.from_pretrained({str(args.target)!r})")
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    command.add_argument("source", help="folder, Hub id or weight file in its publisher's format")
-    command.add_argument("target", type=Path, help="folder to write; must not exist yet")
-    command.add_argument("--text", action="store_true", help="of MMaDA the language model alone, to write text with")
-    common.add_loading_flags(command)
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)")
-    command.add_argument("--max-shard-size", type=float, default=5.0, metavar="GB", help="of a weight file (default: 5)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +36,6 @@ DEMO_PROMPTS = (
 
 def demo(args: argparse.Namespace) -> None:
     """A picture of the same prompts and seeds under four samplers, judged by the demo world's checker."""
-    common.require_positive(args, "num_prompts", "batch_size", "steps")
     with owned(args.output):
         _demo(args)
 
@@ -81,11 +79,3 @@ def _demo(args: argparse.Namespace) -> None:
     settings |= {name: getattr(args, name) for name in ("seed", "steps", "num_prompts", "batch_size")}
     path = save_once(labelled_grid([c.text for c in captions], rows, title), args.output / "demo.png", settings)
     print(f"Picture written to {path}.")
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    command.add_argument("--output", type=Path, default=Path("outputs"), help="folder for demo.png (default: outputs)")
-    command.add_argument("--steps", type=int, default=8, help="decoding steps (default: 8)")
-    command.add_argument("--num-prompts", type=int, default=120, help="held-out prompts behind each accuracy (default: 120)")
-    common.add_machine_flags(command)

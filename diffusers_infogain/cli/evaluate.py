@@ -31,17 +31,17 @@ def evaluate(args: argparse.Namespace) -> None:
             figures = measured(Measurement(metrics, measuring).measure(paths), len(paths))
             write_report(args.output, settings, how, figures, {})
         return
-    common.require_positive(args, "batch_size", "num_images")
-    every_prompt = common.run_prompts(args)
+    every_prompt, chosen = common.run_prompts(args), common.scheduler_settings(args)
     requests = prompts.requests(every_prompt, args.num_images, args.seed, args.layout)
     state = common.start_process(args)
     with common.owned_by(state, args.output):
-        _evaluate(args, state, every_prompt, requests, metrics, measuring, how)
+        _evaluate(args, state, chosen, every_prompt, requests, metrics, measuring, how)
 
 
 def _evaluate(
     args: argparse.Namespace,
     state: PartialState,
+    chosen: dict[str, Any],
     every_prompt: list[prompts.Prompt],
     requests: list[prompts.ImageRequest],
     metrics: list[str],
@@ -54,7 +54,7 @@ def _evaluate(
         measurement = Measurement(metrics, common.on_device(measuring, args.device))
         measurement.read_reference(every)
     folder, pipe = args.output, common.load_pipeline(args)
-    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = common.call_arguments(args, pipe)
     settings = {
         **common.identity(args, pipe),
@@ -133,19 +133,3 @@ def write_report(
     save_text(text, path.with_suffix(".md"))
     print(text)
     print(f"Written to {folder}: {path.name} and {path.stem}.md.")
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    common.add_prompt_flags(command)
-    common.add_model_flags(command)
-    command.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder (default: outputs/evaluation)")
-    command.add_argument("--images", type=Path, help="measure the images in this folder instead of making some")
-    command.add_argument("--num-images", type=int, default=1, help="images per prompt (default: 1)")
-    command.add_argument("--layout", default="plain", choices=prompts.LAYOUTS, help="of the images (default: plain)")
-    common.add_metric_flags(command)
-    text = "file (.npz) for the statistics of the reference, or of the images if there is none, to be given as --reference later"
-    command.add_argument("--save-statistics", type=Path, metavar="FILE", help=text)
-    common.add_call_flags(command)
-    common.add_machine_flags(command)
-    common.add_sampler_flags(command)

@@ -19,15 +19,14 @@ from . import common
 
 def generate(args: argparse.Namespace) -> None:
     """Images from prompts, as PNG files that carry their settings."""
-    common.require_positive(args, "num_images", "batch_size")
-    prompts = common.prompts_of(args)
+    prompts, chosen = common.prompts_of(args), common.scheduler_settings(args)
     with owned(args.output):
-        _generate(args, prompts)
+        _generate(args, prompts, chosen)
 
 
-def _generate(args: argparse.Namespace, prompts: list[str]) -> None:
+def _generate(args: argparse.Namespace, prompts: list[str], chosen: dict[str, Any]) -> None:
     folder, pipe = args.output, common.load_pipeline(args)
-    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = common.call_arguments(args, pipe)
     every = [prompt for prompt in prompts for _ in range(args.num_images)]
     seeds = [args.seed + i for _ in prompts for i in range(args.num_images)]
@@ -65,16 +64,3 @@ def save_once(image: PIL.Image.Image, path: Path, metadata: dict[str, Any]) -> P
     path = unused(path, lambda found: read_png_metadata(found) == json.loads(json.dumps(metadata)))
     save_png(image, path, metadata)
     return path
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    command.add_argument("prompts", nargs="*", help="what to draw")
-    command.add_argument("--prompts-file", type=Path, help="text file with one prompt per line, or JSONL with the key 'prompt'")
-    common.add_model_flags(command)
-    command.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the images (default: outputs)")
-    command.add_argument("--grid", action="store_true", help="also write all images into one picture, grid.png")
-    command.add_argument("--num-images", type=int, default=1, help="images per prompt, with seeds one after the other")
-    common.add_call_flags(command)
-    common.add_machine_flags(command)
-    common.add_sampler_flags(command)

@@ -15,7 +15,7 @@ import diffusers_infogain
 from ..files import check_fields, owned, read_json, save_text, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
-from .text import add_decoding_flags, decoding_arguments, identity, load_text_pipeline
+from .text import decoding_arguments, identity, load_text_pipeline
 
 
 def lm_eval(args: argparse.Namespace) -> None:
@@ -24,16 +24,14 @@ def lm_eval(args: argparse.Namespace) -> None:
 
     from lm_eval.tasks import TaskManager  # isort: skip
 
-    common.require_positive(args, "batch_size", "max_gen_toks")
-    if args.limit is not None:
-        common.require_positive(args, "limit")
     manager = TaskManager(include_path=args.include_path)
     check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
+    chosen = common.scheduler_settings(args)
     with owned(args.output):
-        _lm_eval(args, manager)
+        _lm_eval(args, manager, chosen)
 
 
-def _lm_eval(args: argparse.Namespace, manager: Any) -> None:
+def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table
 
@@ -42,7 +40,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any) -> None:
 
     folder = args.output
     pipe = load_text_pipeline(args)
-    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = decoding_arguments(args)
     lookahead_batch_size = call.pop("lookahead_batch_size")  # changes no text
     settings = {
@@ -122,26 +120,3 @@ def _totals(texts: Sequence[Mapping[str, Any]], samples: Mapping[str, Sequence[M
         costs = [cost for (name, document, _), cost in made.items() if name == task and document in documents]
         totals[task] = {"num_texts": len(costs), **{name: sum(cost[name] for cost in costs) for name in names}}
     return totals
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    command.add_argument("--tasks", nargs="+", required=True, help="names of tasks, groups or tags that generate text")
-    command.add_argument("--include-path", type=Path, help="folder with further tasks (YAML)")
-    command.add_argument("--model", required=True, help="a folder or a Hub id")
-    command.add_argument("--output", type=Path, default=Path("outputs/lm_eval"), help="folder (default: outputs/lm_eval)")
-    command.add_argument("--limit", type=int, help="the first so many problems of every task")
-    command.add_argument("--num-fewshot", type=int, help="examples in the prompt (default: the task's)")
-    command.add_argument("--chat", action="store_true", help="prompts are chats, by the tokenizer's template")
-    command.add_argument("--system-instruction", help="in front of every prompt")
-    command.add_argument(
-        "--gen-kwargs", help="settings over the task's own, such as max_gen_toks=512,do_sample=true,temperature=1"
-    )
-    command.add_argument("--max-gen-toks", type=int, default=256, help="new tokens where a task does not say (default: 256)")
-    greedy = "requests without sampling set the token temperature to 0 (default: they leave the sampler as it is)"
-    command.add_argument("--greedy-tokens", action="store_true", help=greedy)
-    code = "run the programs that the model writes, on this machine (HumanEval, MBPP); refused otherwise"
-    command.add_argument("--allow-code-execution", action="store_true", help=code)
-    add_decoding_flags(command)
-    common.add_machine_flags(command, "text")
-    common.add_sampler_flags(command)

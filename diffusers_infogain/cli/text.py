@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..choices import INFILLED_TASKS, TEXT_TASKS
 from ..decoding import DecodingTrace
 from ..evaluation import comparison, runs, text_comparison, text_tasks
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.report import plot_variety
 from ..files import append_json_lines, check_fields, cut_unfinished, owned, read_json_lines, save_text
-from ..models.text_logits import CACHES
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
 from ..text_generation import mask_text
@@ -28,8 +28,6 @@ from . import common
 
 _MASK = re.compile(r"(?:\[|<\|?|\{)\s*(?:mdm_)?mask\s*(?:\]|\|?>|\})", re.IGNORECASE)
 """What masks of tokenizers look like."""
-
-DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
 
 
 def load_text_pipeline(args: argparse.Namespace) -> Any:
@@ -45,17 +43,16 @@ def _asked(prompts: list[str], chat: bool) -> dict[str, Any]:
 
 def text(args: argparse.Namespace) -> None:
     """Texts from prompts, by a masked language model; with --output as JSON lines, going on where a run was killed."""
-    common.require_positive(args, "num_texts", "batch_size")
-    prompts = common.prompts_of(args)
+    prompts, chosen = common.prompts_of(args), common.scheduler_settings(args)
     with contextlib.nullcontext() if args.output is None else owned(args.output, folder=False):
-        _text(args, prompts)
+        _text(args, prompts, chosen)
 
 
-def _text(args: argparse.Namespace, prompts: list[str]) -> None:
+def _text(args: argparse.Namespace, prompts: list[str], chosen: dict[str, Any]) -> None:
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = load_text_pipeline(args)
-    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **common.scheduler_settings(args))
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     new = args.max_new_tokens
     if new is None:
         infilled = not args.chat and any(pipe.family.mask_token_id in ids for ids in pipe.encode(prompts))
@@ -128,41 +125,10 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
 _BEGIN = '{"prompt": '
 
 
-def _add_call_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--lookahead-batch-size", type=int, help="most states run through the model at once")
-    command.add_argument("--cache", choices=CACHES, help="of keys and values (default: exact if possible, else none)")
-
-
-def add_decoding_flags(command: argparse.ArgumentParser) -> None:
-    """How texts are decoded, whatever they are."""
-    command.add_argument(
-        "--block-length", type=int, help="decode blocks of so many tokens in turn (default: all, or the model's)"
-    )
-    command.add_argument("--steps", type=int, help="decoding steps in all (default: one token a step, or --tokens-per-step)")
-    _add_call_flags(command)
-    command.add_argument("--num-beams", type=int, default=1, help="above 1: beam search with that many beams")
-    command.add_argument("--num-runs", type=int, default=1, help="above 1: the best of that many runs per block")
-
-
 def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The flags of `add_decoding_flags` as arguments of the pipeline's call."""
     names = ("block_length", "lookahead_batch_size", "cache", "num_beams", "num_runs")
     return {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in names}}
-
-
-def add_text_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    command.add_argument("prompts", nargs="*", help="what to answer")
-    command.add_argument("--prompts-file", type=Path, help="text file with one prompt per line, or JSONL with the key 'prompt'")
-    command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
-    command.add_argument("--output", type=Path, help="file of JSON lines to write, or to go on with (default: print the texts)")
-    command.add_argument("--chat", action="store_true", help="prompts are a user's turn in a chat")
-    command.add_argument("--num-texts", type=int, default=1, help="texts per prompt, with seeds one after the other")
-    text = "(default: 128, 16 for demo-text, and 0, which only fills in masks, where prompts have any)"
-    command.add_argument("--max-new-tokens", type=int, help=text)
-    add_decoding_flags(command)
-    common.add_machine_flags(command, "text")
-    common.add_sampler_flags(command)
 
 
 def _filled_in(pipe: Any, problems: Sequence[Any], seeds: list[int], **call: Any) -> tuple[list[str], DecodingTrace]:
@@ -185,16 +151,12 @@ def _replied(
 
 def compare_text(args: argparse.Namespace) -> None:
     """Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables."""
-    common.require_positive(args, "num_problems", "batch_size")
     infilled = args.ask == "infill"
     for name in ("num_fewshot", "max_new_tokens", "block_length"):
-        value, lowest = getattr(args, name), 0 if name == "num_fewshot" else 1
-        if value is not None and (infilled or value < lowest):
-            raise ValueError(
-                f"`{name}` must be an integer >= {lowest}, and given with --ask prompt or chat only, got {value} with --ask "
-                f"{args.ask}."
-            )
-    tasks = args.tasks or list(text_comparison.INFILLED if infilled else text_comparison.TASKS)
+        if infilled and getattr(args, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be given with --ask prompt or chat only, got {getattr(args, name)} with --ask infill.")
+    tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
     samplers = [comparison.parse_sampler(name) for name in args.samplers]
@@ -242,28 +204,3 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
         written.append(f"{task}.png")
         plot_variety([group for group in groups if group.task == task], folder / written[-1])
     print(f"Written to {folder}: {', '.join(written)}.")
-
-
-def add_compare_arguments(command: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    command.add_argument("--tasks", nargs="+", choices=text_comparison.TASKS, help="(default: all that can be asked so)")
-    ask = (
-        "infill: fill in the answer's template, for models of single characters such as demo-text; prompt: ask in words; chat: "
-        "ask in words, as a user's turn (default: infill)"
-    )
-    command.add_argument("--ask", choices=("infill", "prompt", "chat"), default="infill", help=ask)
-    shots = "solved problems before each, with --ask prompt or chat (default: 5 for sudoku, 3 for countdown, else none)"
-    command.add_argument("--num-fewshot", type=int, help=shots)
-    command.add_argument("--max-new-tokens", type=int, help="with --ask prompt or chat (default: 128)")
-    command.add_argument("--block-length", type=int, help="with --ask prompt or chat: decode blocks of so many tokens in turn")
-    command.add_argument("--samplers", nargs="+", default=list(DEFAULT_TEXT_SAMPLERS), metavar="NAME[:KEY=VALUE,...]")
-    command.add_argument("--tokens-per-step", type=int, nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    command.add_argument("--num-problems", type=int, default=200, help="per task (default: 200)")
-    command.add_argument("--problem-seed", type=int, default=0, help="which problems (default: 0)")
-    command.add_argument("--model", default="demo-text", help="'demo-text', a folder or a Hub id (default: demo-text)")
-    command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
-    command.add_argument("--plots", action="store_true", help="draw right against distinct answers, a picture for every task")
-    _add_call_flags(command)
-    command.add_argument("--output", type=Path, default=Path("outputs/text"), help="folder (default: outputs/text)")
-    common.add_device_flags(command, 50, "problem")

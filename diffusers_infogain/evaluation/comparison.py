@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from ..choices import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS
 from ..decoding import count_model_calls
 from ..files import METADATA_KEY, check_fields
-from ..scheduling_infogain import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS, InfoGainScheduler
+from ..scheduling_infogain import InfoGainScheduler
 from .runs import FinishedImage
 from .statistics import Correlation, Figure, clustered_mean, figures_as_json, mean_over_seeds, pearson
 

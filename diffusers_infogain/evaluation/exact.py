@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..choices import PRESETS
 from ..decoding import Denoise, decode, decode_best_of
-from ..scheduling_infogain import PRESETS, InfoGainScheduler
+from ..scheduling_infogain import InfoGainScheduler
 
 SUDOKU_SHARPNESS = 6.0
 DIGITS_SHARPNESS = 1.5

@@ -18,21 +18,19 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 import torch
 
+from ..choices import FEATURES, METRICS, RESIZES
 from ..demo.shapes import Scenes, parse_caption, render, sample_scenes
 from ..files import digest, regular_file
-from .photographs import RESIZES, batches, image_files
+from .photographs import batches, image_files
 from .prompts import Prompt
 
 if TYPE_CHECKING:
     from .features import FeatureExtractor
     from .reference import ReferenceStatistics
 
-METRICS = ("composition", "frechet", "spatial", "kid", "inception_score", "precision_recall", "clip_score", "diversity")
-"""What can be asked for; "composition" is checked image by image (see `composition`), the others are measured here."""
 WITH_REFERENCE = ("frechet", "spatial", "kid", "precision_recall")
 OF_ALL_FEATURES = ("kid", "precision_recall", "inception_score", "diversity")
 """These keep 4 bytes per dimension and image: 8 KB an image for Inception's 2048, 160 MB for 20,000 images."""
-FEATURES = ("inception", "clip", "demo")
 DEFAULT_RESIZE = "bicubic"
 _DEMO_VQ = Path(__file__).parents[1] / "demo" / "model" / "vqvae"
 # torch-fidelity's file of FID's weights; the name that it is published under ends with these first digits of its SHA-256.
@@ -52,7 +50,7 @@ class MeasureSettings:
             rendering of every prompt of the demo world.
         inception_weights: File of FID's weights; None: torch-fidelity's, which are downloaded once.
         clip_model: Folder or Hub id, for the features "clip" and for "clip_score".
-        resize: How images of any size come to that of the network, one of `photographs.RESIZES`. None: as the reference's
+        resize: How images of any size come to that of the network, one of `choices.RESIZES`. None: as the reference's
             statistics were made, which is "network" for a file from elsewhere; else "bicubic".
         save_statistics: .npz file to write the statistics of the reference to, or those of the images where there is none.
         subset_size: Images in each of the 100 subsets of the kernel distance; None: 1000, or all if there are fewer.

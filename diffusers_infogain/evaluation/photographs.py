@@ -26,9 +26,6 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 # Leaving these out in silence would measure part of a set.
 _UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".dng", ".tga")
 
-RESIZES = ("bicubic", "bilinear", "network")
-"""How images come to the size that an extractor takes: Pillow's filters, which average over all pixels (antialias), on the
-largest square around the centre; or by the network itself, which gets every image as it is."""
 _FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
 
 # Of the images at once where each keeps its own size: somewhat more than 64 images of 299 x 299 have.

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..choices import LAYOUTS, SEED_STRIDE
 from ..files import parse_json, read_json, read_text
 
-LAYOUTS = ("plain", "geneval")
 MAX_LENGTH = 100_000
 """Characters of a prompt in a file, at most."""
-SEED_STRIDE = 100_000
-"""Distance between the seeds of two runs that differ in their seed; a run has at most that many images."""
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,12 @@ from typing import Any
 
 import torch
 
+from ..choices import TEXT_TASKS
 from ..decoding import DecodingTrace
 from ..files import check_fields, read_json_lines
 from . import text_tasks
 from .comparison import SamplerSpec, parse_sampler
 from .statistics import Figure, clustered_mean, pearson
-
-INFILLED = ("multiplication", "equation", "sudoku")
-"""Products of given factors; whole equations, of which nothing is given; grids with some cells given."""
-
-TASKS = (*INFILLED, "countdown")
-"""The last one has no template to fill in: it is asked in words only."""
 
 Answer = Callable[[Sequence[Any], list[int]], tuple[list[str], DecodingTrace]]
 """Answers problems, each with its own seed; the trace of filled in templates is over their letter and their columns."""
@@ -66,7 +61,7 @@ def problems_of(task: str, num: int, seed: int = 0) -> list[Any]:
         return text_tasks.sample_multiplications(num, generator, given="nothing")
     if task == "countdown":
         return text_tasks.sample_countdowns(num, generator, held_out=True)
-    raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+    raise ValueError(f"`task` must be one of {', '.join(TEXT_TASKS)}, got {task!r}.")
 
 
 def read_records(path: Path, num_problems: int) -> list[dict[str, Any]]:

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from ..choices import CACHES
 from .llada import BidirectionalLlama, additive_mask, count_positions
 from .text import TextFamily
 from .wrapped import compiled, underlying
 
 Places = tuple[torch.Tensor, torch.Tensor]
 """Rows and columns, each (M,) long."""
-
-CACHES = ("none", "exact", "prefix")
 
 SEES_PADDING = ("convbert", "funnel", "mobilebert", "nystromformer", "reformer", "yoso")
 """Model types whose layers read padding whatever the attention mask says: by convolution, pooling or segments. Their texts of

@@ -14,7 +14,10 @@ from diffusers_infogain import cli
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    code = cli.main([str(argument) for argument in arguments])
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -113,10 +116,10 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
     [
         ((), "No prompts: give them as arguments, or a file with one per line by --prompts-file."),
         (("a", "--sampler", "best"), "`sampler` must be one of info_gain, lookum, confidence"),
-        (("a", "--num-candidates", "0"), "`num_candidates` must be an integer >= 1, got 0."),
-        (("a", "--token-temperature", "-1"), "`token_temperature` must be a number >= 0, got -1.0."),
-        (("a", "--steps", "0"), "`num_inference_steps` must be an integer >= 1, got 0."),
-        (("a", "--num-images", "0"), "`num_images` must be an integer >= 1, got 0."),
+        (("a", "--num-candidates", "0"), "argument --num-candidates: must be an integer >= 1, got 0"),
+        (("a", "--token-temperature", "-1"), "argument --token-temperature: must be a number >= 0, got -1.0"),
+        (("a", "--steps", "0"), "argument --steps: must be an integer >= 1, got 0"),
+        (("a", "--num-images", "0"), "argument --num-images: must be an integer >= 1, got 0"),
         (("a", "--height", "9"), "`height` and `width` must be positive multiples of 2, got 9 and 8."),
         (("a", "--guidance-schedule", "up"), "`guidance_schedule` must be one of constant, linear, cosine, got 'up'."),
         (("a", "--prompts-file", "missing.txt"), "missing.txt is missing."),

@@ -13,7 +13,10 @@ ARGUMENTS = ["--num-prompts", "4", "--steps", "2", "--seeds", "0", "1", "--devic
 
 
 def compare(capsys, folder, *arguments) -> tuple[int, str, str]:
-    code = cli.main(["compare", "--output", str(folder), *ARGUMENTS, *map(str, arguments)])
+    try:
+        code = cli.main(["compare", "--output", str(folder), *ARGUMENTS, *map(str, arguments)])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -72,7 +75,7 @@ def test_seeds_are_other_noise_on_the_same_prompts(capsys, tmp_path):
         (["--samplers", "best"], "A sampler must be one of info_gain, lookum,"),
         (["--samplers", "maskgit:token_temperature=-1"], "`token_temperature` must be a number >= 0, got -1."),
         (["--samplers", "maskgit:speed=3"], "got 'speed' in 'maskgit:speed=3'."),
-        (["--num-prompts", "0"], "`num_prompts` must be an integer >= 1, got 0."),
+        (["--num-prompts", "0"], "argument --num-prompts: must be an integer >= 1, got 0"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
     ],
 )

@@ -19,7 +19,10 @@ QUICK = ["--steps", "2", "--sampler", "maskgit", "--device", "cpu"]
 
 
 def evaluate(capsys, folder, *arguments) -> tuple[int, str, str]:
-    code = cli.main(["evaluate", "--output", str(folder), *QUICK, *map(str, arguments)])
+    try:
+        code = cli.main(["evaluate", "--output", str(folder), *QUICK, *map(str, arguments)])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -120,7 +123,7 @@ def test_photographs_of_any_size_are_measured_and_their_statistics_kept(capsys, 
         (["--metrics", "kid", "--reference", "x.npz"], "`reference` must be a folder of images for kid, got x.npz."),
         (["--images", "nowhere", "--metrics", "frechet"], "`reference` must be given for frechet: a folder of real images or"),
         (["--images", "nowhere", "--metrics", "composition"], "The metric composition is for the demo world's captions"),
-        (["--layout", "geneval", "--num-images", "0"], "`num_images` must be an integer >= 1, got 0."),
+        (["--layout", "geneval", "--num-images", "0"], "argument --num-images: must be an integer >= 1, got 0"),
     ],
 )
 def test_wrong_input_is_found_before_any_image_is_made(capsys, tmp_path, arguments, message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_pipeline_infogain_text import make_pipe
 
-from diffusers_infogain import cli
+from diffusers_infogain import choices, cli
 from diffusers_infogain.cli.text import _replied
 from diffusers_infogain.evaluation import text_comparison
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
@@ -16,7 +16,10 @@ from diffusers_infogain.token_frequencies import save_token_frequencies
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    code = cli.main([str(argument) for argument in arguments])
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -85,7 +88,7 @@ def test_masks_of_other_models_are_refused_where_no_length_is_given(capsys, mask
     ("flags", "text"),
     [
         ([], "No prompts: give them as arguments"),
-        (["S", "--num-texts", "0"], "`num_texts` must be an integer >= 1, got 0"),
+        (["S", "--num-texts", "0"], "argument --num-texts: must be an integer >= 1, got 0"),
         (["S", "--max-new-tokens", "400"], "the model takes"),
         (["S", "--model", "no/such"], "'no/such' is neither a folder nor a Hub repository"),
     ],
@@ -156,14 +159,11 @@ def test_masks_in_prompts_are_all_that_is_written_where_no_length_is_given(capsy
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (
-            ("--num-fewshot", 2),
-            "`num_fewshot` must be an integer >= 0, and given with --ask prompt or chat only, got 2 with --ask inf",
-        ),
-        (("--max-new-tokens", 7), "`max_new_tokens` must be an integer >= 1, and given with --ask prompt or chat only, got 7"),
-        (("--block-length", 3), "`block_length` must be an integer >= 1, and given with --ask prompt or chat only, got 3"),
-        (("--ask", "prompt", "--num-fewshot", -1), "`num_fewshot` must be an integer >= 0, and given with"),
-        (("--ask", "chat", "--max-new-tokens", 0), "`max_new_tokens` must be an integer >= 1, and given with"),
+        (("--num-fewshot", 2), "--num-fewshot must be given with --ask prompt or chat only, got 2 with --ask infill."),
+        (("--max-new-tokens", 7), "--max-new-tokens must be given with --ask prompt or chat only, got 7"),
+        (("--block-length", 3), "--block-length must be given with --ask prompt or chat only, got 3"),
+        (("--ask", "prompt", "--num-fewshot", -1), "argument --num-fewshot: must be an integer >= 0, got -1"),
+        (("--ask", "chat", "--max-new-tokens", 0), "argument --max-new-tokens: must be an integer >= 1, got 0"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(capsys, tmp_path, flags, text):
@@ -265,7 +265,7 @@ def test_a_comparison_asks_in_words(capsys, tmp_path):
     for ask in ("prompt", "chat"):
         code, out, _ = run(capsys, "compare-text", *flags[:-1], tmp_path / ask, "--ask", ask)
         assert code == 0
-        for task in text_comparison.TASKS:
+        for task in choices.TEXT_TASKS:
             assert f"**{task}**" in out
         records = [json.loads(line) for line in (tmp_path / ask / "results.jsonl").read_text().splitlines()]
         assert [record["right"] for record in records] == ["000"] * 4
@@ -278,7 +278,7 @@ def test_a_comparison_asks_in_words(capsys, tmp_path):
     assert "`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill." in err
 
 
-@pytest.mark.parametrize("task", text_comparison.TASKS)
+@pytest.mark.parametrize("task", choices.TEXT_TASKS)
 @pytest.mark.parametrize("chat", [True, False])
 def test_replies_are_read_behind_the_last_answer(task, chat):
     problems = text_comparison.problems_of(task, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffusers_infogain import choices
 from diffusers_infogain.decoding import DecodingTrace
 from diffusers_infogain.evaluation import text_comparison
 from diffusers_infogain.evaluation.comparison import parse_sampler
@@ -67,7 +68,7 @@ def test_only_whole_equations_have_a_first_decision():
 
 
 def test_problems_are_the_same_for_the_same_seed():
-    for task in text_comparison.TASKS:
+    for task in choices.TEXT_TASKS:
         assert text_comparison.problems_of(task, 4) == text_comparison.problems_of(task, 4)
         assert text_comparison.problems_of(task, 4) != text_comparison.problems_of(task, 4, seed=1)
     with pytest.raises(ValueError, match="`task` must be one of multiplication, equation, sudoku, countdown, got 'chess'"):

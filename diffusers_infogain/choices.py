@@ -1,0 +1,94 @@
+"""What can be chosen by name, each with one line that says what it is. Imports nothing, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SAMPLER_DESCRIPTIONS: dict[str, str] = {
+    "info_gain": "looks ahead: what a step takes from the uncertainty of the rest, less the entropy of what it decodes",
+    "lookum": "looks ahead: the smallest uncertainty left, whatever the step costs",
+    "confidence": "the positions with the largest probability first",
+    "maskgit": "log-probability of the sampled token with annealed noise, as MaskGIT and aMUSEd do",
+    "entropy": "the positions with the smallest entropy first",
+    "margin": "the positions where the most probable token leads the second by most",
+    "uniform": "random positions",
+    "halton": "a low-discrepancy order over the image grid (images only)",
+    "klass": "confidence, positions whose distribution has settled since the step before first",
+    "pivot": "the most uncertain position, together with the most certain ones",
+    "pc_sampler": "probability times how rare the token is in text, earlier positions first (needs --pc-frequencies)",
+    "entropy_bound": "in order of entropy, as many positions as its bound allows",
+    "confidence_parallel": "every position above a probability, however many (Fast-dLLM)",
+    "klass_parallel": "every position above a probability that has settled for some steps (KLASS as published)",
+}
+"""The samplers of `InfoGainScheduler`; its docstring has them at length."""
+
+LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
+PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
+SAMPLERS = tuple(SAMPLER_DESCRIPTIONS)
+CERTAINTIES = tuple(name for name in SAMPLERS if name not in (*LOOKAHEAD_SAMPLERS, "entropy_bound", *PARALLEL_SAMPLERS))
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "sampler": "info_gain",
+        "certainty": "maskgit",
+        "num_candidates": 4,
+        "token_temperature": 1.0,
+        "position_temperature": None,
+        "gain_reduction": "kl",
+        "gain_weight": 1.0,
+        "entropy_bound": None,
+        "masking_schedule": "cosine",
+    },
+    "paper": {
+        "sampler": "info_gain",
+        "certainty": "confidence",
+        "num_candidates": 8,
+        "token_temperature": 0.4,
+        "position_temperature": 0.4,
+        "gain_reduction": "mean",
+        "gain_weight": 1.0,
+        "entropy_bound": 0,
+        "masking_schedule": "cosine",
+    },
+    "maskgit_halton": {
+        "sampler": "halton",
+        "certainty": "maskgit",
+        "num_candidates": 1,
+        "token_temperature": (1.0, 1 / 1.2),
+        "position_temperature": None,
+        "gain_reduction": "kl",
+        "gain_weight": 1.0,
+        "entropy_bound": 0,
+        "masking_schedule": "arccos",
+        "halton_randomize": True,
+    },
+}
+"""Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
+"maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last)."""
+
+PRESET_DESCRIPTIONS: dict[str, str] = {
+    "default": "info_gain as the image pipelines have it: divergence as the gain, and an entropy bound",
+    "paper": "info_gain as arXiv 2602.18176 has it for images",
+    "maskgit_halton": "halton as arXiv 2503.17076 has it for ImageNet",
+}
+
+CACHES = ("none", "exact", "prefix")
+"""Of keys and values, in text models."""
+
+METRICS = ("composition", "frechet", "spatial", "kid", "inception_score", "precision_recall", "clip_score", "diversity")
+"""Of a set of images; "composition" is checked image by image, the others over all of them."""
+FEATURES = ("inception", "clip", "demo")
+"""What distances between images are taken in."""
+RESIZES = ("bicubic", "bilinear", "network")
+"""How images come to the size that an extractor takes: Pillow's filters, which average over all pixels (antialias), on the
+largest square around the centre; or by the network itself, which gets every image as it is."""
+LAYOUTS = ("plain", "geneval")
+"""Of the files of a run of images."""
+
+INFILLED_TASKS = ("multiplication", "equation", "sudoku")
+"""Products of given factors; whole equations, of which nothing is given; grids with some cells given."""
+TEXT_TASKS = (*INFILLED_TASKS, "countdown")
+"""The last one has no template to fill in: it is asked in words only."""
+
+SEED_STRIDE = 100_000
+"""Distance between the seeds of two runs that differ in their seed; a run has at most that many images."""
