@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .. import choices
 from ..checks import LARGEST_INTEGER, LARGEST_NUMBER, check_integer, check_number, shown
@@ -42,11 +43,12 @@ def number(lowest: float, highest: float = LARGEST_NUMBER) -> Callable[[str], fl
     return parse
 
 
-def _checked(check: Callable[..., None], value: float | str, lowest: float, highest: float) -> float:
+def _checked(check: Callable[..., None], value: Any, lowest: float, highest: float) -> Any:
     try:
-        return check("value", value, lowest, highest)
+        check("value", value, lowest, highest)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("`value` ").removesuffix(".")) from None
+    return value
 
 
 def words(text: str) -> str:
