@@ -111,6 +111,12 @@ def pipe(components) -> InfoGainPipeline:
     return pipe
 
 
+@pytest.fixture
+def exact_pipe(pipe) -> InfoGainPipeline:
+    """In float64, where sums in another order (of another batch, say) differ by far less than any two scores do."""
+    return pipe.to(torch.float64)
+
+
 @pytest.fixture(scope="session")
 def stock_repository(tmp_path_factory) -> str:
     """A folder as `AmusedPipeline.save_pretrained` writes it."""

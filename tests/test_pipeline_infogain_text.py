@@ -53,7 +53,8 @@ def make_model(seed: int = 0) -> BidirectionalLlama:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.data.normal_(std=0.6)
-    return model
+    # In float64, where sums in another order (of another batch, say) differ by far less than any two scores do.
+    return model.double()
 
 
 def make_pipe(seed: int = 0, **scheduler: object) -> InfoGainTextPipeline:
@@ -528,7 +529,7 @@ def make_block_pipe(shifted: bool = False, **scheduler: object) -> InfoGainTextP
         config = Qwen3Config(
             vocab_size=WORDS, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False, **sizes
         )
-        model = Qwen3ForCausalLM(config).eval()
+        model = Qwen3ForCausalLM(config).eval().double()
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.data.normal_(std=0.6)

@@ -150,6 +150,7 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
 
     _no_split_modules = ["MaskGITBlock"]
     _repeated_blocks = ["MaskGITBlock"]
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -165,6 +166,7 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
         num_registers: int = 1,
     ):
         super().__init__()
+        self.gradient_checkpointing = False
         if not 0 < num_attention_heads <= hidden_size:
             raise ValueError(f"`num_attention_heads` must be in [1, `hidden_size` = {hidden_size}], got {num_attention_heads}.")
         if vocab_size <= codebook_size:
@@ -199,7 +201,10 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
         registers = self.reg_tokens(torch.arange(self.config.num_registers, device=tokens.device))
         hidden = torch.cat([hidden, registers.expand(batch, -1, -1)], dim=1)
         for layer in self.layers:
-            hidden = layer(hidden, condition)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = self._gradient_checkpointing_func(layer, hidden, condition)
+            else:
+                hidden = layer(hidden, condition)
         hidden = self.last_norm(hidden[:, :length], condition)
         return self.tok_emb(hidden if where is None else hidden[where])
 

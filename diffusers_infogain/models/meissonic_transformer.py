@@ -77,6 +77,8 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
     """
 
     _no_split_modules = ["FluxTransformerBlock", "FluxSingleTransformerBlock"]
+    _repeated_blocks = ["FluxTransformerBlock", "FluxSingleTransformerBlock"]
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -97,6 +99,7 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
         upsample: bool = False,
     ):
         super().__init__()
+        self.gradient_checkpointing = False
         dim = num_attention_heads * attention_head_dim
         if pooled_projection_dim != dim:
             raise ValueError(
@@ -198,7 +201,10 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
 
         rotary = self.pos_embed(_positions(text.shape[1], rows, columns, tokens.device))
         for block in (*self.transformer_blocks, *self.single_transformer_blocks):
-            text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotary)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                text, hidden = self._gradient_checkpointing_func(block, hidden, text, temb, rotary)
+            else:
+                text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotary)
 
         hidden = self.project_from_hidden(self.project_from_hidden_norm(hidden))
         hidden = hidden.transpose(1, 2).unflatten(2, (rows, columns))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 import diffusers_infogain
 from diffusers_infogain import cli
@@ -69,7 +69,8 @@ def test_an_image_does_not_depend_on_the_others_of_its_run(capsys, stock_reposit
     generate(capsys, stock_repository, tmp_path / "alone", "b", "--seed", 6)
     generate(capsys, stock_repository, tmp_path / "many", "a", "b", "--seed", 5, "--num-images", 2, "--batch-size", 3)
     alone, many = Image.open(tmp_path / "alone/00000-b-seed6.png"), Image.open(tmp_path / "many/00003-b-seed6.png")
-    assert alone.tobytes() == many.tobytes()
+    # In a batch sums round differently, and a channel may fall on the other side of one level; other tokens change many by more.
+    assert max(high for _, high in ImageChops.difference(alone, many).getextrema()) <= 1
 
 
 def test_prompts_come_from_a_file(capsys, stock_repository, tmp_path):
