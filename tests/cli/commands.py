@@ -1,0 +1,94 @@
+"""Commands in processes of their own, which start at once: one process has imported everything and forks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_SERVER = """
+import importlib, json, os, pkgutil, signal, sys, time, traceback
+import torch
+import diffusers_infogain
+from diffusers_infogain import cli
+from diffusers_infogain.evaluation import measure, photographs, report, runs, text_comparison
+for module in ("compare", "demo", "evaluate", "generate", "text", *sys.argv[1:]):
+    importlib.import_module(module if "." in module else f"diffusers_infogain.cli.{module}")
+import matplotlib.pyplot, scipy.ndimage
+torch.set_num_threads(1)
+
+def start(arguments, log):
+    pid = os.fork()
+    if pid:
+        return pid
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    code = 99
+    try:
+        code = cli.main(arguments)
+    except SystemExit as exit:
+        code = exit.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    begun = time.monotonic()
+    pids = [start(arguments, log) for arguments, log in job["commands"]]
+    if job["seconds"] is not None:
+        time.sleep(job["seconds"])
+        for pid in pids:
+            os.kill(pid, job["signal"])
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print(json.dumps([codes, time.monotonic() - begun]), flush=True)
+"""
+
+
+class Commands:
+    """Runs commands of `diffusers-infogain`, several at once or killed after some time."""
+
+    def __init__(self, process: subprocess.Popen, folder: Path):
+        self.process, self.folder = process, folder
+        self.seconds = 0.0
+        """What the last job took."""
+
+    def run(self, *commands: list[Any], kill_after: float | None = None, signal: int = 9) -> tuple[list[int], list[str]]:
+        """Exit codes (negative: by a signal), and what the commands said."""
+        logs = [self.folder / f"log-{number}" for number in range(len(commands))]
+        for log in logs:
+            log.unlink(missing_ok=True)
+        started = [([str(word) for word in command], str(log)) for command, log in zip(commands, logs, strict=True)]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"commands": started, "seconds": kill_after, "signal": signal}) + "\n")
+        self.process.stdin.flush()
+        codes, self.seconds = json.loads(self.process.stdout.readline())
+        return codes, [log.read_text() for log in logs]
+
+
+@contextmanager
+def commands(folder: Path, *modules: str) -> Iterator[Commands]:
+    """A process that is ready to run commands; `modules` are imported by it too."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment["HF_DATASETS_CACHE"] = str(folder / "datasets")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVER, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield Commands(process, folder)
+    finally:
+        process.kill()
+        process.communicate()

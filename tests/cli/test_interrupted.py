@@ -1,0 +1,181 @@
+"""Commands that are killed at any moment, and commands that meet at one output."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import commands
+
+TASK = """
+task: tiny
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+generation_kwargs:
+  until: ["x"]
+  max_gen_toks: 8
+"""
+
+COMMANDS: dict[str, list[Any]] = {
+    "evaluate": ["evaluate", "--num-prompts", 10, "--batch-size", 2, "--steps", 2, "--metrics", "composition"],
+    "compare": ["compare", "--num-prompts", 4, "--batch-size", 2, "--steps", 2, "--seeds", 0, 1, "--metrics", "composition"],
+    "generate": ["generate", "a red circle", "a blue square", "--num-images", 3, "--batch-size", 2, "--steps", 2, "--grid"],
+    "text": ["text", *("S", "M", "S1", "S2", "M1", "M2"), "--num-texts", 2, "--max-new-tokens", 8, "--batch-size", 2],
+    "compare-text": ["compare-text", "--tasks", "equation", "--num-problems", 4, "--seeds", 0, 1, "--tokens-per-step", 4],
+    "demo": ["demo", "--num-prompts", 2, "--steps", 1],
+    "lm-eval": ["lm-eval", "--tasks", "tiny", "--model", "demo-text", "--batch-size", 1],
+}
+SLOW = ("demo", "lm-eval")
+COMMANDS["compare"] += ["--samplers", "maskgit", "default"]
+COMMANDS["compare-text"] += ["--samplers", "confidence", "maskgit", "default"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "tasks").mkdir()
+    rows = [{"question": f"S{digit}", "answer": "1"} for digit in range(1, 5)]
+    (folder / "data.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks" / "tiny.yaml").write_text(TASK.format(data=folder / "data.json"))
+    modules = ["diffusers_infogain.cli.lm_eval", "lm_eval.tasks"] if importlib.util.find_spec("lm_eval") else []
+    with commands(folder, *modules) as server:
+        yield server
+
+
+def command(server, name: str, output: Path) -> list[Any]:
+    if name == "lm-eval" and not importlib.util.find_spec("lm_eval"):
+        pytest.skip("needs lm-eval")
+    more = ["--include-path", server.folder / "tasks"] if name == "lm-eval" else []
+    return [*COMMANDS[name], *more, "--device", "cpu", "--output", output / "texts.jsonl" if name == "text" else output]
+
+
+PLOTS = ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "winners.png", "entropy_2_steps.png")
+TIMES = re.compile(r'"(seconds|seconds_per_image|peak_memory|total_evaluation_time_seconds|date)": ("[^"]*"|[^,}\]]+)')
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """All files by name, without what clocks say; the plots, tables and reports that show it are told by their names only."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or path.name.startswith("timing-"):
+            continue
+        if path.name == "results.json":
+            results = json.loads(path.read_text())
+            tasks, runs = results.get("results", {}), results.get("runs", [])
+            kept = (
+                [tasks[task]["exact_match,none"] for task in tasks],
+                sorted(runs, key=lambda run: (run["sampler"], run["seed"])),
+            )
+            found[name] = TIMES.sub("", json.dumps(kept))
+        elif path.suffix == ".md" or path.name == "report.json" or path.name in PLOTS:
+            found[name] = b""
+        elif path.suffix in (".json", ".jsonl"):
+            found[name] = TIMES.sub("", path.read_text())
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server, tmp_path_factory):
+    made: dict[str, tuple[dict[str, bytes | str], float]] = {}
+
+    def make(name: str):
+        if name not in made:
+            output = tmp_path_factory.mktemp(name)
+            codes, logs = server.run(command(server, name, output))
+            assert codes == [0], logs
+            made[name] = contents(output), server.seconds
+        return made[name]
+
+    return make
+
+
+def interrupt(server, uninterrupted, name: str, output: Path, rng: random.Random, kills: int) -> int:
+    """Kills a command several times at random moments; returns how often it was really killed."""
+    expected, seconds = uninterrupted(name)
+    killed = 0
+    for _ in range(kills):
+        sent = rng.choice([signal.SIGKILL, signal.SIGTERM])
+        codes, logs = server.run(command(server, name, output), kill_after=rng.uniform(0.2, 1) * seconds, signal=sent)
+        assert codes[0] in (0, -sent, 128 + sent), logs
+        assert "Traceback" not in logs[0]
+        killed += codes[0] != 0
+    codes, logs = server.run(command(server, name, output))
+    assert codes == [0], logs
+    found = contents(output)
+    assert found.keys() == expected.keys()
+    assert [file for file in expected if found[file] != expected[file]] == []
+    return killed
+
+
+@pytest.mark.parametrize("name", ["text", "compare-text", "evaluate"])
+def test_a_killed_command_goes_on_and_ends_with_the_same_files(server, uninterrupted, name, tmp_path):
+    interrupt(server, uninterrupted, name, tmp_path, random.Random(0), kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name not in SLOW for _ in range(3)), *SLOW])
+def test_commands_killed_many_times_end_with_the_same_files(server, uninterrupted, name, request, tmp_path):
+    killed = interrupt(server, uninterrupted, name, tmp_path, random.Random(request.node.nodeid), kills=4)
+    print(f"{name}: {killed} of 4 killed")
+
+
+def meet(server, name: str, output: Path) -> list[int]:
+    first, second = command(server, name, output), command(server, name, output)
+    codes, logs = server.run(first, second)
+    for code, log in zip(codes, logs, strict=True):
+        if code:
+            assert "Traceback" not in log
+            assert f"Another command is writing to {first[-1]}: wait until it has ended" in log
+    return sorted(codes)
+
+
+@pytest.mark.parametrize("name", ["text", "compare-text", "compare"])
+def test_of_two_commands_with_one_output_one_is_refused(server, uninterrupted, name, tmp_path):
+    expected, _ = uninterrupted(name)
+    assert meet(server, name, tmp_path) == [0, 2]
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_of_any_two_commands_with_one_output_one_is_refused(server, uninterrupted, name, tmp_path):
+    expected, _ = uninterrupted(name)
+    assert meet(server, name, tmp_path) == [0, 2]
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_commands_in_folders_inside_each_other_do_not_meet(server, tmp_path):
+    codes, logs = server.run(command(server, "generate", tmp_path), command(server, "evaluate", tmp_path / "evaluation"))
+    assert codes == [0, 0], logs
+
+
+def test_images_of_other_settings_are_kept(server, tmp_path):
+    flags = command(server, "generate", tmp_path)
+    assert server.run(flags)[0] == [0]
+    before = contents(tmp_path)
+    assert server.run(flags)[0] == [0]
+    assert contents(tmp_path) == before
+    assert server.run([*flags, "--guidance-scale", 1.2000001])[0] == [0]
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 2 * len(before)
+    assert "grid-2.png" in after
