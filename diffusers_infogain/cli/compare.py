@@ -137,7 +137,7 @@ class Results:
         for number, run in enumerate(self.runs, 1):
             where = f"Run {number} of {path}"
             check_fields(run, where, _FIELDS)
-            comparison.parse_sampler(run["sampler"])
+            comparison.check_recorded_sampler(run["sampler"], where)
             for name, measured in run["metrics"].items():
                 check_fields(measured, f"The metric {name} of {where}", {"identity": dict, "figures": dict})
                 check_fields(measured["figures"], f"The metric {name} of {where}", dict.fromkeys(measured["figures"], float))

@@ -81,12 +81,20 @@ def parse_sampler(text: str) -> SamplerSpec:
     return SamplerSpec(text, settings, call)
 
 
+def check_recorded_sampler(text: str, where: str) -> None:
+    """Raises a ValueError that says where a sampler stands, if it is none."""
+    try:
+        parse_sampler(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is of no sampler that there is. {error}") from None
+
+
 def _value(text: str) -> Any:
     if ":" in text:
         return [_value(part) for part in text.split(":")]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

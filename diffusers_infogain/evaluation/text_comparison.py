@@ -16,7 +16,7 @@ from ..choices import TEXT_TASKS
 from ..decoding import DecodingTrace
 from ..files import check_fields, read_json_lines
 from . import text_tasks
-from .comparison import SamplerSpec, parse_sampler
+from .comparison import SamplerSpec, check_recorded_sampler, parse_sampler
 from .statistics import Figure, clustered_mean, pearson
 
 Answer = Callable[[Sequence[Any], list[int]], tuple[list[str], DecodingTrace]]
@@ -74,7 +74,7 @@ def read_records(path: Path, num_problems: int) -> list[dict[str, Any]]:
     for number, record in enumerate(records, 1):
         where = f"Line {number} of {path}"
         check_fields(record, where, _FIELDS)
-        parse_sampler(record["sampler"])
+        check_recorded_sampler(record["sampler"], where)
         lengths = {len(record[name]) for name in ("right", "cumulative_entropies", "model_rows", "steps", "product_first")}
         if lengths != {num_problems} or not set(record["right"]) <= {"0", "1"}:
             raise ValueError(f"{where} must have verdicts and figures of {num_problems} problems.")
@@ -185,9 +185,9 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[TextGroup]:
             "steps": [float(value) for record in runs for value in record["steps"]],
         }
         figures = {name: clustered_mean(column, clusters) for name, column in columns.items()}
-        firsts = [value for record in runs for value in record["product_first"] if value is not None]
+        firsts = [pair for record in runs for pair in enumerate(record["product_first"]) if pair[1] is not None]
         if firsts:
-            figures["product_first"] = clustered_mean(firsts, clusters)
+            figures["product_first"] = clustered_mean([value for _, value in firsts], [problem for problem, _ in firsts])
         for name in ("distinct", "distinct_right", "seconds"):
             shares = [record[name] / len(record["right"]) for record in runs]
             figures[name] = Figure(sum(shares) / len(shares), float("nan"), len(clusters))
