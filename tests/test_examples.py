@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +79,31 @@ def test_text_benchmark_prints_time_and_rows(run):
         assert f"  batch 2, confidence, cache {cache}: " in out
         assert "1.00 times confidence; a text: 16 rows, 0 steps looked ahead" in out
         assert f"  batch 2, info_gain, cache {cache}: " in out
+
+
+def test_the_pictures_of_the_results_are_drawn_from_their_figures(run, tmp_path):
+    results = EXAMPLES.parent / "docs" / "results"
+    shutil.copy(results / "results.json", tmp_path)
+    out = run("draw_results.py", tmp_path)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {path.name for path in results.glob("*.png")} - {"text_variety.png"}
+    # one r, in the pictures and in the text
+    found = re.search(r"r = (-0.\d+) \(95 % interval (-0.\d+) to (-0.\d+)\) over (\d+) configurations", out)
+    text = (results.parent / "results.md").read_text(encoding="utf-8")
+    r, low, high, n = found.groups()
+    assert f"Over the {n} configurations Pearson's r between right images and cumulative entropy is {r}" in text
+    assert f"(95 % interval {low} to {high})" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    bool(importlib.util.find_spec("torch_fidelity") and not importlib.util.find_spec("torchvision")),
+    reason="torch-fidelity needs torchvision",
+)
+def test_memory_does_not_grow_with_the_number_of_photographs(run):
+    out = run("benchmark_photographs.py", "--counts", 40, 400)
+    few, many = (int(text) for text in re.findall(r"reference: (\d+) MiB", out))
+    assert many < 1.1 * few
 
 
 def test_the_commands_that_reproduce_the_text_results_parse(tmp_path):

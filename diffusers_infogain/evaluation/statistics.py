@@ -51,7 +51,7 @@ def mean_over_seeds(values: Sequence[float], n: int) -> Figure:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r and its 95 % confidence interval by Fisher's z-transformation (NaN with fewer than 4 points)."""
+    """Pearson's r and its 95 % confidence interval by Fisher's z-transformation, over n points; NaN where it is not defined."""
 
     r: float
     low: float
@@ -60,10 +60,15 @@ class Correlation:
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """Pearson's r of two sequences; NaN if one of them is constant or there are fewer than 2 points."""
+    """Pearson's r of two sequences.
+
+    NaN with fewer than 4 points, where it has no interval and any two points lie on a line, and if one of them is constant.
+    """
     a, b = (torch.tensor(value, dtype=torch.double) for value in (x, y))
-    r = torch.corrcoef(torch.stack([a, b]))[0, 1].item() if len(a) > 1 else math.nan
-    if len(a) < 4 or not abs(r) < 1:
+    if len(a) < 4:
+        return Correlation(math.nan, math.nan, math.nan, len(a))
+    r = torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+    if not abs(r) < 1:
         return Correlation(r, math.nan, math.nan, len(a))
     half = 1.959964 / math.sqrt(len(a) - 3)
     return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), len(a))

@@ -8,9 +8,10 @@ import pytest
 
 from diffusers_infogain.evaluation import comparison, report
 from diffusers_infogain.evaluation.comparison import Quality, SamplerSpec, parse_sampler
+from diffusers_infogain.evaluation.names import describe_sampler
 from diffusers_infogain.evaluation.prompts import Prompt, requests
 from diffusers_infogain.evaluation.runs import FinishedImage
-from diffusers_infogain.scheduling_infogain import InfoGainScheduler
+from diffusers_infogain.scheduling_infogain import PRESETS, SAMPLERS, InfoGainScheduler
 
 RIGHT = Quality("right", True)
 
@@ -228,7 +229,12 @@ def test_the_table_shows_both_comparisons_and_marks_the_front():
     assert "+50.0 ± 28.9 (maskgit, 4 steps)" in row
     assert "+25.0 ± 25.0 (maskgit, 16 steps)" in row
     assert "Tiny. 4 images per row, seeds 0." in text
-    assert f"over the 3 configurations: {np.corrcoef([4, 16, 16], [1, 2, 3])[0, 1]:.2f}." in text
+    assert "Right (%) against cumulative entropy: no correlation can be told from 3 configurations." in text
+    more = comparison.summarize(
+        [result("maskgit", n, n, right) for n, right in ((4, "1000"), (8, "1110"), (16, "1100"), (32, "1111"))]
+    )
+    r = np.corrcoef([4, 8, 16, 32], [1, 3, 2, 4])[0, 1]
+    assert f"Pearson's r = {r:.2f} (95 % interval " in report.comparison_report(more, RIGHT, "Tiny.")
 
 
 def test_figures_have_as_many_digits_as_their_error_warrants():
@@ -262,3 +268,87 @@ def test_plots_are_written(tmp_path):
         "entropy_4_steps.png",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def many_groups():
+    runs = [
+        result(name, steps, rows, right, num_candidates=num, entropies=[entropy] * 4)
+        for name, steps, rows, right, num, entropy in (
+            ("maskgit", 4, 4, "1000", None, 5.0),
+            ("maskgit", 8, 8, "1100", None, 4.0),
+            ("maskgit:entropy_bound=0.25", 64, 9, "1110", None, 4.0),
+            ("maskgit:entropy_bound=0.5", 64, 7, "1100", None, 4.5),
+            ("default", 8, 13, "1110", 4, 3.0),
+            ("paper", 8, 57, "0000", 8, 9.0),
+            *((name, 8, 8, "0000", None, 6.0) for name in ("halton", "uniform", "confidence", "margin", "entropy")),
+        )
+    ]
+    return comparison.summarize(runs)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("maskgit:entropy_bound=0.25", "MaskGIT, entropy bound 0.25"),
+        ("info_gain:gain_reduction=sum,entropy_bound=0,num_beams=2", "lookahead, summed gain, no entropy bound, 2 beams"),
+        ("info_gain:certainty=pivot", "lookahead, proposals by pivot"),
+        ("entropy:num_runs=6,token_temperature=0.4", "lowest entropy, best of 6, token temperature 0.4"),
+        ("pc_sampler:pc_frequencies=a/b.safetensors", "PC-Sampler, token frequencies"),
+        ("uniform:position_temperature=4:0", "random order, position temperature 4 to 0"),
+    ],
+)
+def test_pictures_name_samplers_in_words(text, name):
+    assert describe_sampler(text) == name
+    assert describe_sampler("maskgit:entropy_bound=0.25", bounds=False) == "MaskGIT, entropy bound"
+
+
+def test_every_sampler_has_a_name_in_words():
+    for name in (*SAMPLERS, *PRESETS):
+        assert "_" not in describe_sampler(name)
+
+
+def test_at_most_six_samplers_are_named_and_no_two_look_alike():
+    series = report.choose_series(many_groups(), RIGHT)
+    assert len(series) == 6
+    assert {"lookahead (default)", "lookahead as in the paper"} <= {one.label for one in series}
+    looks = [(one.style["color"], one.style["linestyle"], one.style["marker"]) for one in series]
+    assert len(set(looks)) == 6
+    named = report.choose_series(many_groups(), RIGHT, ["MaskGIT", "margin"])
+    assert [one.label for one in named] == ["MaskGIT", "margin"]
+    with pytest.raises(ValueError, match=r"`names` must be among .*MaskGIT.*, got 'maskgit'"):
+        report.choose_series(many_groups(), RIGHT, ["maskgit"])
+
+
+def test_lines_join_what_differs_in_one_setting():
+    series = {one.label: one for one in report.choose_series(many_groups(), RIGHT)}
+    assert [len(strand) for strand in series["MaskGIT"].strands("model_rows")] == [2]
+    groups = comparison.summarize([result("maskgit:entropy_bound=0.25", n, n, "1000") for n in (8, 16)])
+    (one,) = report.choose_series(groups, RIGHT)
+    assert [len(strand) for strand in one.strands("model_rows")] == [1, 1]
+
+
+def test_a_sampler_has_one_color_in_all_pictures(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(report, "_save", lambda figure, path: drawn.update({path.name: figure}))
+    report.write_plots(many_groups(), RIGHT, tmp_path)
+    colors = {"lookahead (default)": set(), "lookahead as in the paper": set()}
+    for name, figure in drawn.items():
+        axes = figure.axes[0]
+        legend = axes.get_legend()
+        texts = {text.get_text(): text.get_color() for text in axes.texts}
+        if legend:
+            handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
+            texts = {text.get_text(): handle.get_color() for text, handle in handles}
+        for label, found in colors.items():
+            found |= {color for text, color in texts.items() if text.startswith(label)}
+        if name == "winners.png":
+            assert {"chance, N = 4", "chance, N = 8"} <= set(texts)
+            levels = [line.get_ydata()[0] for line in axes.lines if set(line.get_xdata()) == {0, 1}]
+            assert levels == [75.0, 87.5]
+    assert colors == {"lookahead (default)": {"#CC79A7"}, "lookahead as in the paper": {"#000000"}}
+
+
+def test_names_beside_a_picture_keep_their_distance():
+    found = report._spread([0.1, 0.5, 0.51, 0.96, 0.99], gap=0.05, highest=0.97)
+    assert found == pytest.approx([0.1, 0.5, 0.55, 0.92, 0.97])
+    assert report._spread([], 0.05, 0.97) == []

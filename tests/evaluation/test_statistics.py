@@ -49,5 +49,7 @@ def test_pearson_and_its_interval_are_scipys():
     ours, theirs = pearson(x.tolist(), y.tolist()), scipy.stats.pearsonr(x.double(), y.double())
     interval = theirs.confidence_interval(0.95)
     assert (ours.r, ours.low, ours.high) == pytest.approx((theirs.statistic, interval.low, interval.high), abs=1e-6)
-    assert math.isnan(pearson([1, 1, 1], [1, 2, 3]).r)
-    assert math.isnan(pearson([1, 2, 3], [1, 2, 3.5]).low)
+    assert math.isnan(pearson([1, 1, 1, 1], [1, 2, 3, 4]).r)
+    for few in ([1, 2], [1, 2, 4]):  # two points lie on a line, and three have no interval
+        assert math.isnan(pearson(few, few).r)
+        assert pearson(few, few).n == len(few)
