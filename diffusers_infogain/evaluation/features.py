@@ -174,10 +174,17 @@ class ClipFeatures(FeatureExtractor):
 
     Args:
         model: Folder or Hub id in transformers' format, with weights in safetensors.
+
+    Raises:
+        OSError: If there is none.
     """
 
     def __init__(self, model: str | os.PathLike):
-        network = transformers.CLIPModel.from_pretrained(model, use_safetensors=True).float()
+        try:
+            network = transformers.CLIPModel.from_pretrained(model, use_safetensors=True).float()
+        except OSError as error:
+            first = str(error).strip().splitlines()[0].rstrip(".")
+            raise OSError(f"`model` must be a folder or Hub id of a CLIP model in safetensors, got {model}: {first}.") from error
         name, size = f"CLIP image features ({Path(model).name})", network.config.vision_config.image_size
         super().__init__(network, network.config.projection_dim, name, size)
         # transformers 5 has the Pillow version under a name of its own

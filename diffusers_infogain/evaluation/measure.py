@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 import torch
 
+from ..checks import check_choice, check_integer
 from ..choices import FEATURES, METRICS, RESIZES
 from ..demo.shapes import Scenes, parse_caption, render, sample_scenes
 from ..files import digest, regular_file
@@ -78,10 +79,13 @@ class MeasureSettings:
         for name in metrics:
             if name not in METRICS:
                 raise ValueError(f"A metric must be one of {', '.join(METRICS)}, got {name!r}.")
-        if self.features not in FEATURES:
-            raise ValueError(f"`features` must be one of {', '.join(FEATURES)}, got {self.features!r}.")
-        if self.resize is not None and self.resize not in RESIZES:
-            raise ValueError(f"`resize` must be one of {', '.join(RESIZES)}, got {self.resize!r}.")
+        check_choice("features", self.features, FEATURES)
+        if self.resize is not None:
+            check_choice("resize", self.resize, RESIZES)
+        check_integer("batch_size", self.batch_size, 1)
+        check_integer("seed", self.seed, 0)
+        if self.subset_size is not None:
+            check_integer("subset_size", self.subset_size, 2)
         needy = [name for name in metrics if name in WITH_REFERENCE]
         if needy and self.reference is None:
             raise ValueError(f"`reference` must be given for {', '.join(needy)}: a folder of real images or an .npz file.")

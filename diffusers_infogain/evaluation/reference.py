@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..checks import check_integer, check_type
 from ..files import parse_json, read_npz, replacing
 from .features import InceptionFeatures
 
@@ -40,11 +41,9 @@ class StatisticsOrigin:
     weights: str
 
     def __post_init__(self) -> None:
-        if type(self.num_images) is not int or self.num_images < 2:
-            raise ValueError(f"`num_images` must be an integer >= 2, got {self.num_images!r}.")
+        check_integer("num_images", self.num_images, 2)
         for name in ("resize", "network", "weights"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
+            check_type(name, getattr(self, name), str, "a string")
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,13 @@ def test_inception_outputs_are_named():
         InceptionFeatures("mean")
 
 
+def test_a_clip_that_is_not_there_is_one_sentence(tmp_path):
+    for missing in (tmp_path, tmp_path / "nowhere", "no/such-model"):
+        with pytest.raises(OSError, match=r"`model` must be a folder or Hub id of a CLIP model in safetensors, got") as caught:
+            ClipFeatures(missing)
+        assert len(str(caught.value).splitlines()) == 1
+
+
 def test_missing_torch_fidelity_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
