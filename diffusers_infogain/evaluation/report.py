@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..choices import PRESETS
 from ..files import replacing
-from ..scheduling_infogain import PRESETS
 from .comparison import (
     Group,
     Quality,

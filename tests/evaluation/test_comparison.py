@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 
+from diffusers_infogain.choices import PRESETS, SAMPLERS
 from diffusers_infogain.evaluation import comparison, report
 from diffusers_infogain.evaluation.comparison import Quality, SamplerSpec, parse_sampler
 from diffusers_infogain.evaluation.names import describe_sampler
 from diffusers_infogain.evaluation.prompts import Prompt, requests
 from diffusers_infogain.evaluation.runs import FinishedImage
-from diffusers_infogain.scheduling_infogain import PRESETS, SAMPLERS, InfoGainScheduler
+from diffusers_infogain.scheduling_infogain import InfoGainScheduler
 
 RIGHT = Quality("right", True)
 
