@@ -48,9 +48,9 @@ def uniforms(generator: Generators, batch_size: int, shape: Sequence[int]) -> to
     if isinstance(generator, Sequence):
         if len(generator) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
-        return torch.stack([torch.rand(tuple(shape), generator=one, device=one.device) for one in generator])
+        return torch.stack([torch.rand(tuple(shape), generator=one, dtype=torch.float32, device=one.device) for one in generator])
     device = generator.device if generator is not None else None
-    return torch.rand((batch_size, *shape), generator=generator, device=device)
+    return torch.rand((batch_size, *shape), generator=generator, dtype=torch.float32, device=device)
 
 
 def gumbel(uniform: torch.Tensor) -> torch.Tensor:

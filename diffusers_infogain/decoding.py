@@ -123,9 +123,9 @@ class _TraceRecorder:
 
     def trace(self, batch: int, length: int, num: int) -> DecodingTrace:
         if not self.steps:
-            none, real = torch.zeros(0, batch, dtype=torch.long), torch.zeros(0, batch)
+            none, real = torch.zeros(0, batch, dtype=torch.long), torch.zeros(0, batch, dtype=torch.float32)
             selected = torch.zeros(0, batch, length, dtype=torch.bool)
-            return DecodingTrace(none, real, real, torch.zeros(0, batch, num), none, selected, none, none.bool())
+            return DecodingTrace(none, real, real, real[..., None].expand(-1, -1, num), none, selected, none, none.bool())
         starts = torch.arange(len(self.steps))[:, None].expand(-1, batch) == 0
         columns = {name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]}
         return DecodingTrace(**columns, starts=starts)

@@ -116,8 +116,8 @@ def guide(
         schedule: One of `GUIDANCE_SCHEDULES`.
     """
     masks = (tokens == mask_token_id).sum(-1)
-    ramp = [GUIDANCE_SCHEDULES[schedule](u) for u in (1 - masks / tokens.shape[1]).tolist()]
-    scales = 1 + (guidance_scale - 1) * torch.tensor(ramp, device=tokens.device)
+    ramp = [GUIDANCE_SCHEDULES[schedule](u) for u in (1 - masks.double() / tokens.shape[1]).tolist()]
+    scales = 1 + (guidance_scale - 1) * torch.tensor(ramp, dtype=torch.float32, device=tokens.device)
     scales = scales.repeat_interleave(masks)[:, None] if cond.ndim == 2 else scales[:, None, None]
     cond, uncond = cond.float(), uncond.float()
     return uncond + scales * (cond - uncond)

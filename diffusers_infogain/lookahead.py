@@ -38,7 +38,7 @@ class Lookahead:
     ):
         next_masked, self.duplicate_of = proposal.next_masked, proposal.duplicate_of
         samples, columns = proposal.distinct.nonzero(as_tuple=True)
-        values = torch.zeros(next_masked.shape, device=next_masked.device)
+        values = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
         known = ~next_masked.any(-1)
         self._kept: list[tuple[torch.Tensor, torch.Tensor, Logits]] = []
         size = chunk or max(len(samples), 1)

@@ -86,7 +86,8 @@ def decode_counts(
         return num_masked.clamp(max=tokens_per_step)
     if masking_schedule == "even":
         return -(-num_masked // (num_steps - step_index))
-    ratios = mask_ratio(torch.arange(1, step_index + 2, device=num_masked.device) / num_steps, masking_schedule)
+    steps = torch.arange(1, step_index + 2, dtype=torch.float32, device=num_masked.device)
+    ratios = mask_ratio(steps / num_steps, masking_schedule)
     if initial_masks is None:
         initial_masks = _infer_initial_masks(num_masked, ratios[:-1], num_masked if max_masks is None else max_masks)
     return num_masked - _after_step(num_masked, initial_masks, ratios[-1])

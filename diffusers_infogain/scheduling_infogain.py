@@ -362,7 +362,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             temperature = (2.0, 0.0) if self.heuristic == "maskgit" else 1.0 if self.heuristic == "pivot" else 0.4
         start, end = self._temperature_pair(temperature)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
-        self.position_temperatures = torch.linspace(start, end, num_inference_steps)
+        self.position_temperatures = torch.linspace(start, end, num_inference_steps, dtype=torch.float32)
 
     def timesteps_at(self, tokens: torch.Tensor) -> torch.Tensor:
         """The timestep (R,) of states (R, L) by their masks: when the schedule leaves so many of an empty canvas of L.
@@ -483,7 +483,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         (batch, length), device = tokens.shape, tokens.device
         masked = self.undecided(tokens, allowed)
         rows = self._codebook_logits(logits, masked, timestep)
-        entropies = torch.zeros(batch, length, device=device)
+        entropies = torch.zeros(batch, length, dtype=torch.float32, device=device)
         entropies[masked] = scoring.entropy(rows)
 
         num = config.num_candidates if self.looks_ahead else 1
@@ -496,12 +496,12 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
         num_masked = masked.sum(-1)
         max_masks = torch.full_like(num_masked, length) if allowed is None else allowed.sum(-1)
-        share = num_masked / (max_masks if initial_masks is None else initial_masks).clamp(min=1)
+        share = num_masked.float() / (max_masks if initial_masks is None else initial_masks).clamp(min=1)
         temperature = self._temperatures(index, share)
         previous = None
         if previous_logits is not None and self.compares_steps:
             previous = self._codebook_logits(previous_logits, masked, timestep)
-        phi = torch.full((batch, length, num), -torch.inf, device=device)
+        phi = torch.full((batch, length, num), -torch.inf, dtype=torch.float32, device=device)
         if self.heuristic == "pivot":
             phi[masked] = self._pivot_scores(entropies, masked, uniform[:, :, 1], temperature).transpose(1, 2)[masked]
         else:
@@ -541,7 +541,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             phi = torch.where(ready[:, None], torch.inf, phi)
             count = torch.maximum(count, ready.sum(-1))
         elif config.confidence_threshold is not None:
-            confidence = torch.zeros(batch, length, device=device)
+            confidence = torch.zeros(batch, length, dtype=torch.float32, device=device)
             confidence[masked] = scoring.top_probability(rows)
             above = (confidence > config.confidence_threshold).sum(-1)
             bypass = draw.select_top(confidence[:, None], torch.minimum(above, count))
@@ -678,7 +678,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         """
         samples, columns = rows
         state, position = (proposal.next_masked & proposal.distinct[..., None])[rows].nonzero(as_tuple=True)
-        values = torch.zeros(len(samples), proposal.masked.shape[-1], device=proposal.masked.device)
+        values = torch.zeros(len(samples), proposal.masked.shape[-1], dtype=torch.float32, device=proposal.masked.device)
         size = max(_SCORED_AT_ONCE // logits.shape[-1], 1)
         for here in zip(state.split(size), position.split(size), strict=True):
             sample, at = samples[here[0]], here[1]
@@ -700,9 +700,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if values is not None:
             values = values[torch.arange(len(values), device=values.device)[:, None], proposal.duplicate_of]
         else:
-            values = torch.zeros(next_masked.shape, device=next_masked.device)
-            if next_masked.any():
-                values = torch.where(next_masked, torch.nan, 0.0)
+            zeros = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
+            values = zeros.masked_fill(next_masked, torch.nan)
         if proposal.logits is not None:
             gain = scoring.surprise(proposal.cost, values, next_masked)
             return gain, scoring.objective(gain, proposal.cost, self.config.gain_weight)
@@ -810,10 +809,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         index, length = self._step_index(timesteps), sample[0].numel()
         per_step = self.config.tokens_per_step
         if per_step is None:
-            done = torch.tensor(index + 1) / len(self.timesteps)
+            done = torch.tensor((index + 1) / len(self.timesteps), dtype=torch.float32)
             share = schedules.mask_ratio(done, self.config.masking_schedule)
         else:
             left = 0 if index == len(self.timesteps) - 1 else max(length - per_step * (index + 1), 0)
-            share = torch.tensor(left / length)
+            share = torch.tensor(left / length, dtype=torch.float32)
         uniform = draw.uniforms(generator, len(sample), sample.shape[1:]).to(sample.device)
         return sample.masked_fill(uniform < share.to(sample.device), self.config.mask_token_id)

@@ -19,7 +19,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 def masked_entropy(logits: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
     """H_l at the positions of `masked` (...), 0 elsewhere; `logits` (..., V)."""
-    entropies = torch.zeros(masked.shape, device=logits.device)
+    entropies = torch.zeros(masked.shape, dtype=torch.float32, device=logits.device)
     entropies[masked] = entropy(logits[masked])
     return entropies
 
@@ -32,7 +32,7 @@ def top_probability(logits: torch.Tensor) -> torch.Tensor:
 def margin(logits: torch.Tensor) -> torch.Tensor:
     """p_(1) - p_(2), the lead of the most probable token over the second: (..., V) to (...)."""
     if logits.shape[-1] == 1:
-        return torch.ones(logits.shape[:-1], device=logits.device)
+        return torch.ones(logits.shape[:-1], dtype=torch.float32, device=logits.device)
     first, second = logits.float().softmax(-1).topk(2, dim=-1).values.unbind(-1)
     return first - second
 
@@ -50,7 +50,7 @@ def calibrated_confidence(
 
     "PC-Sampler: Position-Aware Calibration of Decoding Bias in Masked Diffusion Models" (arXiv 2508.13021).
     """
-    return (-decay * place).exp() * (probability * surprisal).clamp(max=clip)
+    return (-decay * place.float()).exp() * (probability * surprisal).clamp(max=clip)
 
 
 def action_cost(entropies: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:

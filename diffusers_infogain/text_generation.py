@@ -306,9 +306,9 @@ class TextGeneration:
         steps = sum(len(trace.winner) for _, _, trace in self._traces)
         whole = DecodingTrace(
             num_decoded=torch.zeros(steps, batch, dtype=torch.long),
-            cost=torch.zeros(steps, batch),
-            gain=torch.full((steps, batch), torch.nan),
-            objective=torch.full((steps, batch, num), torch.nan),
+            cost=torch.zeros(steps, batch, dtype=torch.float32),
+            gain=torch.full((steps, batch), torch.nan, dtype=torch.float32),
+            objective=torch.full((steps, batch, num), torch.nan, dtype=torch.float32),
             winner=torch.zeros(steps, batch, dtype=torch.long),
             selected=torch.zeros(steps, batch, length, dtype=torch.bool),
             model_rows=torch.zeros(steps, batch, dtype=torch.long),

@@ -251,7 +251,7 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
 def _positions(length: int, rows: int, columns: int, device: torch.device) -> torch.Tensor:
     """Coordinates (length + rows * columns, 3): all 0 for text, then (0, row, column)."""
     grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
-    return torch.cat([torch.zeros(length, 3, device=device), nn.functional.pad(grid.float(), (1, 0))])
+    return torch.cat([torch.zeros(length, 3, dtype=torch.float32, device=device), nn.functional.pad(grid.float(), (1, 0))])
 
 
 def open_meissonic_transformer(folder: Path, variant: str | None = None) -> ModelSource:

@@ -313,3 +313,15 @@ def test_a_device_map(pipe, tmp_path):
     assert torch.equal(call(again).images, call(pipe).images)
     again.reset_device_map()
     assert torch.equal(call(again).images, call(pipe).images)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(family, default):
+    expected = call(make_pipe(family), output_type="pt").images
+    pipe = make_pipe(family)
+    torch.set_default_dtype(default)
+    try:
+        images = call(type(pipe)(**pipe.components, **pipe.parameters), output_type="pt").images
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(images, expected)

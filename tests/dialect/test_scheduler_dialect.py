@@ -12,9 +12,11 @@ import pytest
 import torch
 from conftest import make_components
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline, AmusedScheduler
+from helpers import HashModel, make_scheduler
 
-from diffusers_infogain import PRESETS, InfoGainScheduler
+from diffusers_infogain import PRESETS, InfoGainScheduler, decode
 from diffusers_infogain.image_generation import as_infogain_scheduler
+from diffusers_infogain.scheduling_infogain import SAMPLERS
 
 MASK = 25
 
@@ -221,3 +223,26 @@ def test_attributes_of_a_scheduler():
     with pytest.raises(AttributeError, match="does_not_exist"):
         _ = scheduler.does_not_exist
     assert "kwargs" not in inspect.signature(InfoGainScheduler.__init__).parameters
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_another_default_dtype_changes_no_draw(sampler, default):
+    model = HashModel(length=24, num_tokens=16, conditions=(1, 2))
+
+    def run():
+        scheduler = make_scheduler(16, 5, sampler=sampler, **({} if sampler == "entropy_bound" else {"entropy_bound": 0.3}))
+        scheduler.set_timesteps(5)
+        tokens = torch.full((2, 24), 16)
+        tokens[:, :3] = 5
+        return decode(model, scheduler, tokens, generator=torch.Generator().manual_seed(0), grid=(4, 6))
+
+    expected = run()
+    torch.set_default_dtype(default)
+    try:
+        output = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(output.tokens, expected.tokens)
+    for name, value in vars(expected.trace).items():
+        torch.testing.assert_close(getattr(output.trace, name), value, rtol=0, atol=0, equal_nan=True)
