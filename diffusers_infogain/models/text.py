@@ -54,6 +54,7 @@ from .saved import load_component, load_tokenizer
 logger = logging.get_logger("diffusers." + __name__)
 
 ATTENTIONS = ("full", "block_causal")
+FAMILIES = ("llada", "mmada", "dream", "sdar", "a2d", "masked_lm")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class TextFamily:
     def __post_init__(self) -> None:
         check_fields(TextFamily, vars(self), "text_family")
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
+        if self.name not in FAMILIES:
+            raise ValueError(f"`name` must be one of {', '.join(FAMILIES)}, got {shown(self.name)}.")
         if self.attention not in ATTENTIONS:
             raise ValueError(f"`attention` must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
         if (self.attention == "block_causal") != (self.block_length is not None) or (
@@ -165,7 +168,10 @@ def text_family(
     settings: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
     kind = _kind(settings)
     if settings.get("text_family"):
-        family = TextFamily(**settings["text_family"])
+        try:
+            family = TextFamily(**settings["text_family"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config.json: `text_family`: {error}") from None
         return family if block_length is None else _with_blocks(family, block_length)
     require_fields(settings, _SUPPORTED.get(kind, {}), "config.json")
     family = TextFamily(
@@ -344,9 +350,13 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             kind = Qwen2Tokenizer
     options: dict[str, Any] = {}
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if kind is AutoTokenizer and config and config.get("model_type") not in CONFIG_MAPPING_NAMES:
-        # It would read this file as a model of another type, and warn that it may not be compatible.
-        options = {"config": PreTrainedConfig(tokenizer_class=config.get("tokenizer_class"))}
+    if kind is AutoTokenizer and config:
+        # It would read this file for the model's type alone, whatever else it says, and warn of types that it does not know.
+        model_type, name = config.get("model_type"), config.get("tokenizer_class")
+        known = isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
+        own = CONFIG_MAPPING[model_type]() if known else PreTrainedConfig()
+        own.tokenizer_class = name if isinstance(name, str) else None
+        options = {"config": own}
     tokenizer = load_tokenizer(kind, folder, **options)
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
@@ -356,9 +366,14 @@ def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -
     model_type = settings["model_type"]
     if model_type in MODEL_TYPES:
         return open_llada(folder)
+    masked = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if masked != (family.name == "masked_lm") or not (masked or model_type in (*_NATIVE, *_SAVED)):
+        raise ValueError(
+            f"{folder / 'config.json'}: the `text_family` {family.name!r} does not go with the model type {shown(model_type)}."
+        )
     weights = find_weights(folder, WEIGHT_NAMES)
     check_sizes(settings, weights, folder / "config.json")
-    if family.name == "masked_lm":
+    if masked:
         return _open_masked_lm(folder, settings, weights)
     if model_type in _NATIVE:
         _, kind, config_class = _NATIVE[model_type]
@@ -396,8 +411,8 @@ class _RenamedSource(ModelSource):
 
     @functools.cached_property
     def keys(self) -> dict[str, str]:
-        """None: `load` checks that all tensors are there."""
-        return {}
+        """Every tensor of the model, by the name that it has there; `load` checks that they are all in the files."""
+        return {name: name for name in self.skeleton.state_dict()}
 
     def load(self, dtype: torch.dtype | None = None) -> Any:
         """The model with its weights, in evaluation mode."""
