@@ -5,9 +5,10 @@ import re
 import shutil
 import sys
 
+import PIL.Image
 import pytest
 
-from diffusers_infogain import cli
+from diffusers_infogain import cli, load
 
 ARGUMENTS = ["--num-prompts", "4", "--steps", "2", "--seeds", "0", "1", "--device", "cpu", "--num-candidates", "2", "3"]
 
@@ -23,8 +24,8 @@ def compare(capsys, folder, *arguments) -> tuple[int, str, str]:
 
 def test_a_comparison_writes_figures_table_plots_and_images_and_makes_only_what_is_missing(capsys, tmp_path):
     folder = tmp_path / "out"
-    code, out, _ = compare(capsys, folder, "--samplers", "maskgit", "info_gain:gain_reduction=mean")
-    assert code == 0
+    code, out, err = compare(capsys, folder, "--samplers", "maskgit", "info_gain:gain_reduction=mean")
+    assert code == 0, err
     results = json.loads((folder / "results.json").read_text())
     assert len(results["runs"]) == 6
     assert [(group["sampler"], group["num_candidates"], group["seeds"]) for group in results["summary"]] == [
@@ -58,6 +59,70 @@ def test_a_comparison_writes_figures_table_plots_and_images_and_makes_only_what_
     assert code == 0
     assert "| 2 | uniform |" in out
     assert "| 2 | info_gain:gain_reduction=mean, N 3 |" in (tmp_path / "report" / "table.md").read_text()
+
+
+def test_runs_measured_in_another_way_are_measured_again(capsys, tmp_path):
+    for name, sigma in (("a", 20), ("b", 120)):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            PIL.Image.effect_noise((64, 64), sigma + i).convert("RGB").save(tmp_path / name / f"{i}.png")
+
+    def figures(folder, *arguments):
+        code, _, err = compare(capsys, folder, "--seeds", 0, "--metrics", *arguments)
+        assert code == 0, err
+        runs = json.loads((folder / "results.json").read_text())["runs"]
+        return {run["sampler"]: {name: one["figures"] for name, one in run["metrics"].items()} for run in runs}
+
+    both = ["--samplers", "maskgit", "uniform", "--reference"]
+    alone = figures(tmp_path / "alone", "frechet", *both, tmp_path / "b")
+    first = figures(tmp_path / "out", "frechet", "diversity", *both, tmp_path / "a")
+    images = {path: path.read_bytes() for path in (tmp_path / "out").rglob("0*.png")}
+    again = figures(tmp_path / "out", "frechet", "--samplers", "maskgit", "--reference", tmp_path / "b", "--everything")
+    assert again == {name: {**first[name], **alone[name]} for name in first}  # what does not depend on the reference stays
+    assert {path: path.read_bytes() for path in images} == images
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "results.json must have the field `runs`."),
+        ("[]", "results.json must hold a JSON object, got list."),
+        ('{"runs": 5}', "results.json must have a list of object in its field `runs`, got 5."),
+        ('{"runs": [{}]}', "Run 1 of {path} must have the field `sampler`."),
+    ],
+)
+def test_results_of_another_shape_are_named(capsys, tmp_path, content, message, compared):
+    (tmp_path / "run.json").write_bytes((compared / "run.json").read_bytes())
+    (tmp_path / "results.json").write_text(content)
+    code, _, err = compare(capsys, tmp_path, "--samplers", "maskgit", "--metrics", "composition")
+    assert code == 2
+    assert message.format(path=tmp_path / "results.json") in err
+    assert (tmp_path / "results.json").read_text() == content
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    flags = ["--samplers", "maskgit", "--seeds", "0", "--metrics", "composition"]
+    assert cli.main(["compare", "--output", str(folder), *ARGUMENTS, *flags]) == 0
+    return folder
+
+
+def test_guidance_scales_that_differ_in_the_last_digit_are_two_runs(capsys, tmp_path):
+    flags = ["--samplers", "maskgit", "--seeds", 0, "--metrics", "composition", "--guidance-scales", 1.2000001, 1.2000002]
+    assert compare(capsys, tmp_path, *flags)[0] == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    summary = json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert [group["guidance_scale"] for group in summary] == [1.2000001, 1.2000002]
+
+
+def test_default_is_what_the_pipeline_does(capsys, tmp_path):
+    arguments = ["--num-prompts", "2", "--steps", "2", "--seeds", "0", "--device", "cpu", "--samplers", "default", "paper"]
+    assert cli.main(["compare", "--output", str(tmp_path), *arguments, "--metrics", "composition"]) == 0
+    runs = {run["sampler"]: run for run in json.loads((tmp_path / "results.json").read_text())["runs"]}
+    own = load("demo").scheduler.config
+    assert runs["default"]["scheduler"] == {name: value for name, value in own.items() if not name.startswith("_")}
+    assert (runs["default"]["num_candidates"], runs["paper"]["num_candidates"]) == (4, 8)
 
 
 def test_seeds_are_other_noise_on_the_same_prompts(capsys, tmp_path):

@@ -86,6 +86,16 @@ def test_images_from_elsewhere_are_measured(capsys, tmp_path):
         "recall",
     }
     assert figures["FD (demo VQ encoder, channel means)"]["n"] == 5
+    report = (tmp_path / "out" / "report.json").read_bytes()
+    for _ in range(2):  # the same measurement is the same report, another one stands beside it
+        assert evaluate(capsys, tmp_path / "out", *arguments, "--metrics", "kid")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report-2.json",
+        "report-2.md",
+        "report.json",
+        "report.md",
+    ]
+    assert (tmp_path / "out" / "report.json").read_bytes() == report
 
 
 def test_photographs_of_any_size_are_measured_and_their_statistics_kept(capsys, tmp_path):
