@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..extras import missing
 from .shapes import BACKGROUND, COLORS, HALF_WIDTH, IMAGE_SIZE, SHAPES, Caption, ObjectSpec, _signed_distance
 
 # Share of an object's ink from which a pixel belongs to it (above one half, so that blurred tips that nearly touch do not join
@@ -101,7 +102,7 @@ def load_ndimage() -> Any:
     try:
         from scipy import ndimage
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("The checker needs SciPy: pip install 'diffusers_infogain[demo]'.", name="scipy") from error
+        raise missing("The checker needs", "SciPy", "demo", "scipy") from error
     return ndimage
 
 

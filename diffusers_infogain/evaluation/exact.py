@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..choices import PRESETS
 from ..decoding import Denoise, decode, decode_best_of
+from ..extras import missing
 from ..scheduling_infogain import InfoGainScheduler
 
 SUDOKU_SHARPNESS = 6.0
@@ -90,9 +91,7 @@ def digit_images() -> torch.Tensor:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The digits need scikit-learn: pip install 'diffusers_infogain[exact]'.", name="sklearn"
-        ) from error
+        raise missing("The digits need", "scikit-learn", "exact", "sklearn") from error
     pixels = torch.tensor(load_digits().data)  # 0 to 16
     return (pixels * DIGITS_LEVELS / 16).long().clamp(max=DIGITS_LEVELS - 1)
 

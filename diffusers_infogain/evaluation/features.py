@@ -17,6 +17,7 @@ from diffusers import VQModel
 from PIL import Image
 
 from ..demo.shapes import IMAGE_SIZE
+from ..extras import missing
 from ..files import read_safetensors, read_tensors
 
 INCEPTION_OUTPUTS = {"pool": ("2048", 2048), "spatial": ("768", 17 * 17 * 7), "logits": ("logits_unbiased", 1008)}
@@ -93,9 +94,7 @@ def _inception_class() -> Any:
         with torchvision_explained():
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "`InceptionFeatures` needs torch-fidelity: pip install 'diffusers_infogain[inception]'.", name=error.name
-        ) from error
+        raise missing("`InceptionFeatures` needs", "torch-fidelity", "inception", error.name) from error
     return FeatureExtractorInceptionV3
 
 

@@ -15,15 +15,14 @@ import torch
 from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 
+from ..extras import missing
 from ..scheduling_infogain import InfoGainScheduler, at_least
 from .text_cache import TextCache
 
 try:
     from lm_eval.api.model import LM
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"lm-eval's tasks need lm-eval ({error.name} is missing): pip install 'diffusers_infogain[lm-eval]'.", name=error.name
-    ) from error
+    raise missing("lm-eval's tasks need", f"lm-eval ({error.name} is missing)", "lm-eval", error.name) from error
 
 CALL_ARGUMENTS = (
     "block_length",

@@ -21,6 +21,7 @@ import torch
 from ..checks import check_choice, check_integer
 from ..choices import FEATURES, METRICS, RESIZES
 from ..demo.shapes import Scenes, parse_caption, render, sample_scenes
+from ..extras import missing
 from ..files import digest, regular_file
 from .photographs import batches, image_files
 from .prompts import Prompt
@@ -98,9 +99,7 @@ class MeasureSettings:
             self._check_target(self.save_statistics)
         if "inception" in self._networks(metrics):
             if not importlib.util.find_spec("torch_fidelity"):
-                raise ModuleNotFoundError(
-                    "FID's network needs torch-fidelity: pip install 'diffusers_infogain[inception]'.", name="torch_fidelity"
-                )
+                raise missing("FID's network needs", "torch-fidelity", "inception", "torch_fidelity")
             if self.inception_weights is not None and not self.inception_weights.is_file():
                 raise ValueError(f"`inception_weights` must be a file, got {self.inception_weights}.")
         if needy or (self.save_statistics is not None and self.reference is not None):

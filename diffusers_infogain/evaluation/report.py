@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import PRESETS
+from ..extras import missing
 from ..files import replacing
 from .comparison import (
     Group,
@@ -132,7 +133,7 @@ def load_pyplot() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: pip install 'diffusers_infogain[eval]'.", name="matplotlib") from error
+        raise missing("Plots need", "matplotlib", "eval", "matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -161,8 +161,8 @@ def test_another_comparison_in_the_same_folder_is_refused(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("matplotlib", "Plots need matplotlib: pip install 'diffusers_infogain[eval]'."),
-        ("scipy", "The checker needs SciPy: pip install 'diffusers_infogain[demo]'."),
+        ("matplotlib", "Plots need matplotlib: in a clone of this package, pip install -e '.[eval]'."),
+        ("scipy", "The checker needs SciPy: in a clone of this package, pip install -e '.[demo]'."),
     ],
 )
 def test_a_missing_extra_is_found_before_any_image_is_made(capsys, tmp_path, monkeypatch, module, message):

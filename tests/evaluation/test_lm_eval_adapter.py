@@ -40,15 +40,15 @@ sys.exit(cli.main(["lm-eval", "--model", "x", "--tasks", "gsm8k", "--output", {s
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("lm_eval lm-eval's tasks need lm-eval")
-    assert "pip install 'diffusers_infogain[lm-eval]'" in done.stdout
+    assert "pip install -e '.[lm-eval]'" in done.stdout
     assert done.returncode == 2
-    assert "pip install 'diffusers_infogain[lm-eval]'" in done.stderr.strip().splitlines()[-1]
+    assert "pip install -e '.[lm-eval]'" in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
 def adapter():
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'diffusers_infogain[lm-eval]'")
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[lm-eval]'")
     from diffusers_infogain.evaluation import lm_eval_adapter
 
     return lm_eval_adapter
