@@ -122,5 +122,7 @@ def test_missing_scipy_names_the_extra(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_scipy)
-    with pytest.raises(ModuleNotFoundError, match=r"The checker needs SciPy: in a clone of this package, pip install -e .\.\[demo\]"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"The checker needs SciPy: in a clone of this package, pip install -e .\.\[demo\]"
+    ):
         checker.find_objects(torch.zeros(3, 64, 64))
