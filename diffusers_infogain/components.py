@@ -11,6 +11,7 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.utils.torch_utils import is_compiled_module
 
+from .checks import LARGEST_NUMBER, check_number
 from .scheduling_infogain import at_least
 
 PUBLISHED_SCALE_FACTOR = 16
@@ -55,6 +56,24 @@ class ImagePipeline(DiffusionPipeline):
 
     vqvae: Any
     _scale_factor = PUBLISHED_SCALE_FACTOR
+
+    family_guidance_scale: float
+    """`guidance_scale` for models of the family that have none of their own."""
+
+    def keep_default_guidance_scale(self, value: float | None) -> None:
+        """Keeps the `guidance_scale` of calls that give none, which then is saved with the model; None leaves the family's.
+
+        Raises:
+            ValueError: If it is no finite number.
+        """
+        if value is not None:
+            check_number("default_guidance_scale", value, -LARGEST_NUMBER)
+            self.register_to_config(default_guidance_scale=value)
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """The `guidance_scale` of calls that give none: the model's own, as its repository says, else its family's."""
+        return self.config.get("default_guidance_scale", self.family_guidance_scale)
 
     @property
     def vae_scale_factor(self) -> int:

@@ -45,6 +45,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
         text_encoder: CLIP; its pooled embeddings and last hidden states but one condition the transformer.
         transformer: Predicts the tokens.
         scheduler: Decides which tokens to decode next, and with what.
+        default_guidance_scale: `guidance_scale` of calls that give none; 10.0 by default.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`.
@@ -53,6 +54,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
     saved_as = ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline")
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    family_guidance_scale = 10.0
 
     vqvae: VQModel
     tokenizer: CLIPTokenizer
@@ -67,8 +69,10 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
         text_encoder: CLIPTextModelWithProjection | None,
         transformer: UVit2DModel | None,
         scheduler: InfoGainScheduler | None,
+        default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae,
             tokenizer=tokenizer,
@@ -116,7 +120,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 10.0,
+        guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -144,6 +148,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
             height, width: In pixels; by default what the model was trained on, or what `latents` have.
             num_inference_steps: By default 12, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
             guidance_scale: g of classifier-free guidance, logits = uncond + g · (cond - uncond); 1 or less switches it off.
+                By default `default_guidance_scale`.
             guidance_schedule: How guidance grows from 1 to `guidance_scale` with the share of the image that is decoded:
                 "constant" (full from the start), "linear" or "cosine".
             negative_prompt: What to steer away from; one for all prompts or one each. Ignored without guidance.
@@ -174,6 +179,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         config = self.transformer.config
         prompts: dict[str, Any] = {

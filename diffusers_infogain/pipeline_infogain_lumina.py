@@ -61,6 +61,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             Lumina-DiMOO's by default.
         max_sequence_length: Tokens of prompt and image together, at most; by default as many as its published training takes.
         sample_size: Image tokens along a side, by default.
+        default_guidance_scale: `guidance_scale` of calls that give none; 4.0 by default.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if the image tokens do not fit
@@ -69,6 +70,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
 
     model_cpu_offload_seq = "transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    family_guidance_scale = 4.0
 
     vqvae: VQModel
     tokenizer: PreTrainedTokenizerBase
@@ -89,8 +91,10 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
         answer_end_token_id: int = 126355,
         max_sequence_length: int = 5120,
         sample_size: int = 64,
+        default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
         )
@@ -208,7 +212,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -231,6 +235,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             num_inference_steps: By default 64, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
             guidance_scale: g of classifier-free guidance in Lumina-DiMOO's form, logits = (1 + g) · cond - g · uncond; 0 or less
                 switches it off.
+                By default `default_guidance_scale`.
             guidance_schedule: How guidance grows with the share of the image that is decoded: "constant" (full from the start),
                 "linear" or "cosine".
             negative_prompt: What to steer away from, in place of `UNCONDITION`, which also stands for an empty text; one for all
@@ -245,6 +250,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         num_prompts = check_prompts(prompt, negative_prompt)
         generation = ImageGeneration(

@@ -49,6 +49,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         vqvae: Turns tokens into pixels: LlamaGen's VQ-16.
         transformer: Predicts the tokens.
         scheduler: Decides which tokens to decode next, and with what.
+        default_guidance_scale: `guidance_scale` of calls that give none; 0.5 by default.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if `vqvae` has another codebook
@@ -57,6 +58,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
 
     model_cpu_offload_seq = "transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    family_guidance_scale = 0.5
 
     vqvae: VQModel
     transformer: MaskGITTransformer2DModel
@@ -67,8 +69,10 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         vqvae: VQModel | None,
         transformer: MaskGITTransformer2DModel | None,
         scheduler: InfoGainScheduler | None,
+        default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        self.keep_default_guidance_scale(default_guidance_scale)
         if vqvae is not None and transformer is not None:
             codes, codebook_size = vqvae.config.num_vq_embeddings, transformer.config.codebook_size
             if codes != codebook_size:
@@ -154,7 +158,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 0.5,
+        guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         num_images_per_prompt: int = 1,
         generator: Generators = None,
@@ -175,6 +179,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
             num_inference_steps: By default 32, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
             guidance_scale: w of classifier-free guidance in MaskGIT's form, logits = (1 + w) · cond - w · uncond; 0 or less
                 switches it off. Published for the Halton sampler: 1.5 for tiny, 1.0 for small, 0.7 for base, 0.5 for large.
+                By default `default_guidance_scale`.
             guidance_schedule: How guidance grows with the share of the image that is decoded: "constant" (full from the start),
                 "linear" or "cosine".
             num_images_per_prompt: The images of a class follow each other in the output.
@@ -188,6 +193,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         Raises:
             ValueError: For a class that does not exist (naming the nearest), or other arguments that do not fit.
         """
+        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         if isinstance(class_labels, list) and not class_labels:
             raise ValueError("`class_labels` must be a class or a list of classes that is not empty, got [].")
         labels = imagenet_class_ids(class_labels)

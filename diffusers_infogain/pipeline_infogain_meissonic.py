@@ -48,6 +48,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         text_encoder: CLIP-H; its pooled embeddings and last hidden states but one condition the transformer.
         transformer: Predicts the tokens.
         scheduler: Decides which tokens to decode next, and with what.
+        default_guidance_scale: `guidance_scale` of calls that give none; 9.0 by default.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`.
@@ -55,6 +56,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    family_guidance_scale = 9.0
 
     vqvae: VQModel
     tokenizer: CLIPTokenizer
@@ -69,8 +71,10 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         text_encoder: CLIPTextModelWithProjection | None,
         transformer: MeissonicTransformer2DModel | None,
         scheduler: InfoGainScheduler | None,
+        default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae,
             tokenizer=tokenizer,
@@ -157,7 +161,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 9.0,
+        guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -185,6 +189,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
                 on (1024 and 512), or what `latents` have.
             num_inference_steps: By default 48, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
             guidance_scale: g of classifier-free guidance, logits = uncond + g · (cond - uncond); 1 or less switches it off.
+                By default `default_guidance_scale`.
             guidance_schedule, negative_prompt, num_images_per_prompt, generator, latents: As in `InfoGainPipeline`.
             prompt_embeds, encoder_hidden_states: As in `InfoGainPipeline`.
             negative_prompt_embeds, negative_encoder_hidden_states: As in `InfoGainPipeline`.
@@ -199,6 +204,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         config = self.transformer.config
         prompts: dict[str, Any] = {

@@ -58,6 +58,7 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         task_token_id, image_start_token_id, image_end_token_id, pad_token_id: Of the layout; MMaDA's by default.
         max_prompt_length: Ids of task, prompt, bos and eos together, at most; longer prompts are cut, as MMaDA does.
         sample_size: Image tokens along a side, by default.
+        default_guidance_scale: `guidance_scale` of calls that give none; 3.5 by default.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if the image tokens do not fit
@@ -66,6 +67,7 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
 
     model_cpu_offload_seq = "transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    family_guidance_scale = 3.5
 
     vqvae: MagvitV2Model
     tokenizer: PreTrainedTokenizerBase
@@ -85,8 +87,10 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         pad_token_id: int = 126093,
         max_prompt_length: int = 513,
         sample_size: int = 32,
+        default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
         )
@@ -233,7 +237,7 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 3.5,
+        guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -255,6 +259,7 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
             num_inference_steps: By default 15, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
             guidance_scale: g of classifier-free guidance in MMaDA's form, logits = (1 + g) · cond - g · uncond; 0 or less
                 switches it off.
+                By default `default_guidance_scale`.
             guidance_schedule: How guidance grows with the share of the image that is decoded: "constant" (full from the start),
                 "linear" or "cosine".
             negative_prompt: What to steer away from, in place of the empty prompt; one for all prompts or one each. Ignored
@@ -269,6 +274,7 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         num_prompts = check_prompts(prompt, negative_prompt)
         generation = ImageGeneration(

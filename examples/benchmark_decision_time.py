@@ -14,7 +14,6 @@ import time
 import torch
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.cli.common import DEMO_GUIDANCE_SCALE
 
 
 def main() -> None:
@@ -53,7 +52,6 @@ def main() -> None:
         output = pipe(
             **embeds,
             num_inference_steps=args.steps,
-            guidance_scale=DEMO_GUIDANCE_SCALE,
             generator=torch.Generator().manual_seed(run),
             output_type="latent",
         )

@@ -24,20 +24,21 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
+from diffusers import UVit2DModel, VQModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.cli.common import DEMO_GUIDANCE_SCALE, generate_images
+from diffusers_infogain.cli.common import generate_images
 from diffusers_infogain.demo import checker, shapes
 
 # One code for each distinct 8 x 8 patch of the world.
 CODEBOOK_SIZE = 193
 PATCH = 8
 LATENT_CHANNELS = 32
+GUIDANCE_SCALE = 1.2
 GRID = shapes.IMAGE_SIZE // PATCH
 MAX_CAPTION_TOKENS = 16
 
@@ -368,11 +369,11 @@ def report(folder: Path, device: str, num_images: int) -> None:
         decoded = pipe.vqvae.decode(codes, force_not_quantize=True, shape=(*codes.shape, LATENT_CHANNELS)).sample.clamp(0, 1)
     print(f"reconstructions: {share(list(decoded))}")
     prompts, seeds = [caption.text for caption in captions], list(range(num_images))
-    call = {"num_inference_steps": 16, "guidance_scale": DEMO_GUIDANCE_SCALE}
+    call = {"num_inference_steps": 16}
     for sampler in ("confidence", "maskgit"):
         pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler=sampler)
         images = generate_images(pipe, prompts, seeds, 20, sampler, **call).images
-        print(f"held-out prompts, sampler {sampler}, 16 steps, guidance {DEMO_GUIDANCE_SCALE}: {share(images)}")
+        print(f"held-out prompts, sampler {sampler}, 16 steps, guidance {pipe.default_guidance_scale}: {share(images)}")
 
 
 def main() -> None:
@@ -403,7 +404,8 @@ def main() -> None:
         return
     device = processes.device
     vqvae = train_vqvae(args, {name: tensor.to(device) for name, tensor in book.items()}, device)
-    pipe = AmusedPipeline(vqvae, tokenizer, text_encoder, transformer, AmusedScheduler(mask_token_id=CODEBOOK_SIZE))
+    scheduler = InfoGainScheduler(mask_token_id=CODEBOOK_SIZE)
+    pipe = InfoGainPipeline(vqvae, tokenizer, text_encoder, transformer, scheduler, default_guidance_scale=GUIDANCE_SCALE)
     pipe.save_pretrained(args.output / "model")
     print(f"Wrote {args.output / 'model'}")
     report(args.output / "model", args.device, args.report_images)

@@ -32,9 +32,6 @@ from ..loading import image_pipeline_class
 from ..scheduling_infogain import InfoGainScheduler
 from .flags import SCHEDULER_FLAGS
 
-# Guidance that the demo model does well with; aMUSEd's default of 10 is for aMUSEd.
-DEMO_GUIDANCE_SCALE = 1.2
-
 
 @dataclass
 class Generated:
@@ -144,11 +141,6 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def default_guidance_scale(model: str, kind: type[DiffusionPipeline]) -> float:
-    """What suits the model: its own for the demo model, else the default of its pipeline."""
-    return DEMO_GUIDANCE_SCALE if model == "demo" else inspect.signature(kind.__call__).parameters["guidance_scale"].default
-
-
 def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
     """The arguments of the pipeline's call that the flags name.
 
@@ -158,7 +150,7 @@ def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[st
     kind, scale = type(pipe), args.guidance_scale
     call = {
         "num_inference_steps": args.steps,
-        "guidance_scale": default_guidance_scale(args.model, kind) if scale is None else scale,
+        "guidance_scale": pipe.default_guidance_scale if scale is None else scale,
         "guidance_schedule": args.guidance_schedule,
         "negative_prompt": args.negative_prompt,
         "height": args.height,

@@ -17,7 +17,6 @@ import diffusers_infogain
 from ..evaluation import comparison, prompts, report, runs
 from ..evaluation.measure import Measurement, MeasureSettings
 from ..files import check_fields, read_json, save_text, writable_folder
-from ..loading import image_pipeline_class
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
@@ -43,8 +42,8 @@ def _compare(
     measuring: MeasureSettings,
     identities: dict[str, Any],
 ) -> None:
-    guidance_scales = args.guidance_scales or [common.default_guidance_scale(args.model, image_pipeline_class(args.model))]
     folder, pipe = args.output, common.load_pipeline(args)
+    guidance_scales = args.guidance_scales or [pipe.default_guidance_scale]
     base = dict(pipe.scheduler.config)
     settings = {
         **common.identity(args, pipe),

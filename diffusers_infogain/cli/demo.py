@@ -57,7 +57,7 @@ def _demo(args: argparse.Namespace) -> None:
         bounded = pipe.scheduler.entropy_bound > 0
         steps = args.steps * MORE_STEPS if bounded else args.steps
         # On a CPU a chunk that stays in the cache is a quarter faster; images do not depend on it.
-        call = {"num_inference_steps": steps, "guidance_scale": common.DEMO_GUIDANCE_SCALE, "lookahead_batch_size": 16}
+        call = {"num_inference_steps": steps, "lookahead_batch_size": 16}
         result = common.generate_images(pipe, prompts, seeds, args.batch_size, name, **call)
         verdicts = [checker.check_image(i, c) for i, c in zip(result.images, [*captions, *sampled], strict=True)]
         right = torch.tensor([verdict.holds for verdict in verdicts[len(captions) :]]).double()

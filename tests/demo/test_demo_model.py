@@ -10,11 +10,13 @@ from diffusers import AmusedPipeline
 
 import diffusers_infogain
 from diffusers_infogain import InfoGainScheduler
-from diffusers_infogain.cli.common import DEMO_GUIDANCE_SCALE, generate_images
+from diffusers_infogain.cli.common import generate_images
 from diffusers_infogain.demo import checker, shapes
 from diffusers_infogain.models.stock import decode_vqvae
 
 FOLDER = Path(diffusers_infogain.DEMO_MODEL)
+
+GUIDANCE_SCALE = 1.2
 
 
 def held_out(num: int, seed: int = 7) -> list[shapes.Caption]:
@@ -50,7 +52,7 @@ def test_its_own_reconstructions_of_held_out_images_are_read_right(demo_pipe):
 def share_of_greedy_images(pipe, captions) -> float:
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler="confidence")
     prompts, seeds = [caption.text for caption in captions], list(range(len(captions)))
-    call = {"num_inference_steps": 16, "guidance_scale": DEMO_GUIDANCE_SCALE}
+    call = {"num_inference_steps": 16, "guidance_scale": pipe.default_guidance_scale}
     return share_right(generate_images(pipe, prompts, seeds, 20, "confidence", **call).images, captions)
 
 
@@ -74,10 +76,16 @@ def test_maskgit_rule_is_the_sampler_of_the_stock_pipeline(demo_pipe):
     for first in range(0, len(prompts), 20):
         generator = torch.Generator().manual_seed(first)
         batch = prompts[first : first + 20]
-        theirs += stock(batch, generator=generator, num_inference_steps=8, guidance_scale=DEMO_GUIDANCE_SCALE).images
+        theirs += stock(batch, generator=generator, num_inference_steps=8, guidance_scale=GUIDANCE_SCALE).images
     demo_pipe.scheduler = InfoGainScheduler.from_config(demo_pipe.scheduler.config, sampler="maskgit")
     ours = generate_images(
-        demo_pipe, prompts, list(range(120)), 20, "maskgit", num_inference_steps=8, guidance_scale=DEMO_GUIDANCE_SCALE
+        demo_pipe,
+        prompts,
+        list(range(120)),
+        20,
+        "maskgit",
+        num_inference_steps=8,
+        guidance_scale=demo_pipe.default_guidance_scale,
     ).images
     a, b = share_right(theirs, captions), share_right(ours, captions)
     error = ((a * (1 - a) + b * (1 - b)) / len(captions)) ** 0.5
@@ -85,3 +93,12 @@ def test_maskgit_rule_is_the_sampler_of_the_stock_pipeline(demo_pipe):
     counts = [torch.tensor([float(len(checker.find_objects(image))) for image in images]) for images in (theirs, ours)]
     error = sum(count.var() / len(count) for count in counts).sqrt()
     assert abs(counts[0].mean() - counts[1].mean()) <= 4 * error
+
+
+@pytest.mark.parametrize("prompt", ["a red circle", "a yellow diamond"])
+def test_the_first_line_that_a_newcomer_types_draws_what_it_says(prompt):
+    pipe = diffusers_infogain.load("demo")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(prompt, generator=torch.Generator().manual_seed(0)).images[0]
+    assert checker.check_image(image, shapes.parse_caption(prompt)).holds
+    assert pipe.default_guidance_scale == GUIDANCE_SCALE

@@ -102,9 +102,7 @@ def test_a_clip_that_is_not_there_is_one_sentence(tmp_path):
 def test_missing_torch_fidelity_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"needs torch-fidelity: in a clone .* pip install -e '.\[inception\]'"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"needs torch-fidelity: in a clone .* pip install -e '.\[inception\]'"):
         InceptionFeatures()
 
 
