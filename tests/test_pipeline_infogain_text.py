@@ -529,7 +529,7 @@ def make_block_pipe(shifted: bool = False, **scheduler: object) -> InfoGainTextP
         config = Qwen3Config(
             vocab_size=WORDS, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False, **sizes
         )
-        model = Qwen3ForCausalLM(config).eval().double()
+        model = Qwen3ForCausalLM(config).eval()
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.data.normal_(std=0.6)
