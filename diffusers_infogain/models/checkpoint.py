@@ -125,7 +125,7 @@ def one_sentence(what: str) -> Iterator[None]:
         # Panics of tokenizers, which is written in Rust, are no `Exception`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        if isinstance(error, ValueError) and what in str(error):
+        if (isinstance(error, ValueError) and what in str(error)) or (isinstance(error, RuntimeError) and "memory" in str(error)):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2])[:_LONGEST].rstrip(".") or "no reason given"
@@ -418,6 +418,8 @@ class ModelSource:
                 file = folder / f"{stem}-{len(shards) + 1:05d}.safetensors"
                 with writing_natively(file):
                     save_file(pending, file, metadata={"format": "pt"})
+                    # The library lets nobody but the owner read its files. The folder has what the umask leaves.
+                    file.chmod(folder.stat().st_mode & 0o666)
                 shards.append(list(pending))
                 pending.clear()
 

@@ -21,6 +21,7 @@ from types import UnionType
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers import ModelMixin, SchedulerMixin
 
@@ -119,7 +120,7 @@ def index_classes(pipeline: type, index: Mapping[str, Any], where: str, complete
             raise ValueError(f"{where}: `{name}` must be a list of a library and a class, got {shown(entry)}.")
         if entry[0] is None:
             continue
-        kind = component_class(*entry, f"{where}: `{name}`")
+        kind = component_class(entry[0], entry[1], f"{where}: `{name}`")
         # Which scheduler it is, the pipeline checks, and tokenizers have several classes for one format.
         wanted = next((base for base in (SchedulerMixin, PreTrainedTokenizerBase) if issubclass(bases[0], base)), bases)
         if not issubclass(kind, wanted):
@@ -227,7 +228,7 @@ def _dtype(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]
     """The dtype to load in, under the name that the library uses."""
     name = "torch_dtype" if "torch_dtype" in options else "dtype"
     dtype = parse_dtype(options.get(name))
-    return {name: checkpoint.computing_dtype(None if dtype == "auto" else dtype)}
+    return {name: checkpoint.computing_dtype(dtype if isinstance(dtype, torch.dtype) else None)}
 
 
 def _load_own(kind: Any, folder: Path, settings: dict[str, Any], checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
