@@ -217,7 +217,7 @@ class Checkpoint:
     @property
     def described(self) -> str:
         """The names of the files."""
-        return some(sorted({file.name for file in self.files}))
+        return some(sorted({named(file) for file in self.files}))
 
     def file_of(self, key: str) -> Path:
         """The file that holds a key."""
@@ -344,10 +344,12 @@ class ModelSource:
         for key in shapes:
             name = self.convert_key(key)
             if name is not None and found.setdefault(name, key) != key:
-                raise ValueError(f"{self.checkpoint.file_of(key).name}: {found[name]} and {key} are the same tensor of a {kind}.")
+                raise ValueError(
+                    f"{named(self.checkpoint.file_of(key))}: {found[name]} and {key} are the same tensor of a {kind}."
+                )
         extra = [key for name, key in found.items() if name not in expected]
         if extra:
-            file = self.checkpoint.file_of(extra[0]).name
+            file = named(self.checkpoint.file_of(extra[0]))
             raise ValueError(f"{file} has {len(extra)} keys that a {kind} does not have: {some(extra)}.")
         check_tensors(self.skeleton, self.checkpoint, found, self.convert_tensor)
         return found
@@ -529,7 +531,7 @@ def check_tensors(
         if name not in found:
             continue
         key = found[name]
-        file, dtype = checkpoint.file_of(key).name, checkpoint.dtype_of(key)
+        file, dtype = named(checkpoint.file_of(key)), checkpoint.dtype_of(key)
         with one_sentence(f"{file}: {key} does not fit this {kind}"):
             shape = tuple(convert_tensor(name, torch.empty(shapes[key], device="meta")).shape)
         if shape != tuple(expected.shape):
@@ -586,9 +588,9 @@ def check_sizes(settings: Mapping[str, Any], checkpoint: Checkpoint, file: Path)
     for name, value in _numbers(settings):
         if abs(value) >= 2**63:
             raise ValueError(f"{file}: `{name}` must be an integer of 64 bits, got {shown(value)}.")
-        if value > largest and _REPEATED.search(name) and not _SIZED.search(name):
+        if not 0 <= value <= largest and _REPEATED.search(name) and not _SIZED.search(name):
             raise ValueError(
-                f"{file}: `{name}` must be at most {largest} for the {count} tensors of {checkpoint.described}, got {value}."
+                f"{file}: `{name}` must be from 0 to {largest} for the {count} tensors of {checkpoint.described}, got {value}."
             )
         if value > max(_LARGEST_TABLE, elements) and "theta" not in name:
             raise ValueError(
@@ -614,6 +616,11 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
         yield name, value
 
 
+def named(file: Path) -> str:
+    """A file as errors call it, with its folder: the components of a pipeline have files of one name."""
+    return f"{file.parent.name}/{file.name}"
+
+
 def some(names: Sequence[str]) -> str:
     """The first of the names, for an error."""
     return ", ".join(name[:_LONGEST_NAME] for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
@@ -627,7 +634,7 @@ def require_fields(config: Mapping[str, Any], expected: Mapping[str, Any], file:
     """
     for name, value in expected.items():
         if config.get(name, value) != value:
-            raise ValueError(f"{file}: `{name}` must be {value!r}, got {config[name]!r}.")
+            raise ValueError(f"{file}: `{name}` must be {value!r}, got {shown(config[name])}.")
 
 
 def stock_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from accelerate.utils import align_module_device
 # `PreTrainedModel` must stand in this module: diffusers finds out how to load a component by looking for it here.
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: F401
 
+from ..checks import shown
 from ..files import read_json
 from .checkpoint import ModelSource, check_sizes, find_weights, one_sentence, require_fields
 
@@ -73,12 +74,12 @@ def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") ->
         ValueError: For a model type or a field that stands for another network, naming it.
     """
     if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(f"{file}: `model_type` must be one of {', '.join(MODEL_TYPES)}, got {config.get('model_type')!r}.")
+        raise ValueError(f"{file}: `model_type` must be one of {', '.join(MODEL_TYPES)}, got {shown(config.get('model_type'))}.")
     require_fields(config, _SUPPORTED, file)
     needed = ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "mask_token_id")
     for name in needed:
         if not isinstance(config.get(name), int):
-            raise ValueError(f"{file}: `{name}` must be an integer, got {config.get(name)!r}.")
+            raise ValueError(f"{file}: `{name}` must be an integer, got {shown(config.get(name))}.")
     return LlamaConfig(
         vocab_size=config.get("embedding_size") or config["vocab_size"],
         hidden_size=config["d_model"],

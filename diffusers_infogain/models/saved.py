@@ -234,6 +234,7 @@ def _dtype(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]
 def _load_own(kind: Any, folder: Path, settings: dict[str, Any], checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     """A model of diffusers' kind: its tensors have the names of its parameters."""
     check_fields(kind, settings, folder / "config.json")
+    check_sizes(settings, checkpoint, folder / "config.json")
     if "quantization_config" not in settings:  # else the tensors are those of the quantiser
         model = build_skeleton(lambda: kind.from_config(settings), checkpoint)
         found = model._fix_state_dict_keys_on_load({key: key for key in checkpoint.shapes})
