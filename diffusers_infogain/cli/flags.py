@@ -88,7 +88,7 @@ SCHEDULER_FLAGS: dict[str, tuple[Callable[[str], object], str]] = {
     ),
     "gain_weight": (number(0), "weight of the information gain against the cost"),
     "gain_reduction": (name, "mean, sum or kl: what the lookahead counts as gain"),
-    "masking_schedule": (name, "cosine, linear or arccos"),
+    "masking_schedule": (name, "cosine, linear, arccos or even"),
     "tokens_per_step": (integer(1), "fixed number of tokens per step"),
     "entropy_bound": (
         number(0),
