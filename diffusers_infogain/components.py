@@ -11,11 +11,21 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.utils.torch_utils import is_compiled_module
 
-from .checks import LARGEST_NUMBER, check_number
-from .scheduling_infogain import at_least
+from .checks import LARGEST_NUMBER, check_integer, check_number
+from .scheduling_infogain import InfoGainScheduler
 
 PUBLISHED_SCALE_FACTOR = 16
 """Pixels a token, along one side, of every image model that is published for these pipelines."""
+
+
+def converted_scheduler(scheduler: Any) -> Any:
+    """An `AmusedScheduler` as an `InfoGainScheduler`; anything else as it is."""
+    # By name, since diffusers has deprecated aMUSEd and may drop the class.
+    if not any(kind.__name__ == "AmusedScheduler" for kind in type(scheduler).__mro__):
+        return scheduler
+    # diffusers would take what was given by position for a default, and leave it out.
+    config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    return InfoGainScheduler.from_config(config)
 
 
 def check_components(pipe: Any, *names: str) -> None:
@@ -50,12 +60,18 @@ def keep_scale_factor(
 
 
 class ImagePipeline(DiffusionPipeline):
-    """What the image pipelines share of diffusers' dialect. Every component may be None until a call needs it."""
+    """What the image pipelines share of diffusers' dialect. Every component may be None until a call needs it.
+
+    An `AmusedScheduler` that is set as `scheduler` is converted.
+    """
 
     _optional_components = ["vqvae", "tokenizer", "text_encoder", "transformer", "scheduler"]
 
     vqvae: Any
     _scale_factor = PUBLISHED_SCALE_FACTOR
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, converted_scheduler(value) if name == "scheduler" else value)
 
     family_guidance_scale: float
     """`guidance_scale` for models of the family that have none of their own."""
@@ -84,7 +100,7 @@ class ImagePipeline(DiffusionPipeline):
 
     @vae_scale_factor.setter
     def vae_scale_factor(self, value: int) -> None:
-        at_least("vae_scale_factor", value, 1, int)
+        check_integer("vae_scale_factor", value, 1)
         self._scale_factor = value
 
 

@@ -18,6 +18,7 @@ from diffusers.utils import BaseOutput
 
 from .calls import StepCallback, call_back, check_search, prompt_list, tensor_inputs
 from .candidates import Generators
+from .components import converted_scheduler
 from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, decode_or_search
 from .scheduling_infogain import InfoGainScheduler, at_least
 
@@ -48,11 +49,7 @@ def as_infogain_scheduler(scheduler: Any) -> Any:
     Raises:
         ValueError: For any other scheduler.
     """
-    # By name, since diffusers has deprecated aMUSEd and may drop the class.
-    if any(kind.__name__ == "AmusedScheduler" for kind in type(scheduler).__mro__):
-        # diffusers would take what was given by position for a default, and leave it out.
-        config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
-        scheduler = InfoGainScheduler.from_config(config)
+    scheduler = converted_scheduler(scheduler)
     return None if scheduler is None else _check_scheduler(scheduler)
 
 

@@ -9,7 +9,7 @@ import accelerate
 import pytest
 import torch
 from dialect_helpers import CLIP_FAMILIES, FAMILIES, PROMPT, call, make_pipe
-from diffusers import AmusedPipeline
+from diffusers import AmusedPipeline, AmusedScheduler
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.components import in_float32
@@ -150,6 +150,14 @@ def test_stock_pipelines_and_ours_exchange_components():
     again = InfoGainPipeline.from_pipe(stock)
     assert torch.equal(call(again).images, call(pipe).images)
     assert isinstance(AmusedPipeline.from_pipe(pipe).scheduler, InfoGainScheduler)
+
+
+def test_an_amused_scheduler_set_later_is_converted(pipe):
+    mask = pipe.scheduler.config.mask_token_id
+    pipe.scheduler = AmusedScheduler(mask_token_id=mask, masking_schedule="linear")
+    images = call(pipe).images
+    pipe.scheduler = InfoGainScheduler(mask_token_id=mask, masking_schedule="linear")
+    assert torch.equal(images, call(pipe).images)
 
 
 # Placement and precision
