@@ -211,3 +211,25 @@ def test_each_sample_has_its_own_stream():
     assert torch.equal(single[:1], together[:1])
     assert single.unique().numel() == single.numel()
     assert ((single >= 0) & (single < 1)).all()
+
+
+@given(seed=st.integers(0, 10**6), bound=st.floats(0, 4), num=st.integers(1, 6))
+def test_as_many_of_the_best_as_keep_the_sum_less_the_largest_entropy_within_the_bound(seed, bound, num):
+    generator = torch.Generator().manual_seed(seed)
+    scores, entropies = torch.rand(2, 3, num, generator=generator), 2 * torch.rand(2, num, generator=generator)
+    scores[0, 0, 0] = -INF
+    selected = draw.select_within_bound(scores, entropies, bound)
+    for b, n in itertools.product(range(2), range(3)):
+        order = sorted((i for i in range(num) if scores[b, n, i] > -INF), key=lambda i: -scores[b, n, i])
+        costs = [[entropies[b, i].item() for i in order[:count]] for count in range(1, len(order) + 1)]
+        if any(abs(math.fsum(cost) - max(cost) - bound) < 1e-5 for cost in costs):
+            continue  # rounding decides
+        count = sum(math.fsum(cost) - max(cost) <= bound for cost in costs)
+        assert set(selected[b, n].nonzero()[:, 0].tolist()) == set(order[:count])
+
+
+def test_one_position_is_always_within_the_bound():
+    entropies = torch.tensor([[3.0, 1.0]])
+    assert draw.select_within_bound(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), entropies, 0.0).tolist() == [
+        [[False, True], [True, False]]
+    ]

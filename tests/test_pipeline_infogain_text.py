@@ -529,7 +529,7 @@ def make_block_pipe(shifted: bool = False, **scheduler: object) -> InfoGainTextP
         config = Qwen3Config(
             vocab_size=WORDS, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False, **sizes
         )
-        model = Qwen3ForCausalLM(config).eval()
+        model = Qwen3ForCausalLM(config).eval().double()
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.data.normal_(std=0.6)
@@ -550,7 +550,8 @@ def plain_block_text(pipe, prompt: list[int], new: int, block: int, seed: int) -
     tokens = torch.tensor([[*prompt, *[MASK] * new]])
     (generator,) = generators(seed)
     number = torch.arange(tokens.shape[1]) // 4
-    mask = torch.zeros(1, 1, *tokens.shape[1:], *tokens.shape[1:]).masked_fill(number[:, None] < number, float("-inf"))
+    mask = torch.zeros(1, 1, *tokens.shape[1:], *tokens.shape[1:], dtype=pipe.model.dtype)
+    mask = mask.masked_fill(number[:, None] < number, float("-inf"))
     real = tokens.shape[1]
     tokens = torch.nn.functional.pad(tokens, (0, -real % block), value=EOS)  # blocks are whole, the model sees the text only
     for start in range(0, real, block):
@@ -593,7 +594,7 @@ def test_shifted_models_read_a_prediction_one_token_before(block):
         def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
             every = tokens.expand(len(states), -1).clone()
             every[:, start:end] = states
-            seen = torch.zeros(1, 1, every.shape[1], every.shape[1])
+            seen = torch.zeros(1, 1, every.shape[1], every.shape[1], dtype=pipe.model.dtype)
             with torch.no_grad():
                 return pipe.model(every, attention_mask=seen).logits[:, start - 1 : end - 1]
 

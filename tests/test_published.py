@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMMaDAPipeline, InfoGainPipeline, InfoGainTextPipeline, load
 from diffusers_infogain.cli import main
 from diffusers_infogain.loading import image_pipeline_class
-from diffusers_infogain.models import checkpoint
+from diffusers_infogain.models import checkpoint, llada
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +297,17 @@ def test_a_model_that_computes_something_else_is_not_left_behind(mmada, magvit, 
     monkeypatch.setattr(checkpoint, "save_file", save)
     assert main(["convert", str(mmada), str(tmp_path / "out"), "--vqvae", str(magvit)]) == 2
     assert "The written transformer has other weights than the original, such as model.layers." in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_of_the_same_weights_that_computes_something_else_is_not_left_behind(
+    mmada, magvit, tmp_path, monkeypatch, capsys
+):
+    outputs = iter(torch.tensor([[1.0, 2.0], [1.0, 2.5]]))
+    monkeypatch.setattr(llada, "_probe", lambda model: next(outputs))
+    assert main(["convert", str(mmada), str(tmp_path / "out"), "--vqvae", str(magvit)]) == 2
+    error = "The written transformer computes something else than the original: outputs differ by up to 0.5."
+    assert error in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 
