@@ -57,8 +57,8 @@ def share_of_greedy_images(pipe, captions) -> float:
 
 
 def test_greedy_sampling_is_good_with_room_above(demo_pipe):
-    # 60 % to 95 % on many images; three standard errors of 100 images around that
-    assert 0.60 - 0.15 <= share_of_greedy_images(demo_pipe, held_out(100)) <= 0.95 + 0.05
+    # Two in three on many images: 100 of them stay within four standard errors, and leave room above.
+    assert 0.60 - 0.15 <= share_of_greedy_images(demo_pipe, held_out(100)) <= 0.67 + 4 * 0.047
 
 
 @pytest.mark.slow
