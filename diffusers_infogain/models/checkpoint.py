@@ -177,7 +177,7 @@ class Checkpoint:
             try:
                 self._open = regular_file(file), safe_open(file, framework="pt")
             except SafetensorError as error:
-                raise ValueError(f"{file} is not a safetensors file, or is damaged: {error}.") from None
+                raise ValueError(f"{file} is not a safetensors file, or is damaged: {str(error)[:_LONGEST_NAME]}.") from None
         return self._open[1]
 
     @property
