@@ -18,6 +18,7 @@ from .choices import PRESETS
 from .components import check_components
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
+from .progress import ProgressPipeline
 from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler, at_least
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
@@ -32,7 +33,7 @@ counts as published for text."""
 Messages = list[dict[str, str]]
 
 
-class InfoGainTextPipeline(CheckedPipeline):
+class InfoGainTextPipeline(ProgressPipeline, CheckedPipeline):
     r"""Text generation and infilling with masked language models, decoded by information gain or any rule it is compared with.
 
     `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, small models of their kind and any

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from .checks import shown
 from .components import keep_scale_factor
 from .files import LOCK, read_json, writing
 from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder, one_sentence, parse_dtype, writing_natively
 from .models.saved import index_classes, reference
+from .progress import Progress
 
 MODEL_INDEX = "model_index.json"
 
@@ -85,7 +85,7 @@ class PublishedPipeline:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         sizes = {}
-        with _folder_in_place(target) as folder, tqdm(total=2 * len(self.models), desc="convert", unit="part") as progress:
+        with _folder_in_place(target) as folder, Progress(total=2 * len(self.models), desc="convert", unit="part") as progress:
             for name, source in self.models.items():
                 (folder / name).mkdir()
                 progress.set_postfix_str(f"writing {name}")

@@ -156,6 +156,10 @@ def _run(args: argparse.Namespace) -> None:
         from .device import choose_device
 
         args.device = choose_device(args.device)
+    if hasattr(args, "dtype"):  # a model is loaded
+        from ..progress import quiet_libraries
+
+        quiet_libraries()
     module, function = next(command.function for command in COMMANDS if command.name == args.command).split(".")
     getattr(importlib.import_module(f".{module}", __name__), function)(args)
 

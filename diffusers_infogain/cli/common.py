@@ -17,7 +17,6 @@ import PIL.Image
 import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
-from tqdm.auto import tqdm
 
 from ..calls import check_search
 from ..choices import PRESETS
@@ -29,6 +28,7 @@ from ..evaluation.prompts import ImageRequest, Prompt, read_prompts
 from ..evaluation.runs import Process, make_missing
 from ..files import owned
 from ..loading import image_pipeline_class
+from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from .flags import SCHEDULER_FLAGS
 
@@ -76,7 +76,7 @@ def generate_images(
     pipe.set_progress_bar_config(disable=True)
     result = Generated([], list(seeds), [], 0.0)
     start = time.perf_counter()
-    with tqdm(total=len(prompts), desc=description, unit="image") as progress:
+    with Progress(total=len(prompts), desc=description, unit="image") as progress:
         for first in range(0, len(prompts), batch_size):
             rows = slice(first, first + batch_size)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 import diffusers_infogain
 
 from ..evaluation import comparison, prompts, report, runs
 from ..evaluation.measure import Measurement, MeasureSettings
 from ..files import check_fields, read_json, save_text, writable_folder
+from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
@@ -70,7 +70,7 @@ def _compare(
         measurement = Measurement(metrics, common.on_device(measuring, args.device))
         measurement.read_reference([request.prompt for request in prompts.requests(every_prompt, args.num_images, 0)])
     state.wait_for_everyone()  # all have read what is there before one writes
-    for number, cell in enumerate(tqdm(missing, desc="compare", unit="run", disable=not state.is_main_process), 1):
+    for number, cell in enumerate(Progress(missing, desc="compare", unit="run", disable=not state.is_main_process), 1):
         pipe.scheduler = schedulers[cell]
         requests = prompts.requests(every_prompt, args.num_images, prompts.SEED_STRIDE * cell.seed)
         run_folder = folder / "runs" / cell.name

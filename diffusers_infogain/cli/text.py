@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..choices import INFILLED_TASKS, TEXT_TASKS
 from ..decoding import DecodingTrace
@@ -22,6 +21,7 @@ from ..evaluation.identity import pipeline_digest
 from ..evaluation.report import plot_variety
 from ..files import append_json_lines, check_fields, cut_unfinished, owned, read_json_lines, save_text
 from ..pipeline_infogain_text import InfoGainTextPipeline
+from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from ..text_generation import mask_text
 from . import common
@@ -64,7 +64,7 @@ def _text(args: argparse.Namespace, prompts: list[str], chosen: dict[str, Any]) 
         settings = {**identity(args, pipe), "chat": args.chat} | call
         del settings["lookahead_batch_size"]  # changes no text
         runs.check_settings(args.output, {**settings, "scheduler": common.scheduler_config(pipe)}, begun=done > 0)
-    for start in tqdm(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
+    for start in Progress(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
         part = requests[start : start + args.batch_size]
         asked = _asked([prompt for prompt, _ in part], args.chat)
         output = pipe(**asked, generator=[torch.Generator().manual_seed(seed) for _, seed in part], **call)
@@ -182,7 +182,7 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
     # But for "default" not the pipeline's settings: a sampler's name, as it stands in the table, says all of its own.
     base = {"mask_token_id": own["mask_token_id"]}
     cells = [replace(cell, sampler=cell.sampler.for_pipeline(own)) for cell in cells]
-    for cell in tqdm(cells, desc="compare-text", unit="run"):
+    for cell in Progress(cells, desc="compare-text", unit="run"):
         settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
         pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
         scheduler = common.scheduler_config(pipe)

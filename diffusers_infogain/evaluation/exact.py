@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..choices import PRESETS
 from ..decoding import Denoise, decode, decode_best_of
 from ..extras import missing
+from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 
 SUDOKU_SHARPNESS = 6.0
@@ -320,7 +320,7 @@ def format_table(title: str, results: list[ExactResult]) -> str:
 def compare_exact(num_samples: int = 200, seeds: Sequence[int] = (0,), settings: tuple[SamplerSetting, ...] = COMPARED) -> str:
     """The comparison of all samplers on both exact models, as Markdown."""
     tasks = [sudoku_task(2), sudoku_task(4), digits_task(8), digits_task(8, SYNONYMS)]
-    with tqdm(total=len(tasks) * len(settings), desc="exact models") as progress:
+    with Progress(total=len(tasks) * len(settings), desc="exact models") as progress:
         tables = []
         for task in tasks:
             results = []

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 from jinja2.exceptions import TemplateError
-from tqdm.auto import tqdm
 
 from ..extras import missing
+from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler, at_least
 from .text_cache import TextCache
 
@@ -296,7 +296,7 @@ class InfoGainLM(LM):
             group = groups.setdefault((settings.max_new_tokens, settings.scheduler), [])
             group.append((index, self.encode(context), settings, repeat))
         missing = sum(map(len, groups.values()))
-        with tqdm(total=missing, desc="generate_until", unit="text", disable=disable_tqdm) as progress:
+        with Progress(total=missing, desc="generate_until", unit="text", disable=disable_tqdm) as progress:
             for (length, scheduler), group in groups.items():
                 # The longest first: what does not fit into the model or its memory shows at once.
                 group.sort(key=lambda item: -len(item[1]))

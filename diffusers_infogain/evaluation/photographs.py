@@ -15,9 +15,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from tqdm.auto import tqdm
 
 from ..files import open_image
+from ..progress import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Of the files that are taken for images."""
@@ -148,7 +148,7 @@ def batches(
     remaining = iter(sources)
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=total, desc=description, unit="image", leave=False, disable=None) as progress,
+        Progress(total=total, desc=description, unit="image", leave=False) as progress,
     ):
         # a few at a time: `map` on everything would decode everything, as fast as it can
         while some := list(itertools.islice(remaining, _THREADS)):

@@ -25,6 +25,7 @@ from ..files import (
     save_png,
     save_text,
 )
+from ..progress import Progress
 from .photographs import listed
 from .prompts import ImageRequest
 
@@ -141,7 +142,7 @@ def make_missing(
     """
     cut_unfinished(folder / f"timing-{process.index}.jsonl", _TIMING)
     batches = [every[first : first + batch_size] for first in range(0, len(every), batch_size)]
-    with tqdm(total=sum(map(len, batches[process.index :: process.count])), desc=description, unit="image") as progress:
+    with Progress(total=sum(map(len, batches[process.index :: process.count])), desc=description, unit="image") as progress:
         for batch in batches[process.index :: process.count]:
             missing = [request for request in batch if not _finished(folder, request)]
             if missing:
