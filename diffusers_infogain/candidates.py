@@ -10,24 +10,59 @@ from collections.abc import Sequence
 
 import torch
 
+from .printing import shown
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def split_generator(generator: Generators, batch_size: int) -> list[torch.Generator]:
-    """One generator per sample: a given list as it is, or children of a single one (None: of PyTorch's global one).
+def check_generator(generator: Generators, batch_size: int) -> None:
+    """Raises a ValueError if `generator` is no generator, no list with one for each sample of the batch, and not None."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, (list, tuple)) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {shown(generator)}.")
+    if len(generator) != batch_size:
+        raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
 
-    The seed of sample b is the b-th number drawn, so it does not depend on the batch size.
+
+_SEEDS = 2**32
+"""Seeds are drawn below this: more bits of a seed PyTorch's generator on the CPU does not use."""
+
+
+def sample_seeds(generator: Generators, batch_size: int) -> list[int]:
+    """One seed per sample. `torch.Generator(device).manual_seed(seed)` then makes the sample again, alone or in any batch.
+
+    A generator nobody has drawn from yet gives its own seed to its first sample, so `generator` and `[generator]` are the same
+    for one sample. Every other seed is drawn from it: that of sample b is the b-th number, whatever the batch size. In all cases
+    the generator has moved on afterwards, so a second call with it makes other samples.
+
+    Args:
+        generator: One generator, a list with one per sample, or None for PyTorch's global one.
 
     Raises:
-        ValueError: If the list has another length than the batch.
+        ValueError: If it is anything else, or the list has another length than the batch.
     """
+    check_generator(generator, batch_size)
     if isinstance(generator, Sequence):
-        if len(generator) != batch_size:
-            raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
-        return list(generator)
-    device = generator.device if generator is not None else torch.device("cpu")
-    seeds = [torch.randint(2**63 - 1, (1,), generator=generator, device=device).item() for _ in range(batch_size)]
-    return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
+        return [sample_seeds(one, 1)[0] for one in generator]
+    source = torch.default_generator if generator is None else generator
+    own, seed = source.get_state(), source.initial_seed()
+    untouched = torch.equal(own, torch.Generator(source.device).manual_seed(seed).get_state())
+    drawn = [int(torch.randint(_SEEDS, (1,), generator=source, device=source.device)) for _ in range(batch_size)]
+    return [seed, *drawn[1:]] if untouched and drawn else drawn
+
+
+def split_generator(generator: Generators, batch_size: int) -> list[torch.Generator]:
+    """A generator of its own for every sample, with the seeds of `sample_seeds`.
+
+    Raises:
+        ValueError: If a list has another length than the batch.
+    """
+    devices = generator if isinstance(generator, Sequence) else [generator] * batch_size
+    seeds = sample_seeds(generator, batch_size)
+    return [
+        torch.Generator("cpu" if one is None else one.device).manual_seed(seed) for one, seed in zip(devices, seeds, strict=True)
+    ]
 
 
 def draw_uniforms(generator: Generators, batch_size: int, num_candidates: int, length: int) -> torch.Tensor:
@@ -43,11 +78,10 @@ def uniforms(generator: Generators, batch_size: int, shape: Sequence[int]) -> to
     """Uniform numbers in [0, 1) of `shape` for every sample, (B, *shape), on the generators' device.
 
     Raises:
-        ValueError: If `generator` is a list of another length than the batch.
+        ValueError: If `generator` is none, or a list of another length than the batch.
     """
+    check_generator(generator, batch_size)
     if isinstance(generator, Sequence):
-        if len(generator) != batch_size:
-            raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
         return torch.stack([torch.rand(tuple(shape), generator=one, dtype=torch.float32, device=one.device) for one in generator])
     device = generator.device if generator is not None else None
     return torch.rand((batch_size, *shape), generator=generator, dtype=torch.float32, device=device)

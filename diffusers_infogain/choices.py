@@ -27,44 +27,51 @@ PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
 SAMPLERS = tuple(SAMPLER_DESCRIPTIONS)
 CERTAINTIES = tuple(name for name in SAMPLERS if name not in (*LOOKAHEAD_SAMPLERS, "entropy_bound", *PARALLEL_SAMPLERS))
 
+_DEFAULTS: dict[str, Any] = {
+    "masking_schedule": "cosine",
+    "tokens_per_step": None,
+    "sampler": "info_gain",
+    "certainty": "maskgit",
+    "num_candidates": 4,
+    "token_temperature": 1.0,
+    "position_temperature": None,
+    "top_k": None,
+    "top_p": None,
+    "confidence_threshold": None,
+    "gain_weight": 1.0,
+    "gain_reduction": "kl",
+    "entropy_bound": None,
+    "klass_threshold": 5e-4,
+    "klass_history": 2,
+    "halton_randomize": False,
+    "pc_decay": 0.25,
+    "pc_clip": 10.0,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {
-        "sampler": "info_gain",
-        "certainty": "maskgit",
-        "num_candidates": 4,
-        "token_temperature": 1.0,
-        "position_temperature": None,
-        "gain_reduction": "kl",
-        "gain_weight": 1.0,
-        "entropy_bound": None,
-        "masking_schedule": "cosine",
-    },
-    "paper": {
-        "sampler": "info_gain",
+    "default": _DEFAULTS,
+    "paper": _DEFAULTS
+    | {
         "certainty": "confidence",
         "num_candidates": 8,
         "token_temperature": 0.4,
         "position_temperature": 0.4,
         "gain_reduction": "mean",
-        "gain_weight": 1.0,
         "entropy_bound": 0,
-        "masking_schedule": "cosine",
     },
-    "maskgit_halton": {
+    "maskgit_halton": _DEFAULTS
+    | {
         "sampler": "halton",
-        "certainty": "maskgit",
         "num_candidates": 1,
         "token_temperature": (1.0, 1 / 1.2),
-        "position_temperature": None,
-        "gain_reduction": "kl",
-        "gain_weight": 1.0,
         "entropy_bound": 0,
         "masking_schedule": "arccos",
         "halton_randomize": True,
     },
 }
 """Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
-"maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last)."""
+"maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last). A preset
+says every setting but those of the model (`mask_token_id`, `pc_frequencies`), so it takes none over from the config."""
 
 PRESET_DESCRIPTIONS: dict[str, str] = {
     "default": "info_gain as the image pipelines have it: divergence as the gain, and an entropy bound",

@@ -9,13 +9,18 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
-from .calls import prompt_list
+from .calls import prompt_list, tokenize
+from .checks import LARGEST_NUMBER, check_number, is_number
 from .components import check_components, in_float32
-from .decoding import DecodingTrace
+from .image_generation import CALLBACK_TENSOR_INPUTS as IMAGE_TENSOR_INPUTS
 from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each
 from .models.stock import decode_vqvae
+from .printing import shown
 
 logger = logging.get_logger("diffusers." + __name__)
+
+CONDITIONS = ["prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states"]
+CALLBACK_TENSOR_INPUTS = [*IMAGE_TENSOR_INPUTS, *CONDITIONS]
 
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits of tokens (R, L) under pooled embeddings (R, P), hidden states (R, S, D) and micro-conditions (R, 5)."""
@@ -47,6 +52,9 @@ def check_prompts(
     for name, embeds, other, states in pairs:
         if (embeds is None) != (states is None):
             raise ValueError(f"`{name}` and `{other}` must be given together.")
+        for argument, value, ndim, shape in ((name, embeds, 2, "(B, P)"), (other, states, 3, "(B, S, D)")):
+            if value is not None and not (isinstance(value, torch.Tensor) and value.ndim == ndim and len(value)):
+                raise ValueError(f"`{argument}` must be a tensor {shape} or None, got {shown(value)}.")
         if embeds is not None and states is not None and len(embeds) != len(states):
             raise ValueError(f"`{name}` and `{other}` must have the same length, got {len(embeds)} and {len(states)}.")
     if negative_prompt is not None and negative_prompt_embeds is not None:
@@ -80,9 +88,10 @@ def encode_prompt(
     def encode(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         check_components(pipe, "tokenizer", "text_encoder")
         limit = min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
-        ids = pipe.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=limit).input_ids
+        options = {"return_tensors": "pt", "padding": "max_length", "truncation": True, "max_length": limit}
+        ids = tokenize(pipe.tokenizer, texts, **options).input_ids
         for text in texts:
-            length = len(pipe.tokenizer(text, verbose=False).input_ids)
+            length = len(tokenize(pipe.tokenizer, text, verbose=False).input_ids)
             if length > limit:
                 logger.warning(f"A prompt of {length} tokens was cut to the {limit} that the text encoder takes: {text!r}.")
         outputs = pipe.text_encoder(ids.to(pipe._execution_device), return_dict=True, output_hidden_states=True)
@@ -120,32 +129,42 @@ def generate(
     negative_encoder_hidden_states: torch.Tensor | None,
     micro_conditioning_aesthetic_score: float,
     micro_conditioning_crop_coord: tuple[int, int],
-) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
-    """Encodes the prompts and runs the generation, with guidance where `guidance_scale` is above 1."""
-    pipe, guidance_scale = generation.pipe, generation.guidance_scale
-    pooled, hidden, negative_pooled, negative_hidden = pipe.encode_prompt(
+) -> InfoGainPipelineOutput | tuple[Any, ...]:
+    """Encodes the prompts and runs the generation, with guidance where `guidance_scale` is above 1.
+
+    Raises:
+        ValueError: If the micro-conditions are no numbers.
+    """
+    check_number("micro_conditioning_aesthetic_score", micro_conditioning_aesthetic_score, -LARGEST_NUMBER)
+    corner = micro_conditioning_crop_coord
+    if not (isinstance(corner, (tuple, list)) and len(corner) == 2 and all(map(is_number, corner))):
+        raise ValueError(f"`micro_conditioning_crop_coord` must be a pair of numbers, got {shown(corner)}.")
+    pipe, state = generation.pipe, generation.state
+    embeddings = pipe.encode_prompt(
         prompt,
         generation.num_images_per_prompt,
-        guidance_scale > 1,
+        generation.guided,
         negative_prompt,
         prompt_embeds,
         encoder_hidden_states,
         negative_prompt_embeds,
         negative_encoder_hidden_states,
     )
+    state.conditions = dict(zip(CONDITIONS, embeddings, strict=True))
     micro_conds = torch.tensor(
-        [[generation.width, generation.height, *micro_conditioning_crop_coord, micro_conditioning_aesthetic_score]],
+        [[generation.width, generation.height, *corner, micro_conditioning_aesthetic_score]],
         device=pipe._execution_device,
         dtype=torch.float32,
     )
 
     def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if negative_pooled is None or negative_hidden is None:
+        pooled, hidden, negative_pooled, negative_hidden = (state.conditions[name] for name in CONDITIONS)
+        if not generation.guided:
             return predict(tokens, pooled[rows], hidden[rows], micro_conds.expand(len(tokens), -1))
         both = torch.cat([negative_pooled[rows], pooled[rows]]), torch.cat([negative_hidden[rows], hidden[rows]])
         logits = predict(torch.cat([tokens, tokens]), *both, micro_conds.expand(2 * len(tokens), -1))
         uncond, cond = logits.chunk(2)
-        return generation.guide(cond, uncond, tokens, guidance_scale)
+        return generation.guide(cond, uncond, tokens)
 
     def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
         """In float32 where the VQ model asks for it, since half precision overflows in it."""

@@ -11,6 +11,7 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import VQModel
 from diffusers.utils.torch_utils import is_compiled_module
 
+from .calls import CallStateMixin
 from .checks import LARGEST_NUMBER, check_integer, check_number
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
@@ -60,7 +61,7 @@ def keep_scale_factor(
         pipe.vae_scale_factor = scale_factor(config)
 
 
-class ImagePipeline(ProgressPipeline):
+class ImagePipeline(CallStateMixin, ProgressPipeline):
     """What the image pipelines share of diffusers' dialect. Every component may be None until a call needs it.
 
     An `AmusedScheduler` that is set as `scheduler` is converted.

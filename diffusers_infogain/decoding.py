@@ -8,11 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from . import scoring
 from .candidates import Generators, split_generator
+from .checks import check_integer, check_type
 from .lookahead import Lookahead, Rows
 from .masked_logits import Logits, MaskedLogits, concatenate, take_states
+from .printing import shown, summary
 from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -79,6 +82,13 @@ class DecodingTrace:
         columns = [getattr(self, name).T.tolist() for name in names]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
+    def __repr__(self) -> str:
+        steps, batch = self.winner.shape
+        per_sample = (("model rows", self.model_rows.sum(0)), ("nats of cumulative entropy", self.cumulative_entropy))
+        figures = [f"{value.double().mean():.1f} {name}" for name, value in per_sample if batch]
+        candidates = f", {self.objective.shape[-1]} candidates" if self.objective.shape[-1] > 1 else ""
+        return f"DecodingTrace: {batch} samples in {steps} steps{candidates}; per sample {' and '.join(figures) or 'nothing'}"
+
     def take(self, rows: torch.Tensor) -> DecodingTrace:
         """The trace of some of the samples."""
         return DecodingTrace(**{name: value[:, rows] for name, value in vars(self).items()})
@@ -86,10 +96,14 @@ class DecodingTrace:
 
 @dataclass
 class DecodingOutput:
-    """Tokens (B, L) and how they came about."""
+    """Tokens (B, L), how they came about, and the seed of every sample (B), from which it comes out again alone."""
 
     tokens: torch.Tensor
     trace: DecodingTrace
+    seeds: list[int]
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 @dataclass
@@ -102,6 +116,7 @@ class DecodingStep:
         tokens: (B, L) long, the new state.
         logits: (B, L, V), those that the step decided on.
         scores: (B, N) float32, J of every candidate; NaN where no lookahead told it.
+        recompute: To be set to True by a callback if `denoise` says something else from now on: logits are then computed anew.
     """
 
     index: int
@@ -109,9 +124,11 @@ class DecodingStep:
     tokens: torch.Tensor
     logits: Logits
     scores: torch.Tensor
+    recompute: bool = False
 
 
 Callback = Callable[[DecodingStep], torch.Tensor | None]
+Interrupted = Callable[[], bool]
 
 
 class _TraceRecorder:
@@ -151,13 +168,34 @@ def _forward(
     return take_states(logits, torch.where(where, where.cumsum(0) - 1, -1))
 
 
-def _check(tokens: torch.Tensor, scheduler: InfoGainScheduler, lookahead_batch_size: int | None) -> None:
+def _checked(
+    tokens: torch.Tensor,
+    scheduler: InfoGainScheduler,
+    num_inference_steps: int | None,
+    lookahead_batch_size: int | None,
+    grid: tuple[int, int] | None,
+) -> InfoGainScheduler:
+    """The scheduler with the timesteps of a run, after a check of what all ways of decoding are given."""
+    check_type("tokens", tokens, torch.Tensor, "a long tensor (batch, length)")
     if tokens.ndim != 2 or tokens.dtype != torch.long:
         raise ValueError(f"`tokens` must be a long tensor (batch, length), got {tokens.dtype} {tuple(tokens.shape)}.")
+    check_type("scheduler", scheduler, InfoGainScheduler, "an InfoGainScheduler")
+    check_integer("lookahead_batch_size", lookahead_batch_size, 1, optional=True)
+    if grid is not None and not (
+        isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)
+    ):
+        raise ValueError(f"`grid` must be a pair (height, width) of integers, or None, got {shown(grid)}.")
+    if num_inference_steps is not None:
+        return scheduler.with_timesteps(num_inference_steps, tokens.device)
     if scheduler.timesteps is None:
-        raise ValueError("`scheduler` has no timesteps: call its `set_timesteps` first.")
-    if lookahead_batch_size is not None and (not isinstance(lookahead_batch_size, int) or lookahead_batch_size < 1):
-        raise ValueError(f"`lookahead_batch_size` must be an integer >= 1 or None, got {lookahead_batch_size!r}.")
+        raise ValueError("`scheduler` has no timesteps: call its `set_timesteps` first, or give `num_inference_steps`.")
+    return scheduler
+
+
+def _own_generators(generator: Generators, batch_size: int) -> tuple[list[int], list[torch.Generator]]:
+    """Every sample's seed, and its generator."""
+    generators = split_generator(generator, batch_size)
+    return [one.initial_seed() for one in generators], generators
 
 
 def _look_ahead(
@@ -194,6 +232,8 @@ def decode(
     lookahead_batch_size: int | None = None,
     callback: Callback | None = None,
     grid: tuple[int, int] | None = None,
+    num_inference_steps: int | None = None,
+    interrupted: Interrupted | None = None,
 ) -> DecodingOutput:
     """Decodes every masked token (Algorithm 1 of arXiv 2602.18176; greedy samplers: one candidate a step).
 
@@ -201,21 +241,24 @@ def decode(
         denoise: `denoise(tokens, rows)` gives the logits (R, L, V), after guidance, of R states (R, L), where `rows` (R,) tells
             which sample (its prompt, its masks) each belongs to. Rows of finished samples are left out. To save memory it may
             give those at masked positions only, (M, V) for the M masks of `tokens`, in row-major order.
-        scheduler: Its `set_timesteps` must have been called. Steps end early when nothing is masked any more.
+        scheduler: Its `set_timesteps` must have been called, or `num_inference_steps` be given. Steps end early when nothing is
+            masked any more.
         tokens: (B, L) long. Known tokens stay as they are.
         allowed: (B, L) bool, the positions that may be decoded; by default all.
-        generator: One generator, from which every sample gets its own, or a list with one per sample: a sample comes out
-            the same alone and in any batch.
+        generator: One generator, from which every sample gets its own (the first sample that one itself), or a list with one per
+            sample: a sample comes out the same alone and in any batch, and again from its seed in the output.
         lookahead_batch_size: The most rows that go through `denoise` at once; by default all candidates of all samples.
         callback: Called after each step with a `DecodingStep`. Tokens that it returns, or changes in place, replace the state,
             whose logits are then computed anew.
         grid: (height, width) of the tokens, for the halton order; by default a square.
+        num_inference_steps: Decode in so many steps, with a copy of the scheduler: one scheduler may then serve several threads.
+        interrupted: Asked before every step; True ends the decoding, and what is masked stays so.
 
     Raises:
-        ValueError: For shapes that do not fit, or logits that cannot be sampled from (naming the step and the sample).
+        ValueError: For arguments that do not fit, or logits that cannot be sampled from (naming the step and the sample).
     """
-    _check(tokens, scheduler, lookahead_batch_size)
-    generators = split_generator(generator, len(tokens))
+    scheduler = _checked(tokens, scheduler, num_inference_steps, lookahead_batch_size, grid)
+    seeds, generators = _own_generators(generator, len(tokens))
     samples, recorder = torch.arange(len(tokens), device=tokens.device), _TraceRecorder()
     initial_masks, mask_token_id = scheduler.undecided(tokens, allowed).sum(-1), scheduler.config.mask_token_id
     halton_offsets = scheduler.draw_halton_offsets(generators, tokens.shape[1])
@@ -224,7 +267,7 @@ def decode(
     settled: torch.Tensor | None = None
     for index, timestep in enumerate(scheduler.timesteps):
         active = scheduler.undecided(tokens, allowed).any(-1)
-        if not active.any():
+        if not active.any() or (interrupted is not None and interrupted()):
             break
         model_rows = torch.zeros_like(samples)
         if logits is None:
@@ -262,21 +305,22 @@ def decode(
         )
         if callback is not None:
             before = tokens.clone()
-            edited = callback(DecodingStep(index, timestep, tokens, previous_logits, output.objective))
+            step = DecodingStep(index, timestep, tokens, previous_logits, output.objective)
+            edited = callback(step)
             tokens = tokens if edited is None else edited
             if tokens.shape != before.shape or tokens.dtype != before.dtype:
                 raise ValueError(
                     f"`callback` must return tokens of {before.dtype} {tuple(before.shape)}, "
                     f"got {tokens.dtype} {tuple(tokens.shape)}."
                 )
-            if not torch.equal(tokens, before):
+            if step.recompute or not torch.equal(tokens, before):
                 logits = previous_logits = None
         if not scheduler.compares_steps:
             previous_logits = None
-    if scheduler.undecided(tokens, allowed).any():
+    if scheduler.undecided(tokens, allowed).any() and not (interrupted is not None and interrupted()):
         raise ValueError("`callback` masked tokens again after the last step, where no step is left to decode them.")
     num = scheduler.config.num_candidates if scheduler.looks_ahead else 1
-    return DecodingOutput(tokens, recorder.trace(len(tokens), tokens.shape[1], num))
+    return DecodingOutput(tokens, recorder.trace(len(tokens), tokens.shape[1], num), seeds)
 
 
 @torch.no_grad()
@@ -290,6 +334,8 @@ def decode_beam(
     generator: Generators = None,
     lookahead_batch_size: int | None = None,
     grid: tuple[int, int] | None = None,
+    num_inference_steps: int | None = None,
+    interrupted: Interrupted | None = None,
 ) -> DecodingOutput:
     """Info-Gain beam search: keeps the B states with the smallest cost so far plus remaining uncertainty.
 
@@ -300,15 +346,14 @@ def decode_beam(
     Raises:
         ValueError: If the sampler is not "info_gain" with at least two candidates, or `num_beams` < 1.
     """
-    _check(tokens, scheduler, lookahead_batch_size)
+    scheduler = _checked(tokens, scheduler, num_inference_steps, lookahead_batch_size, grid)
     if not scheduler.looks_ahead or scheduler.config.sampler != "info_gain":
         raise ValueError(
             f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
             f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
         )
-    if not isinstance(num_beams, int) or num_beams < 1:
-        raise ValueError(f"`num_beams` must be an integer >= 1, got {num_beams!r}.")
-    generators = split_generator(generator, len(tokens))
+    check_integer("num_beams", num_beams, 1)
+    seeds, generators = _own_generators(generator, len(tokens))
     (batch, length), device, num = tokens.shape, tokens.device, scheduler.config.num_candidates
     # Beams are rows of one batch, sample after sample. Rows beyond a sample's living beams are copies that never win (g = inf).
     samples = torch.arange(batch, device=device)
@@ -325,7 +370,7 @@ def decode_beam(
     previous_logits: Logits | None = None
     for timestep in scheduler.timesteps:
         alive = cost.isfinite() & scheduler.undecided(states, beam_allowed).any(-1)
-        if not alive.any():
+        if not alive.any() or (interrupted is not None and interrupted()):
             break
         rows = alive.flatten()
         owners = samples[:, None].expand(batch, num_beams).flatten()[rows]
@@ -404,7 +449,7 @@ def decode_beam(
         recorder.record(**values, model_rows=record["model_rows"])
         path = record["parent"][samples, path]
     recorder.steps.reverse()
-    return DecodingOutput(states[samples, best], recorder.trace(batch, length, num))
+    return DecodingOutput(states[samples, best], recorder.trace(batch, length, num), seeds)
 
 
 def _rank(
@@ -455,17 +500,19 @@ def decode_best_of(
     generator: Generators = None,
     lookahead_batch_size: int | None = None,
     grid: tuple[int, int] | None = None,
+    num_inference_steps: int | None = None,
+    interrupted: Interrupted | None = None,
 ) -> DecodingOutput:
     """Best-of-N: decodes every sample `num_runs` times and returns the run with the smallest cumulative entropy.
 
     Arguments as in `decode`; the trace is the returned run's, its `model_rows` are those of all runs together. Runs within 1e-4
     nats of the smallest count as equal, so that rounding decides nothing; the first of them is taken.
     """
-    _check(tokens, scheduler, lookahead_batch_size)
-    if not isinstance(num_runs, int) or num_runs < 1:
-        raise ValueError(f"`num_runs` must be an integer >= 1, got {num_runs!r}.")
+    _checked(tokens, scheduler, num_inference_steps, lookahead_batch_size, grid)
+    check_integer("num_runs", num_runs, 1)
     batch = len(tokens)
-    generators = [child for one in split_generator(generator, batch) for child in split_generator(one, num_runs)]
+    seeds, own = _own_generators(generator, batch)
+    generators = [child for one in own for child in split_generator(one, num_runs)]
     output = decode(
         lambda states, rows: denoise(states, rows // num_runs),
         scheduler,
@@ -474,13 +521,15 @@ def decode_best_of(
         generator=generators,
         lookahead_batch_size=lookahead_batch_size,
         grid=grid,
+        num_inference_steps=num_inference_steps,
+        interrupted=interrupted,
     )
     entropies = output.trace.cumulative_entropy.view(batch, num_runs)
     run = (entropies <= entropies.amin(1, keepdim=True) + 1e-4).int().argmax(1)
     best = torch.arange(batch) * num_runs + run
     trace = output.trace.take(best)
     trace.model_rows = output.trace.model_rows.view(-1, batch, num_runs).sum(-1)
-    return DecodingOutput(output.tokens[best.to(tokens.device)], trace)
+    return DecodingOutput(output.tokens[best.to(tokens.device)], trace, seeds)
 
 
 def decode_or_search(
@@ -493,9 +542,24 @@ def decode_or_search(
     callback: Callback | None = None,
     **options: Any,
 ) -> DecodingOutput:
-    """`decode_beam` or `decode_best_of` where one of the numbers is above 1, else `decode`; other arguments as in all of them."""
-    if num_beams > 1:
-        return decode_beam(denoise, scheduler, tokens, num_beams=num_beams, **options)
-    if num_runs > 1:
-        return decode_best_of(denoise, scheduler, tokens, num_runs=num_runs, **options)
-    return decode(denoise, scheduler, tokens, callback=callback, **options)
+    """`decode_beam` or `decode_best_of` where one of the numbers is above 1, else `decode`; other arguments as in all of them.
+
+    Raises:
+        torch.OutOfMemoryError: If memory runs out, naming the argument that lowers it.
+    """
+    try:
+        if num_beams > 1:
+            return decode_beam(denoise, scheduler, tokens, num_beams=num_beams, **options)
+        if num_runs > 1:
+            return decode_best_of(denoise, scheduler, tokens, num_runs=num_runs, **options)
+        return decode(denoise, scheduler, tokens, callback=callback, **options)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        at_once = options.get("lookahead_batch_size")
+        remedy = "a smaller one" if at_once else "give one, such as 8"
+        reason = (str(error).splitlines() or ["no memory is left"])[0]
+        raise torch.OutOfMemoryError(
+            f"Out of memory with {len(tokens)} samples and `lookahead_batch_size` = {at_once}, the most states in the model at "
+            f"once: {remedy}, or fewer samples at once, may do: {reason}"
+        ) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
-from .calls import StepCallback, call_back, check_search, prompt_list, tensor_inputs
-from .candidates import Generators
+from .calls import CallState, StepCallback, call_back, check_search, prompt_list, tensor_inputs
+from .candidates import Generators, check_generator
+from .checks import check_bool, check_choice, check_integer, check_number, check_type
 from .components import converted_scheduler
 from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, decode_or_search
-from .scheduling_infogain import InfoGainScheduler, at_least
+from .printing import shown, summary
+from .scheduling_infogain import InfoGainScheduler
 
 GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -28,6 +30,8 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda u: (1 - math.cos(math.pi * u)) / 2,
 }
 CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
+_STRONGEST = 1e6
+_LARGEST_SIDE = 2**16
 
 
 @dataclass
@@ -37,10 +41,15 @@ class InfoGainPipelineOutput(BaseOutput):
     Attributes:
         images: PIL images, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or tokens (B, h, w), by `output_type`.
         trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and model rows per step and image.
+        seeds: Every image's own seed: `generator=torch.Generator(device).manual_seed(seed)` makes it again alone.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     trace: DecodingTrace
+    seeds: list[int]
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 def as_infogain_scheduler(scheduler: Any) -> Any:
@@ -90,10 +99,9 @@ def repeat_prompts(texts: str | list[str], num_prompts: int, num_images_per_prom
 
 def check_latents(latents: torch.Tensor, shape: tuple[int, int, int], codebook_size: int, mask_token_id: int) -> None:
     """Raises a ValueError if `latents` are not (B, h, w) ids of the codebook or the mask id."""
-    if latents.shape != shape or latents.dtype != torch.long:
-        raise ValueError(
-            f"`latents` must be a long tensor of token ids of shape {shape}, got {latents.dtype} {tuple(latents.shape)}."
-        )
+    if not isinstance(latents, torch.Tensor) or latents.shape != shape or latents.dtype != torch.long:
+        found = f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, torch.Tensor) else shown(latents)
+        raise ValueError(f"`latents` must be a long tensor of token ids of shape {shape}, got {found}.")
     known = latents[latents != mask_token_id]
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < codebook_size:
         raise ValueError(
@@ -133,6 +141,8 @@ class ImageGeneration:
         default_size: Tokens along one side.
         default_num_inference_steps: Steps where neither the call nor the scheduler's `tokens_per_step` says how many.
         num_prompts: Each gives `num_images_per_prompt` images.
+        guidance_offset: What the family's guidance scale is short of s in uncond + s · (cond - uncond): 1 where it counts from 0.
+        state: What callbacks and other threads may read and change while the call runs.
 
     The others are the arguments of the call. Height and width are numbers after the check.
 
@@ -163,10 +173,12 @@ class ImageGeneration:
     lookahead_batch_size: int | None
     num_beams: int
     num_runs: int
+    guidance_offset: float = 0.0
+    state: CallState = field(init=False)
 
     def __post_init__(self) -> None:
         default = (self.default_size, self.default_size)
-        if self.latents is not None and self.latents.ndim == 3:
+        if isinstance(self.latents, torch.Tensor) and self.latents.ndim == 3:
             default = (self.latents.shape[1], self.latents.shape[2])
         self.height = default[0] * self.scale_factor if self.height is None else self.height
         self.width = default[1] * self.scale_factor if self.width is None else self.width
@@ -174,6 +186,9 @@ class ImageGeneration:
         self.grid = (self.height // self.scale_factor, self.width // self.scale_factor)
         if self.latents is not None:
             self._check_latents(self.latents)
+        self.state = CallState(self.guidance_scale, unguided=1 - self.guidance_offset)
+        self.scheduler = self._scheduler()
+        self.state.num_timesteps = len(self.scheduler.timesteps)
 
     @property
     def batch_size(self) -> int:
@@ -192,24 +207,41 @@ class ImageGeneration:
                 f"`mask_token_id` of the scheduler must be at least the codebook's size {self.codebook_size} and below the "
                 f"transformer's vocabulary size {self.vocab_size}, got {mask_token_id}."
             )
-        at_least("num_images_per_prompt", self.num_images_per_prompt, 1, int)
+        check_integer("num_images_per_prompt", self.num_images_per_prompt, 1)
+        for name in ("num_inference_steps", "lookahead_batch_size"):
+            check_integer(name, getattr(self, name), 1, optional=True)
         check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
+        for name, side in (("height", height), ("width", width)):
+            check_type(name, side, int, "an integer or None")
         if height % self.unit or width % self.unit or height <= 0 or width <= 0:
             raise ValueError(f"`height` and `width` must be positive multiples of {self.unit}, got {height} and {width}.")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale!r}.")
-        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
-            allowed = ", ".join(GUIDANCE_SCHEDULES)
-            raise ValueError(f"`guidance_schedule` must be one of {allowed}, got {self.guidance_schedule!r}.")
-        if self.output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be one of pil, np, pt, latent, got {self.output_type!r}.")
-        if isinstance(self.generator, Sequence) and len(self.generator) != self.batch_size:
+        if max(height, width) > _LARGEST_SIDE:
+            raise ValueError(f"`height` and `width` must be at most {_LARGEST_SIDE}, got {height} and {width}.")
+        check_number("guidance_scale", self.guidance_scale, -_STRONGEST, _STRONGEST)
+        check_choice("guidance_schedule", self.guidance_schedule, tuple(GUIDANCE_SCHEDULES))
+        check_choice("output_type", self.output_type, ("pil", "np", "pt", "latent"))
+        check_bool("return_dict", self.return_dict)
+        if isinstance(self.generator, (list, tuple)) and len(self.generator) != self.batch_size:
             raise ValueError(
                 f"`generator` must have one entry for each of the {self.batch_size} images ({self.num_prompts} prompts x "
                 f"{self.num_images_per_prompt} images per prompt), got a list of {len(self.generator)}."
             )
+        check_generator(self.generator, self.batch_size)
         names = self.callback_on_step_end_tensor_inputs
-        self.callback_on_step_end_tensor_inputs = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
+        self.callback_on_step_end_tensor_inputs = tensor_inputs(
+            self.callback_on_step_end, names, self.pipe._callback_tensor_inputs
+        )
+
+    def _scheduler(self) -> InfoGainScheduler:
+        """A copy of the pipeline's, with this call's steps."""
+        scheduler, length, steps = self.pipe.scheduler, self.grid[0] * self.grid[1], self.num_inference_steps
+        if steps is None:
+            per_step, masked = scheduler.config.tokens_per_step, length
+            if self.latents is not None:
+                masked = int((self.latents == self.mask_token_id).flatten(1).sum(-1).max())
+            steps = max(1, math.ceil(masked / per_step)) if per_step else self.default_num_inference_steps
+        # A step decodes one token at least. The canvas and not its masks, which others in the batch have more or fewer of.
+        return scheduler.with_timesteps(min(steps, length), device=self.pipe._execution_device)
 
     def _check_latents(self, latents: torch.Tensor) -> None:
         check_latents(latents, (self.batch_size, *self.grid), self.codebook_size, self.mask_token_id)
@@ -222,51 +254,77 @@ class ImageGeneration:
                 f"sequence of {length} with the prompt; the model takes {limit}."
             )
 
-    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-        """Guided logits, with the call's schedule; `guidance_scale` 1 means none, whatever the pipeline's own convention."""
-        return guide(cond, uncond, tokens, self.mask_token_id, guidance_scale, self.guidance_schedule)
+    @property
+    def guided(self) -> bool:
+        """Whether the next forward is guided: a callback may have changed it.
+
+        Raises:
+            ValueError: If it is, and the call began without guidance, and so without what it takes.
+        """
+        guided = self.state.do_classifier_free_guidance
+        if guided and self.guidance_scale <= self.state.unguided:
+            raise ValueError(
+                f"`_guidance_scale` must stay at {self.state.unguided:g} or below in a call that began so, got "
+                f"{self.state.guidance_scale}."
+            )
+        return guided
+
+    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Guided logits, by the call's schedule and its guidance scale as it is now."""
+        scale = self.state.guidance_scale + self.guidance_offset
+        return guide(cond, uncond, tokens, self.mask_token_id, scale, self.guidance_schedule)
 
     def run(
         self, denoise: Denoise, to_pixels: Callable[[torch.Tensor], torch.Tensor]
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         """Decodes the masks of `latents`, or a canvas of nothing but masks, and turns tokens into images.
 
+        Where the call was interrupted, what is still masked is grey, or the mask id in "latent" output.
+
         Args:
             denoise: As in `decode`, for the tokens in raster order.
             to_pixels: Tokens (B, h, w) to pixels (B, 3, H, W), in the range that the pipeline's image processor takes.
         """
-        output = self._decode(denoise)
-        tokens = output.tokens.unflatten(1, self.grid)
-        images: Any = tokens
-        if self.output_type != "latent":
-            images = self.pipe.image_processor.postprocess(to_pixels(tokens), self.output_type)
-        self.pipe.maybe_free_model_hooks()
-        return InfoGainPipelineOutput(images=images, trace=output.trace) if self.return_dict else (images, output.trace)
+        with self.pipe.running(self.state):
+            output = self._decode(denoise)
+            tokens = output.tokens.unflatten(1, self.grid)
+            images: Any = tokens
+            if self.output_type != "latent":
+                images = self.pipe.image_processor.postprocess(self._pixels(tokens, to_pixels), self.output_type)
+            self.pipe.maybe_free_model_hooks()
+        if not self.return_dict:
+            return images, output.trace
+        return InfoGainPipelineOutput(images=images, trace=output.trace, seeds=output.seeds)
+
+    def _pixels(self, tokens: torch.Tensor, to_pixels: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        masked = tokens == self.mask_token_id
+        pixels = to_pixels(tokens.masked_fill(masked, 0))
+        if not masked.any():
+            return pixels
+        grey = 0.0 if self.pipe.image_processor.config.do_normalize else 0.5
+        cells = masked.repeat_interleave(self.scale_factor, 1).repeat_interleave(self.scale_factor, 2)
+        return pixels.masked_fill(cells[:, None], grey)
 
     def _decode(self, denoise: Denoise) -> DecodingOutput:
-        pipe, scheduler, device = self.pipe, self.pipe.scheduler, self.pipe._execution_device
+        pipe, scheduler, device = self.pipe, self.scheduler, self.pipe._execution_device
         if self.latents is None:
-            tokens = torch.full(
-                (self.batch_size, self.grid[0] * self.grid[1]), self.mask_token_id, dtype=torch.long, device=device
-            )
+            shape = (self.batch_size, self.grid[0] * self.grid[1])
+            tokens = torch.full(shape, self.mask_token_id, dtype=torch.long, device=device)
         else:
             tokens = self.latents.to(device).flatten(1)
-        steps = self.num_inference_steps
-        if steps is None:
-            per_step, masked = scheduler.config.tokens_per_step, int((tokens == self.mask_token_id).sum(-1).max())
-            steps = max(1, math.ceil(masked / per_step)) if per_step else self.default_num_inference_steps
-        scheduler.set_timesteps(steps, device=device)
+        total = int((tokens == self.mask_token_id).sum())
 
-        with pipe.progress_bar(total=steps) as progress_bar:
+        with pipe.progress_bar(total=total) as progress_bar:
+
+            def show(tokens: torch.Tensor) -> None:
+                progress_bar.update(total - int((tokens == self.mask_token_id).sum()) - progress_bar.n)
 
             def after_step(step: DecodingStep) -> torch.Tensor | None:
-                progress_bar.update()
+                show(step.tokens)
                 if self.callback_on_step_end is None:
                     return None
-                latents = step.tokens.unflatten(1, self.grid)
-                edited = call_back(
-                    pipe, self.callback_on_step_end, step, self.callback_on_step_end_tensor_inputs, "latents", latents=latents
-                )
+                latents, names = step.tokens.unflatten(1, self.grid), self.callback_on_step_end_tensor_inputs
+                edited = call_back(pipe, self.callback_on_step_end, step, names, "latents", self.state, latents=latents)
                 edited = latents if edited is None else edited
                 self._check_latents(edited)
                 return edited.flatten(1)
@@ -281,7 +339,8 @@ class ImageGeneration:
                 generator=self.generator,
                 lookahead_batch_size=self.lookahead_batch_size,
                 grid=self.grid,
+                interrupted=lambda: self.state.interrupt,
             )
-            if self.num_beams > 1 or self.num_runs > 1:
-                progress_bar.update(steps)
+            show(output.tokens)
+        self.state.num_timesteps = len(output.trace.winner)
         return output

@@ -16,9 +16,9 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from . import clip_generation
 from .calls import StepCallback
 from .candidates import Generators
+from .checks import check_type
 from .components import ImagePipeline, check_components
 from .image_generation import (
-    CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
     as_infogain_scheduler,
@@ -53,7 +53,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
 
     saved_as = ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline")
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
-    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    _callback_tensor_inputs = clip_generation.CALLBACK_TENSOR_INPUTS
     family_guidance_scale = 10.0
 
     vqvae: VQModel
@@ -181,6 +181,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
         """
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
+        check_type("cross_attention_kwargs", cross_attention_kwargs, (dict, type(None)), "a dictionary or None")
         config = self.transformer.config
         prompts: dict[str, Any] = {
             "prompt": prompt,

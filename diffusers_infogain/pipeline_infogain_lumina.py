@@ -11,7 +11,7 @@ from diffusers import VQModel
 from diffusers.image_processor import VaeImageProcessor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .calls import StepCallback
+from .calls import StepCallback, tokenize
 from .candidates import Generators
 from .checks import is_integer, shown
 from .components import ImagePipeline, check_components, in_float32
@@ -170,7 +170,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             Ids (B, P) and a mask (B, P), False at padding.
         """
         check_components(self, "tokenizer")
-        rows = [self.tokenizer(PROMPT_TEMPLATE.format(text)).input_ids for text in prompts]
+        rows = [tokenize(self.tokenizer, PROMPT_TEMPLATE.format(text)).input_ids for text in prompts]
         # Padding is hidden from every token, so any id will do.
         return pad_prompts(rows, 0, self._execution_device)
 
@@ -277,10 +277,11 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
+            guidance_offset=1,
         )
         prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
         longest, negative = prompt_ids.shape[1], None
-        if guidance_scale > 0:
+        if generation.guided:
             texts = repeat_prompts(negative_prompt or UNCONDITION, num_prompts, num_images_per_prompt)
             negative = self.encode_prompt([text or UNCONDITION for text in texts])
             longest = max(longest, negative[0].shape[1])
@@ -289,12 +290,13 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
 
         def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             image = tokens.unflatten(1, generation.grid)
+            guided = generation.guided
             cond = self.predict(image, prompt_ids[rows], prompt_mask[rows])
-            if negative is None:
+            if negative is None or not guided:
                 return cond
             # One after the other: the prompts' lengths differ, and neither branch then needs the other's padding.
             uncond = self.predict(image, negative[0][rows], negative[1][rows])
-            return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
+            return generation.guide(cond, uncond, tokens)
 
         def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
             return decode_vqvae(in_float32(self.vqvae), tokens).clamp(0, 1)

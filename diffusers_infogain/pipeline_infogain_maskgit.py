@@ -13,6 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from .calls import StepCallback
 from .candidates import Generators
+from .checks import check_list
 from .components import ImagePipeline, check_components, in_float32
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
@@ -194,8 +195,8 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
             ValueError: For a class that does not exist (naming the nearest), or other arguments that do not fit.
         """
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        if isinstance(class_labels, list) and not class_labels:
-            raise ValueError("`class_labels` must be a class or a list of classes that is not empty, got [].")
+        if not isinstance(class_labels, (str, int)):
+            check_list("class_labels", class_labels, (str, int), "a class or a list of classes that is not empty")
         labels = imagenet_class_ids(class_labels)
         check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
         config = self.transformer.config
@@ -223,6 +224,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
             lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
+            guidance_offset=1,
         )
         if generation.grid != (config.sample_size, config.sample_size):
             side = config.sample_size * self.vae_scale_factor
@@ -238,11 +240,11 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             where = tokens == mask_token_id
             inputs = tokens.masked_fill(where, model_mask_id)
-            if guidance_scale <= 0:
+            if not generation.guided:
                 return self.transformer(inputs, classes[rows], where)
             both = torch.cat([classes[rows], no_class[rows]])
             cond, uncond = self.transformer(torch.cat([inputs, inputs]), both, torch.cat([where, where])).chunk(2)
-            return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
+            return generation.guide(cond, uncond, tokens)
 
         def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
             return decode_vqvae(in_float32(self.vqvae, self.vqvae.config.force_upcast), tokens).clamp(-1, 1)

@@ -18,7 +18,6 @@ from .candidates import Generators
 from .components import ImagePipeline, check_components
 from .files import read_json
 from .image_generation import (
-    CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
     InfoGainPipelineOutput,
     as_infogain_scheduler,
@@ -55,7 +54,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
-    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    _callback_tensor_inputs = clip_generation.CALLBACK_TENSOR_INPUTS
     family_guidance_scale = 9.0
 
     vqvae: VQModel
@@ -248,7 +247,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
                 encoder_hidden_states=hidden,
                 pooled_text_emb=pooled,
                 micro_conds=micro_conds,
-                timestep=self.scheduler.timesteps_at(tokens),
+                timestep=generation.scheduler.timesteps_at(tokens),
                 where=tokens == generation.mask_token_id,
             )
 

@@ -11,7 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .calls import StepCallback
+from .calls import StepCallback, tokenize
 from .candidates import Generators
 from .checks import shown
 from .components import ImagePipeline, check_components, in_float32
@@ -189,7 +189,7 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         config, tokenizer = self.config, self.tokenizer
         rows = []
         for text in prompts:
-            ids = tokenizer(text).input_ids
+            ids = tokenize(tokenizer, text).input_ids
             if ids[:1] != [tokenizer.bos_token_id]:
                 ids = [tokenizer.bos_token_id, *ids]
             ids = [config.task_token_id, *ids, tokenizer.eos_token_id]
@@ -301,22 +301,24 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
             lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
+            guidance_offset=1,
         )
         prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
         longest, negative = prompt_ids.shape[1], None
-        if guidance_scale > 0:
+        if generation.guided:
             negative = self.encode_prompt(repeat_prompts(negative_prompt or "", num_prompts, num_images_per_prompt))
             longest = max(longest, negative[0].shape[1])
         length = longest + generation.grid[0] * generation.grid[1] + 2
         generation.check_sequence_length(length, self.transformer.config.max_position_embeddings)
 
         def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            guided = generation.guided
             cond = self.predict(tokens, prompt_ids[rows], prompt_mask[rows])
-            if negative is None:
+            if negative is None or not guided:
                 return cond
             # One after the other: the prompts' lengths differ, and neither branch then needs the other's padding.
             uncond = self.predict(tokens, negative[0][rows], negative[1][rows])
-            return generation.guide(cond, uncond, tokens, 1 + guidance_scale)
+            return generation.guide(cond, uncond, tokens)
 
         def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
             return in_float32(self.vqvae).decode(tokens)

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calls import StepCallback, prompt_list
+from .calls import CallStateMixin, StepCallback, prompt_list, tokenize
 from .candidates import Generators
+from .checks import check_bool, check_integer, check_list
 from .choices import PRESETS
 from .components import check_components
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
 from .progress import ProgressPipeline
 from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
-from .scheduling_infogain import InfoGainScheduler, at_least
+from .scheduling_infogain import InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
 
 DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
@@ -33,7 +34,7 @@ counts as published for text."""
 Messages = list[dict[str, str]]
 
 
-class InfoGainTextPipeline(ProgressPipeline, CheckedPipeline):
+class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     r"""Text generation and infilling with masked language models, decoded by information gain or any rule it is compared with.
 
     `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, small models of their kind and any
@@ -149,13 +150,15 @@ class InfoGainTextPipeline(ProgressPipeline, CheckedPipeline):
         if input_ids is None:
             check_components(self, "tokenizer")
         if prompt is not None:
-            return [list(self.tokenizer(text).input_ids) for text in prompt_list("prompt", prompt)]
+            return [list(tokenize(self.tokenizer, text).input_ids) for text in prompt_list("prompt", prompt)]
         if messages is not None:
-            chats = [messages] if messages and isinstance(messages[0], dict) else messages
-            if not chats:
-                raise ValueError("`messages` must be a chat or a list of chats that is not empty, got [].")
+            described = "a chat or a list of chats that is not empty, each a list of dictionaries"
+            chats = check_list("messages", messages, (dict, list, tuple), described)
+            chats = [chats] if isinstance(chats[0], dict) else chats
+            for chat in chats:
+                check_list("messages", chat, dict, described)
             texts = [self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
-            return [list(self.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+            return [list(tokenize(self.tokenizer, text, add_special_tokens=False).input_ids) for text in texts]
         rows = [one.tolist() if isinstance(one, torch.Tensor) else one for one in (() if input_ids is None else input_ids)]
         if (
             not rows
@@ -171,7 +174,7 @@ class InfoGainTextPipeline(ProgressPipeline, CheckedPipeline):
         rest = dict(arguments)
         rows = self.encode(*(rest.pop(name) for name in ("prompt", "messages", "input_ids")))
         copies = rest.pop("num_texts_per_prompt")
-        at_least("num_texts_per_prompt", copies, 1, int)
+        check_integer("num_texts_per_prompt", copies, 1)
         ends = self._num_end_tokens() if arguments["prompt"] is not None else 0
         return TextGeneration(pipe=self, rows=[row for row in rows for _ in range(copies)], num_end_tokens=ends, **rest)
 
@@ -179,7 +182,7 @@ class InfoGainTextPipeline(ProgressPipeline, CheckedPipeline):
         """How many tokens an encoder's tokenizer puts behind a text."""
         if self.family.name != "masked_lm":
             return 0
-        text, whole = self.tokenizer("a", add_special_tokens=False).input_ids, self.tokenizer("a").input_ids
+        text, whole = tokenize(self.tokenizer, "a", add_special_tokens=False).input_ids, tokenize(self.tokenizer, "a").input_ids
         place = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), len(whole))
         return max(len(whole) - place - len(text), 0)
 
@@ -242,6 +245,7 @@ class InfoGainTextPipeline(ProgressPipeline, CheckedPipeline):
         Raises:
             ValueError: For arguments that do not fit, naming the first.
         """
+        check_bool("return_dict", return_dict)
         generation = self._generation(
             {
                 "prompt": prompt,
@@ -262,12 +266,13 @@ class InfoGainTextPipeline(ProgressPipeline, CheckedPipeline):
                 "pack_candidates": pack_candidates,
             }
         )
-        with self.progress_bar(total=len(generation.blocks)) as progress_bar:
+        total = generation.num_masks()
+        with self.progress_bar(total=total) as progress_bar:
             for _ in generation.run():
-                progress_bar.update()
+                progress_bar.update(total - generation.num_masks() - progress_bar.n)
         self.maybe_free_model_hooks()
         output = generation.output()
-        return output if return_dict else output.to_tuple()
+        return output if return_dict else (output.texts, output.sequences, output.attention_mask, output.trace)
 
     def stream(self, prompt: str | list[str] | None = None, **call: Any) -> Iterator[TextBlock]:
         """Yields every block as soon as it is decoded; arguments as in a call.

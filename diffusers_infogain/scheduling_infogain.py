@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,11 +20,17 @@ from diffusers.utils import BaseOutput
 
 from . import candidates as draw
 from . import schedules, scoring
+from .checks import check_bool, check_choice, check_integer, check_number, check_type, is_number
 from .choices import CERTAINTIES, LOOKAHEAD_SAMPLERS, PARALLEL_SAMPLERS, SAMPLERS
 from .masked_logits import Logits, MaskedLogits
+from .printing import shown, summary
 
 DEFAULT_ENTROPY_BOUNDS = {"info_gain": 0.5, "lookum": 0.5, "entropy_bound": 0.1}
 DEFAULT_PARALLEL_THRESHOLD = 0.9
+MOST_STEPS = 10**6
+"""Of a run: each step decodes a token at least, and no canvas has that many."""
+COLDEST = 1e-6
+"""The lowest temperature above 0: logits divided by less overflow in float32, and the most probable token is all that is left."""
 _SCORED_AT_ONCE = 1 << 22
 """Logits that are scored together: float32 copies of more are never made at once."""
 
@@ -53,6 +62,9 @@ class InfoGainProposal(BaseOutput):
     duplicate_of: torch.Tensor
     logits: Logits | None = None
     settled: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     @property
     def num_decoded(self) -> torch.Tensor:
@@ -104,14 +116,29 @@ class InfoGainSchedulerOutput(BaseOutput):
     objective: torch.Tensor
     winner: torch.Tensor
 
-
-def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+    def __repr__(self) -> str:
+        return summary(self)
 
 
-def _is_number(value: object, kind: type = float) -> TypeGuard[float]:
-    return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+def _check_temperature(name: str, value: Any, positive: bool = False) -> tuple[float, float]:
+    """A temperature, or a pair (start, end) of them, as a pair.
+
+    Args:
+        positive: Whether the ends of a pair must be above 0.
+
+    Raises:
+        ValueError: If it is neither, or out of range.
+    """
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    ends_at_zero = positive and isinstance(value, (tuple, list)) and not all(is_number(one) and one > 0 for one in pair)
+    if len(pair) != 2 or ends_at_zero:
+        above = " of numbers > 0" if positive else ""
+        raise ValueError(f"`{name}` must be a number or a pair (start, end){above}, got {shown(value)}.")
+    for one in pair:
+        check_number(name, one, 0)
+        if 0 < one < COLDEST:
+            raise ValueError(f"`{name}` must be 0 or at least {COLDEST:g}, got {shown(value)}.")
+    return pair
 
 
 def _token_surprisals(path: str | None) -> torch.Tensor:
@@ -121,6 +148,11 @@ def _token_surprisals(path: str | None) -> torch.Tensor:
             "`pc_frequencies` must be the path of a file with token frequencies for the rule 'pc_sampler', got None: build one "
             "with `token_frequencies` and `save_token_frequencies` of diffusers_infogain.token_frequencies."
         )
+    return _read_surprisals(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)  # every call of a pipeline asks for them
+def _read_surprisals(path: str, modified: int) -> torch.Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -134,12 +166,6 @@ def _token_surprisals(path: str | None) -> torch.Tensor:
     if not ((frequencies >= 0) & (frequencies <= 1)).all() or not frequencies.any():
         raise ValueError(f"`pc_frequencies` must hold numbers in [0, 1], not all of them 0, got others in {path!r}.")
     return -frequencies.clamp(min=frequencies[frequencies > 0].min()).log()
-
-
-def at_least(name: str, value: object, lowest: float, kind: type = float) -> None:
-    """Raises a ValueError that names the argument if the value is no finite number (`kind` int: no integer) from `lowest` on."""
-    if not _is_number(value, kind) or not lowest <= value < float("inf"):
-        raise ValueError(f"`{name}` must be {'an integer' if kind is int else 'a number'} >= {lowest:g}, got {value!r}.")
 
 
 class InfoGainScheduler(SchedulerMixin, ConfigMixin):
@@ -253,41 +279,29 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         pc_decay: float = 0.25,
         pc_clip: float = 10.0,
     ):
-        at_least("mask_token_id", mask_token_id, 0, int)
-        _one_of("masking_schedule", masking_schedule, schedules.MASKING_SCHEDULES)
-        _one_of("sampler", sampler, SAMPLERS)
-        _one_of("certainty", certainty, CERTAINTIES)
-        _one_of("gain_reduction", gain_reduction, scoring.GAIN_REDUCTIONS)
-        at_least("num_candidates", num_candidates, 1, int)
-        at_least("klass_history", klass_history, 1, int)
-        for name, value in (("tokens_per_step", tokens_per_step), ("top_k", top_k)):
-            if value is not None:
-                at_least(name, value, 1, int)
-        if isinstance(token_temperature, (tuple, list)):
-            if len(token_temperature) != 2 or not all(_is_number(value) and value > 0 for value in token_temperature):
-                raise ValueError(
-                    f"`token_temperature` must be a number or a pair (start, end) of numbers > 0, got {token_temperature!r}."
-                )
-        else:
-            at_least("token_temperature", token_temperature, 0)
-        if not isinstance(halton_randomize, bool):
-            raise ValueError(f"`halton_randomize` must be True or False, got {halton_randomize!r}.")
-        numbers = {"gain_weight": gain_weight}
-        numbers |= {"klass_threshold": klass_threshold, "pc_decay": pc_decay, "pc_clip": pc_clip}
-        if entropy_bound is not None:
-            numbers["entropy_bound"] = entropy_bound
-            if sampler == "entropy_bound" and entropy_bound == 0:
-                raise ValueError("`entropy_bound` must be above 0, or None, for the sampler 'entropy_bound', got 0.")
-        for name, number in numbers.items():
-            at_least(name, number, 0)
+        check_integer("mask_token_id", mask_token_id, 0)
+        check_choice("masking_schedule", masking_schedule, schedules.MASKING_SCHEDULES)
+        check_choice("sampler", sampler, SAMPLERS)
+        check_choice("certainty", certainty, CERTAINTIES)
+        check_choice("gain_reduction", gain_reduction, scoring.GAIN_REDUCTIONS)
+        check_integer("num_candidates", num_candidates, 1)
+        check_integer("klass_history", klass_history, 1)
+        check_integer("tokens_per_step", tokens_per_step, 1, optional=True)
+        check_integer("top_k", top_k, 1, optional=True)
+        _check_temperature("token_temperature", token_temperature, positive=True)
         if position_temperature is not None:
-            self._temperature_pair(position_temperature)
-        if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
-            raise ValueError(f"`top_p` must be a number in (0, 1], got {top_p!r}.")
-        if confidence_threshold is not None and not (_is_number(confidence_threshold) and 0 <= confidence_threshold <= 1):
-            raise ValueError(f"`confidence_threshold` must be a number in [0, 1], got {confidence_threshold!r}.")
-        if pc_frequencies is not None and not isinstance(pc_frequencies, str):
-            raise ValueError(f"`pc_frequencies` must be the path of a file, as a string, or None, got {pc_frequencies!r}.")
+            _check_temperature("position_temperature", position_temperature)
+        check_bool("halton_randomize", halton_randomize)
+        numbers = {"gain_weight": gain_weight, "klass_threshold": klass_threshold, "pc_decay": pc_decay, "pc_clip": pc_clip}
+        for name, number in numbers.items():
+            check_number(name, number, 0)
+        check_number("entropy_bound", entropy_bound, 0, optional=True)
+        if sampler == "entropy_bound" and entropy_bound == 0:
+            raise ValueError("`entropy_bound` must be above 0, or None, for the sampler 'entropy_bound', got 0.")
+        if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
+            raise ValueError(f"`top_p` must be a number in (0, 1], got {shown(top_p)}.")
+        check_number("confidence_threshold", confidence_threshold, 0, 1, optional=True)
+        check_type("pc_frequencies", pc_frequencies, (str, type(None)), "the path of a file, as a string, or None")
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]
         self._surprisals = None  # type: ignore[assignment]  # for "pc_sampler" only
@@ -311,6 +325,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             close = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f"the closest is {close[0]!r}" if close else f"there are {', '.join(known)}"
             raise TypeError(f"{cls.__name__} has no setting {unknown[0]!r}; {hint}.")
+        if config is not None:
+            # diffusers lists there what was not given by keyword, and drops it: positional arguments as well.
+            config = {name: value for name, value in config.items() if name != "_use_default_values"}
         return super().from_config(config, return_unused_kwargs, **settings)
 
     @property
@@ -353,16 +370,26 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: For numbers outside these ranges, or for "pc_sampler" without usable `pc_frequencies`.
         """
-        at_least("num_inference_steps", num_inference_steps, 1, int)
+        check_integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         if self.heuristic == "pc_sampler" and self._surprisals is None:
             self._surprisals = _token_surprisals(self.config.pc_frequencies)
         if temperature is None:
             temperature = self.config.position_temperature
         if temperature is None:
             temperature = (2.0, 0.0) if self.heuristic == "maskgit" else 1.0 if self.heuristic == "pivot" else 0.4
-        start, end = self._temperature_pair(temperature)
+        start, end = _check_temperature("position_temperature", temperature)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = torch.linspace(start, end, num_inference_steps, dtype=torch.float32)
+
+    def with_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> InfoGainScheduler:
+        """A copy that has its steps laid out, while this scheduler stays as it is: for runs beside each other, as in threads.
+
+        Raises:
+            ValueError: As `set_timesteps`.
+        """
+        own = copy.copy(self)
+        own.set_timesteps(num_inference_steps, device=device)
+        return own
 
     def timesteps_at(self, tokens: torch.Tensor) -> torch.Tensor:
         """The timestep (R,) of states (R, L) by their masks: when the schedule leaves so many of an empty canvas of L.
@@ -387,15 +414,6 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if self.heuristic != "halton" or not self.config.halton_randomize:
             return None
         return torch.cat([torch.randint(length, (1,), generator=one, device=one.device).cpu() for one in generators])
-
-    @staticmethod
-    def _temperature_pair(temperature: float | Sequence[float]) -> tuple[float, float]:
-        pair = tuple(temperature) if isinstance(temperature, Sequence) else (temperature, temperature)
-        if len(pair) != 2:
-            raise ValueError(f"`position_temperature` must be a number or a pair (start, end), got {temperature!r}.")
-        for value in pair:
-            at_least("position_temperature", value, 0)
-        return pair
 
     def undecided(self, tokens: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
         """M_t: the masked positions of `tokens` that may be decoded, a mask of the same shape.
@@ -781,7 +799,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if starting_mask_ratio is not None:
             # diffusers' pipelines give a tensor.
             ratio = starting_mask_ratio.item() if isinstance(starting_mask_ratio, torch.Tensor) else starting_mask_ratio
-            if not (_is_number(ratio) and 0 <= ratio <= 1):
+            if not (is_number(ratio) and 0 <= ratio <= 1):
                 raise ValueError(f"`starting_mask_ratio` must be a number in [0, 1], got {ratio!r}.")
             masks = round(ratio * sample.shape[1])
             initial_masks = torch.full((len(sample),), masks, device=sample.device)

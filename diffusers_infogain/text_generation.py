@@ -11,12 +11,14 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
-from .calls import StepCallback, call_back, check_search, tensor_inputs
-from .candidates import Generators, split_generator
+from .calls import CallState, StepCallback, call_back, check_search, tensor_inputs
+from .candidates import Generators, check_generator, split_generator
+from .checks import check_bool, check_integer
 from .decoding import DecodingStep, DecodingTrace, decode_or_search
 from .models.text_logits import TextCache, fitting_caches, longest_text
 from .models.wrapped import underlying
-from .scheduling_infogain import InfoGainScheduler, at_least
+from .printing import shown, summary
+from .scheduling_infogain import InfoGainScheduler
 
 CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores", "rows"]
 
@@ -30,12 +32,17 @@ class InfoGainTextOutput(BaseOutput):
         sequences: (B, L) long, prompts and texts, padded where rows are shorter than the longest.
         attention_mask: (B, L) bool, False at padding.
         trace: The decoding's `DecodingTrace`, over the columns of `sequences`.
+        seeds: Every text's own seed: `generator=torch.Generator(device).manual_seed(seed)` writes it again alone.
     """
 
     texts: list[str]
     sequences: torch.Tensor
     attention_mask: torch.Tensor
     trace: DecodingTrace
+    seeds: list[int]
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 @dataclass
@@ -97,7 +104,9 @@ class TextGeneration:
         self._check()
         self._lay_out()
         self._cache = TextCache(self.pipe.model, self.family, self._kind, packed=self.pack_candidates)
+        self.state = CallState()
         self.generators = split_generator(self.generator, len(self.rows))
+        self.seeds = [one.initial_seed() for one in self.generators]
         self.scheduler: InfoGainScheduler = self.pipe.scheduler
         if self.num_inference_steps is None and self.scheduler.config.tokens_per_step is None:
             self.scheduler = InfoGainScheduler.from_config(self.scheduler.config, tokens_per_step=1)
@@ -117,12 +126,15 @@ class TextGeneration:
         lowest = {"max_new_tokens": 0}
         lowest |= {name: 1 for name in ("block_length", "num_inference_steps") if getattr(self, name) is not None}
         for name, least in lowest.items():
-            at_least(name, getattr(self, name), least, int)
+            check_integer(name, getattr(self, name), least)
         if self.max_new_tokens == 0 and not any(self.infilled):
             raise ValueError(
                 f"`max_new_tokens` must be >= 1 where no prompt holds a mask to fill in, which this model writes as "
                 f"{mask_text(self.pipe)}, got 0."
             )
+        check_integer("lookahead_batch_size", self.lookahead_batch_size, 1, optional=True)
+        for name in ("stop_at_eos", "pack_candidates"):
+            check_bool(name, getattr(self, name))
         if self.num_inference_steps is not None and scheduler.config.tokens_per_step is not None:
             raise ValueError(
                 f"`num_inference_steps` must be None with the scheduler's `tokens_per_step` = "
@@ -134,17 +146,18 @@ class TextGeneration:
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
         check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
-        if isinstance(self.generator, Sequence) and len(self.generator) != len(self.rows):
+        if isinstance(self.generator, (list, tuple)) and len(self.generator) != len(self.rows):
             raise ValueError(
                 f"`generator` must have one entry for each of the {len(self.rows)} texts, got a list of {len(self.generator)}."
             )
+        check_generator(self.generator, len(self.rows))
         caches = fitting_caches(self.family)
-        self._kind = self.cache or ("exact" if "exact" in caches else "none")
-        if self._kind not in caches:
+        if self.cache is not None and not (isinstance(self.cache, str) and self.cache in caches):
             raise ValueError(
                 f"`cache` must be {', '.join(caches)} or None for {self.family.name} with {self.family.attention} attention, got "
-                f"{self.cache!r}."
+                f"{shown(self.cache)}."
             )
+        self._kind = self.cache or ("exact" if "exact" in caches else "none")
         if self.pack_candidates and self._kind != "exact":
             raise ValueError(f"`pack_candidates` must be False without the cache 'exact', got True with {self._kind!r}.")
         names = self.callback_on_step_end_tensor_inputs
@@ -200,12 +213,17 @@ class TextGeneration:
                 f"{self.num_inference_steps}."
             )
 
+    def num_masks(self) -> int:
+        """Tokens that are still to be decoded, over all texts."""
+        return int((self.tokens == self.mask_token_id).sum())
+
     def _steps(self, block: int, row: int, masks: int) -> int:
-        """Steps of a row's block: its share of `num_inference_steps`, or what `tokens_per_step` takes."""
+        """Steps of a row's block: its share of `num_inference_steps`, or what `tokens_per_step` takes; a mask takes no more than
+        one."""
         if self.num_inference_steps is None:
             return math.ceil(masks / self.scheduler.config.tokens_per_step)
         steps, rest = divmod(self.num_inference_steps, self._num_blocks[row])
-        return steps + (self._block_numbers[block][row] < rest)
+        return min(steps + (self._block_numbers[block][row] < rest), masks)
 
     @torch.no_grad()
     def _decode(self, block: int) -> None:
@@ -222,7 +240,7 @@ class TextGeneration:
             self._decode_rows(torch.tensor(rows, device=self.tokens.device), first, end, steps)
 
     def _decode_rows(self, rows: torch.Tensor, start: int, end: int, steps: int) -> None:
-        block, scheduler = self.tokens[rows, start:end], self.scheduler
+        block = self.tokens[rows, start:end]
         running = self._running if self._kind == "exact" else rows  # the others keep nothing from block to block
         self._cache.begin_block(self.tokens[running], self.kept[running], start, end)
         cached = torch.searchsorted(running, rows)
@@ -230,10 +248,9 @@ class TextGeneration:
         def denoise(tokens: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
             return self._cache.logits(tokens, cached[owners], tokens == self.mask_token_id)
 
-        scheduler.set_timesteps(steps, device=self.tokens.device)
         output = decode_or_search(
             denoise,
-            scheduler,
+            self.scheduler,
             block,
             num_beams=self.num_beams,
             num_runs=self.num_runs,
@@ -241,6 +258,8 @@ class TextGeneration:
             # Anew for every block, since how often a batch draws depends on its slowest text.
             generator=[split_generator(self.generators[row], 1)[0] for row in rows.tolist()],
             lookahead_batch_size=self.lookahead_batch_size,
+            num_inference_steps=steps,
+            interrupted=lambda: self.state.interrupt,
         )
         self.tokens[rows, start:end] = output.tokens
         self._traces.append((slice(start, end), rows.cpu(), output.trace))
@@ -249,18 +268,19 @@ class TextGeneration:
         if self.callback_on_step_end is None:
             return None
         names = self.callback_on_step_end_tensor_inputs
-        return call_back(self.pipe, self.callback_on_step_end, step, names, "tokens", tokens=step.tokens, rows=rows)
+        return call_back(self.pipe, self.callback_on_step_end, step, names, "tokens", self.state, tokens=step.tokens, rows=rows)
 
     def run(self) -> Iterator[TextBlock]:
         """Decodes block after block; rows that are finished take no further part."""
         for index, (_, end) in enumerate(self.blocks):
             before = self.finished.clone()
-            self._decode(index)
+            with self.pipe.running(self.state):
+                self._decode(index)
             if self.stop_at_eos:
                 self._finish(end)
             complete = ~(self.tokens == self.mask_token_id).any(-1).cpu()
             yield TextBlock(index, [self._gained(row, end, whole) for row, whole in enumerate(complete.tolist())], complete)
-            if self.finished.all():
+            if self.finished.all() or self.state.interrupt:
                 return
             if self._kind == "exact" and not torch.equal(self.finished, before):
                 running = (~self.finished).nonzero()[:, 0].to(self._running.device)
@@ -297,7 +317,7 @@ class TextGeneration:
     def output(self) -> InfoGainTextOutput:
         """What was written so far."""
         texts = [self.text(row) for row in range(len(self.rows))]
-        return InfoGainTextOutput(texts, self.tokens, self.kept, self._trace())
+        return InfoGainTextOutput(texts, self.tokens, self.kept, self._trace(), self.seeds)
 
     def _trace(self) -> DecodingTrace:
         """One trace of all blocks; rows that took no part in a step have no tokens, no cost and no model rows there."""

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from .checks import check_integer
 from .files import replacing
-from .scheduling_infogain import at_least
 
 
 def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> to
     Raises:
         ValueError: If there is no token at all, or one outside the vocabulary.
     """
-    at_least("vocab_size", vocab_size, 1, int)
+    check_integer("vocab_size", vocab_size, 1)
     counts = torch.zeros(vocab_size, dtype=torch.long)
     sequences = iter(token_ids)
     while part := list(itertools.islice(sequences, 1024)):  # together, since counting takes O(V)

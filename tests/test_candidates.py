@@ -183,9 +183,43 @@ def test_without_a_generator_the_global_seed_decides():
     assert torch.rand(1, generator=draw.split_generator(None, 1)[0]).item() != numbers()[0]
 
 
-def test_given_generators_are_used_as_they_are():
-    given_list = generators(1, 2)
-    assert all(a is b for a, b in zip(draw.split_generator(tuple(given_list), 2), given_list, strict=True))
+def test_one_seed_is_one_sample():
+    """A generator and a list of it are the same; so are a batch's samples and each from its own seed."""
+
+    def streams(generator, batch: int = 1) -> list[list[float]]:
+        return [torch.rand(3, generator=child).tolist() for child in draw.split_generator(generator, batch)]
+
+    (plain,) = generators(2)
+    expected = torch.rand(3, generator=plain).tolist()
+    assert streams(*generators(2)) == streams(generators(2)) == [expected]
+    together, seeds = streams(*generators(2), batch=4), draw.sample_seeds(*generators(2), 4)
+    assert together[0] == expected
+    assert seeds[0] == 2
+    assert together == [stream for seed in seeds for stream in streams(*generators(seed))]
+
+
+def test_a_generator_that_was_drawn_from_gives_seeds_of_its_own():
+    """The same ones alone and in a list; every call moves it on, and its samples come out again from the seeds."""
+    for as_given in (lambda one: one, lambda one: [one]):
+        (one,) = generators(2)
+        first, second, third = (draw.sample_seeds(as_given(one), 1)[0] for _ in range(3))
+        assert first == 2
+        assert len({first, second, third}) == 3
+        (other,) = generators(2)
+        torch.rand(1, generator=other)
+        drawn = draw.sample_seeds(as_given(other), 1)
+        assert drawn != [2]
+    shared = generators(7) * 3
+    assert len(set(draw.sample_seeds(shared, 3))) == 3
+
+
+@pytest.mark.parametrize("generator", [42, "cpu", [1, 2], torch.rand(2), {}])
+def test_what_is_no_generator_is_an_error(generator):
+    message = "`generator` must be a torch.Generator, a list of them or None, got"
+    with pytest.raises(ValueError, match=message):
+        draw.split_generator(generator, 2)
+    with pytest.raises(ValueError, match=message):
+        draw.draw_uniforms(generator, 2, 4, 5)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -303,16 +303,29 @@ def test_image_sizes(pipe, size, shape):
     assert tokens_of(pipe, **size).shape == (1, *shape)
 
 
+def planned_steps(pipe, **call) -> int:
+    """As the call lays them out; it ends earlier where an entropy bound lets it."""
+    seen = []
+    pipe("a cat", **call, callback_on_step_end=lambda pipe, *_: seen.append(pipe.num_timesteps))
+    assert pipe.num_timesteps == len(seen)  # afterwards those that it took
+    return seen[0]
+
+
 def test_the_number_of_steps(pipe):
-    tokens_of(pipe, num_inference_steps=None)
-    assert len(pipe.scheduler.timesteps) == 12
+    assert planned_steps(pipe) == 12
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=3)
-    trace = pipe("a cat").trace
-    assert len(pipe.scheduler.timesteps) == 6
-    assert trace.num_decoded[:, 0].tolist() == [3, 3, 3, 3, 3, 1]
-    trace = pipe("a cat", latents=partly_masked(7, 2), num_images_per_prompt=2).trace
-    assert len(pipe.scheduler.timesteps) == 3
-    assert trace.num_decoded.tolist() == [[3, 2], [3, 0], [1, 0]]
+    assert planned_steps(pipe) == 6
+    assert pipe("a cat").trace.num_decoded[:, 0].tolist() == [3, 3, 3, 3, 3, 1]
+    latents = {"latents": partly_masked(7, 2), "num_images_per_prompt": 2}
+    assert planned_steps(pipe, **latents) == 3
+    assert pipe("a cat", **latents).trace.num_decoded.tolist() == [[3, 2], [3, 0], [1, 0]]
+
+
+def test_more_steps_than_tokens_are_as_many_as_tokens(pipe):
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, entropy_bound=0)
+    assert planned_steps(pipe, num_inference_steps=10**15) == GRID * GRID
+    few, many = (tokens_of(pipe, num_inference_steps=n, generator=generators(0)) for n in (GRID * GRID, 10**15))
+    assert torch.equal(few, many)
 
 
 def test_output_types_show_the_same_image(pipe):
@@ -350,7 +363,7 @@ def test_the_callback_sees_every_step(pipe):
     names, recorder = ["latents", "logits", "scores"], Recorder()
     tokens = tokens_of(pipe, callback_on_step_end=recorder, callback_on_step_end_tensor_inputs=names)
     assert [step["index"] for step in recorder.steps] == [0, 1, 2, 3, 4]
-    assert [step["timestep"] for step in recorder.steps] == pipe.scheduler.timesteps.tolist() == [4, 3, 2, 1, 0]
+    assert [step["timestep"] for step in recorder.steps] == [4, 3, 2, 1, 0]
     for step in recorder.steps:
         assert step["pipe"] is pipe
         assert step["logits"].shape == (1, GRID * GRID, CODEBOOK_SIZE)
@@ -423,12 +436,14 @@ def test_a_pipeline_callback_object_names_its_own_inputs(pipe):
     assert (tokens[:, 0] == 7).all()
 
 
-def test_the_progress_bar_counts_steps(pipe):
+@pytest.mark.parametrize("call", [{}, {"num_runs": 2}, {"num_beams": 2}])
+def test_the_progress_bar_counts_tokens_up_to_the_last(pipe, call):
     text = io.StringIO()
     pipe.set_progress_bar_config(disable=False, file=text, mininterval=0)
-    tokens_of(pipe)
-    for done in range(6):
-        assert f" {done}/5 " in text.getvalue()
+    tokens_of(pipe, **call)
+    assert " 0/16 " in text.getvalue()
+    assert " 16/16 " in text.getvalue()
+    assert len(set(re.findall(r" (\d+)/16 ", text.getvalue()))) > (2 if not call else 1)
 
 
 # What a call leaves alone

@@ -307,3 +307,38 @@ def test_presets_are_settings_of_the_scheduler():
     assert set(PRESETS["default"]) == set(PRESETS["paper"])
     plain, default = InfoGainScheduler(mask_token_id=4).config, InfoGainScheduler(mask_token_id=4, **PRESETS["default"]).config
     assert {name: plain[name] for name in settings} == {name: default[name] for name in settings}
+
+
+def test_presets_say_every_setting():
+    """Nothing of the configuration that a preset is put on shines through, and the default is the class's own."""
+    parameters = inspect.signature(InfoGainScheduler.__init__).parameters
+    settings = {name: one.default for name, one in parameters.items() if name not in ("self", "mask_token_id", "pc_frequencies")}
+    assert PRESETS["default"] == settings
+    other = {"confidence_threshold": 0.5, "top_k": 3, "tokens_per_step": 2, "num_candidates": 7, "pc_clip": 1.0, "top_p": 0.5}
+    for preset in PRESETS.values():
+        assert preset.keys() == settings.keys()
+        changed = InfoGainScheduler.from_config(InfoGainScheduler(MASK, **other).config, **preset).config
+        assert {name: changed[name] for name in settings} == preset
+
+
+@pytest.mark.parametrize("name", ["mask_token_id", "num_candidates", "top_k", "tokens_per_step", "klass_history"])
+def test_integers_that_no_tensor_holds_are_an_error(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer from . to 9223372036854775807"):
+        InfoGainScheduler(**{"mask_token_id": MASK, name: 2**70})
+
+
+def test_numbers_that_float32_does_not_hold_are_an_error():
+    for name in ("position_temperature", "token_temperature", "gain_weight", "entropy_bound", "pc_clip"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be a number in \[0, 1e\+09\]( or None)?, got 1e\+308"):
+            InfoGainScheduler(MASK, **{name: 1e308})
+    for name in ("position_temperature", "token_temperature"):
+        with pytest.raises(ValueError, match=f"`{name}` must be 0 or at least 1e-06, got 1e-30"):
+            InfoGainScheduler(MASK, **{name: 1e-30})
+    with pytest.raises(ValueError, match="`num_inference_steps` must be an integer from 1 to 1000000, got 1000000000"):
+        InfoGainScheduler(MASK).set_timesteps(10**9)
+
+
+def test_a_configuration_holds_positional_arguments_too():
+    scheduler = InfoGainScheduler(MASK, "linear")
+    again = InfoGainScheduler.from_config(scheduler.config, sampler="margin")
+    assert (again.config.mask_token_id, again.config.masking_schedule, again.config.sampler) == (MASK, "linear", "margin")

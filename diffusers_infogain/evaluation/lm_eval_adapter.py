@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 import torch
 from jinja2.exceptions import TemplateError
 
+from ..checks import check_integer, check_number
 from ..extras import missing
 from ..progress import Progress
-from ..scheduling_infogain import InfoGainScheduler, at_least
+from ..scheduling_infogain import InfoGainScheduler
 from .text_cache import TextCache
 
 try:
@@ -90,12 +91,12 @@ def generation_settings(given: Mapping[str, Any], max_gen_toks: int, greedy_toke
     if len(set(lengths.values())) > 1:
         raise ValueError(f"`{'` and `'.join(lengths)}` must be the same number, got {', '.join(map(str, lengths.values()))}.")
     name, length = next(iter(lengths.items()), ("max_gen_toks", max_gen_toks))
-    at_least(name, length, 1, int)
+    check_integer(name, length, 1)
     temperature, sampled = given.get("temperature"), given.get("do_sample")
     if sampled not in (None, True, False):
         raise ValueError(f"`do_sample` must be True, False or None, got {sampled!r}.")
     if temperature is not None:
-        at_least("temperature", temperature, 0)
+        check_number("temperature", temperature, 0)
     if sampled is None:
         sampled = bool(temperature)
     scheduler: dict[str, Any] = {}
@@ -157,7 +158,7 @@ class InfoGainLM(LM):
     ):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("max_gen_toks", max_gen_toks)):
-            at_least(name, value, 1, int)
+            check_integer(name, value, 1)
         for name in call:
             if name not in CALL_ARGUMENTS:
                 raise ValueError(f"`{name}` must be one of {', '.join(CALL_ARGUMENTS)}.")

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from ..checks import is_integer
+from ..printing import shown
+
 NUM_CLASSES = 1000
 
 
@@ -52,8 +55,10 @@ def imagenet_class_ids(labels: str | int | Sequence[str | int]) -> list[int]:
 
 
 def _checked_id(class_id: int) -> int:
-    if isinstance(class_id, bool) or not isinstance(class_id, int) or not 0 <= class_id < NUM_CLASSES:
-        raise ValueError(f"An ImageNet class id must be an integer in [0, {NUM_CLASSES - 1}], got {class_id!r}.")
+    if not is_integer(class_id) or not 0 <= class_id < NUM_CLASSES:
+        raise ValueError(
+            f"`class_labels`: the id of an ImageNet class must be an integer in [0, {NUM_CLASSES - 1}], got {shown(class_id)}."
+        )
     return class_id
 
 
@@ -68,7 +73,7 @@ def _class_id(label: str | int) -> int:
         return ids[0]
     if ids:
         meanings = "; ".join(f"{i} ({imagenet_class_name(i)})" for i in ids)
-        raise ValueError(f"{label!r} is the name of several ImageNet classes: give an id instead, one of {meanings}.")
+        raise ValueError(f"`class_labels`: {label!r} is the name of several ImageNet classes: give an id, one of {meanings}.")
     nearest = difflib.get_close_matches(wanted, _ids_by_lemma(), cutoff=0.5)
     hint = f": did you mean {', '.join(map(repr, nearest))}?" if nearest else "."
-    raise ValueError(f"{label!r} is not the name of an ImageNet class{hint}")
+    raise ValueError(f"`class_labels`: {shown(label)} is not the name of an ImageNet class{hint}")
