@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_helpers import make_mmada_pipeline
 
-from diffusers_infogain import InfoGainTextPipeline, cli
+from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline, cli
+from diffusers_infogain.evaluation.text_tasks import check_grid
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,7 +61,18 @@ def test_command_line_examples_parse():
                 continue
             cli.build_parser().parse_args(words[1:])
             commands.add(words[1])
-    assert commands == {"generate", "demo", "exact", "evaluate", "compare", "convert", "text", "compare-text", "lm-eval"}
+    assert commands == {
+        "generate",
+        "demo",
+        "exact",
+        "evaluate",
+        "compare",
+        "convert",
+        "text",
+        "compare-text",
+        "lm-eval",
+        "samplers",
+    }
 
 
 def test_ci_runs_the_test_command_of_the_readme():
@@ -72,3 +85,27 @@ def test_links_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target.split("#")[0]).exists(), target
+
+
+def test_the_first_text_is_a_sudoku_that_is_right():
+    (block,) = [block for block in blocks(README, "python") if "demo-text" in block]
+    (prompt,) = re.findall(r'tokenizer\("(S[1-4_]{16})"\)', block)
+    writer = InfoGainTextPipeline.from_pretrained("demo-text")
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        (text,) = writer(input_ids=[writer.tokenizer(prompt).input_ids], max_new_tokens=0, generator=generator).texts
+        assert check_grid(text[1:]), text
+
+
+def test_looking_ahead_spells_words():
+    (block,) = [block for block in blocks(README, "python") if "WORDS" in block]
+    names = {"torch": torch, "InfoGainScheduler": InfoGainScheduler}
+    exec(block, names)
+    assert names["spelt_right"]["confidence"] < 45
+    assert names["spelt_right"]["info_gain"] > 80
+
+
+def test_security_names_what_runs_code():
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert "--allow-code-execution" in page
+    assert "[SECURITY.md](SECURITY.md)" in README

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,10 @@ from ..scheduling_infogain import InfoGainScheduler
 from ..text_generation import mask_text
 from . import common
 
+DEMO_TEXT_KNOWS = (
+    "demo-text, the embedded model, knows 4x4 Sudoku grids ('S' and the digits row by row, '_' for a mask) and products in "
+    "binary ('M07*12='), and no language: --model names a model that writes."
+)
 _MASK = re.compile(r"(?:\[|<\|?|\{)\s*(?:mdm_)?mask\s*(?:\]|\|?>|\})", re.IGNORECASE)
 """What masks of tokenizers look like."""
 
@@ -53,6 +58,8 @@ def _text(args: argparse.Namespace, prompts: list[str], chosen: dict[str, Any]) 
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = load_text_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
+    if args.model == "demo-text" and any(not prompt.startswith(("S", "M")) for prompt in prompts):
+        print(DEMO_TEXT_KNOWS, file=sys.stderr)
     new = args.max_new_tokens
     if new is None:
         infilled = not args.chat and any(pipe.family.mask_token_id in ids for ids in pipe.encode(prompts))

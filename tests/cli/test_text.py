@@ -296,3 +296,11 @@ def test_replies_are_read_behind_the_last_answer(task, chat):
 
     answers, _ = _replied(pipe, problems, [5, 6], chat, 1, max_new_tokens=9)
     assert [problem.check(answer) for problem, answer in zip(problems, answers, strict=True)] == [True, False]
+
+
+def test_the_embedded_model_says_what_it_knows(capsys):
+    code, _, err = run(capsys, "text", "Write a haiku.", "--device", "cpu")
+    assert code == 0
+    assert err.startswith("demo-text, the embedded model, knows 4x4 Sudoku grids")
+    assert len(err.splitlines()) == 1
+    assert run(capsys, "text", "S", "--device", "cpu")[2] == ""
