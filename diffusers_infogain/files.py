@@ -447,12 +447,17 @@ def cut_unfinished(path: Path, begin: str) -> None:
         os.truncate(path, read_bytes(path).rfind(b"\n") + 1)
 
 
+def png_information(metadata: str) -> PIL.PngImagePlugin.PngInfo:
+    """What Pillow writes into a PNG: `metadata`, JSON, in the text chunk "infogain"."""
+    information = PIL.PngImagePlugin.PngInfo()
+    information.add_text(METADATA_KEY, metadata)
+    return information
+
+
 def save_png(image: PIL.Image.Image, path: Path, metadata: Mapping[str, Any]) -> None:
     """Writes a PNG in one go, with `metadata` as JSON in its text chunk "infogain"."""
-    information = PIL.PngImagePlugin.PngInfo()
-    information.add_text(METADATA_KEY, json.dumps(metadata, allow_nan=False))
     with replacing(path) as file:
-        image.save(file, "PNG", pnginfo=information)
+        image.save(file, "PNG", pnginfo=png_information(json.dumps(metadata, allow_nan=False)))
 
 
 def unused(path: Path, same: Callable[[Path], bool]) -> Path:

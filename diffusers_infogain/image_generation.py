@@ -6,8 +6,9 @@ A pipeline adds what differs between models: how a prompt becomes a condition, `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
+from . import __version__
 from .calls import CallState, StepCallback, call_back, check_search, prompt_list, tensor_inputs
 from .candidates import Generators, check_generator
 from .checks import check_bool, check_choice, check_integer, check_number, check_type
 from .components import converted_scheduler
 from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, decode_or_search
+from .pictures import Picture
 from .printing import shown, summary
 from .scheduling_infogain import InfoGainScheduler
 
@@ -39,7 +42,8 @@ class InfoGainPipelineOutput(BaseOutput):
     """Images, and how they were decoded.
 
     Attributes:
-        images: PIL images, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or tokens (B, h, w), by `output_type`.
+        images: PIL images, whose PNG files carry their settings, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or
+            tokens (B, h, w), by `output_type`.
         trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and model rows per step and image.
         seeds: Every image's own seed: `generator=torch.Generator(device).manual_seed(seed)` makes it again alone.
     """
@@ -142,6 +146,7 @@ class ImageGeneration:
         default_num_inference_steps: Steps where neither the call nor the scheduler's `tokens_per_step` says how many.
         num_prompts: Each gives `num_images_per_prompt` images.
         guidance_offset: What the family's guidance scale is short of s in uncond + s · (cond - uncond): 1 where it counts from 0.
+        asked: What the images show, by argument, one for all prompts or a list with one each; for their files.
         state: What callbacks and other threads may read and change while the call runs.
 
     The others are the arguments of the call. Height and width are numbers after the check.
@@ -174,6 +179,7 @@ class ImageGeneration:
     num_beams: int
     num_runs: int
     guidance_offset: float = 0.0
+    asked: Mapping[str, Any] = field(default_factory=dict)
     state: CallState = field(init=False)
 
     def __post_init__(self) -> None:
@@ -291,10 +297,38 @@ class ImageGeneration:
             images: Any = tokens
             if self.output_type != "latent":
                 images = self.pipe.image_processor.postprocess(self._pixels(tokens, to_pixels), self.output_type)
+            if self.output_type == "pil":
+                images = [Picture.of(image, self._settings(i, output.seeds[i])) for i, image in enumerate(images)]
             self.pipe.maybe_free_model_hooks()
         if not self.return_dict:
             return images, output.trace
         return InfoGainPipelineOutput(images=images, trace=output.trace, seeds=output.seeds)
+
+    def _settings(self, index: int, seed: int | None) -> dict[str, Any]:
+        """How an image is made again, for its file; given embeddings and latents are not in it."""
+        pipe, name = self.pipe, str(self.pipe.config.get("_name_or_path") or "")
+        asked = {}
+        for what, value in self.asked.items():
+            every = value if isinstance(value, list) else [value]
+            one = every[0 if len(every) == 1 else index // self.num_images_per_prompt]
+            asked |= {} if one is None else {what: one}
+        # Of a folder its name only: the way to it says more of the machine than of the image.
+        model = {"model": Path(name).name if Path(name).exists() else name} if name else {}
+        return {
+            **asked,
+            "seed": seed,
+            **model,
+            "pipeline": type(pipe).__name__,
+            "version": __version__,
+            "num_inference_steps": len(self.scheduler.timesteps),
+            "guidance_scale": self.guidance_scale,
+            "guidance_schedule": self.guidance_schedule,
+            "height": self.height,
+            "width": self.width,
+            "num_beams": self.num_beams,
+            "num_runs": self.num_runs,
+            "scheduler": {key: value for key, value in self.scheduler.config.items() if not key.startswith("_")},
+        }
 
     def _pixels(self, tokens: torch.Tensor, to_pixels: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         masked = tokens == self.mask_token_id

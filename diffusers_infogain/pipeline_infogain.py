@@ -215,6 +215,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
             lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
+            asked={"prompt": prompt, "negative_prompt": negative_prompt},
         )
 
         def predict(tokens: torch.Tensor, pooled: torch.Tensor, hidden: torch.Tensor, micro_conds: torch.Tensor) -> torch.Tensor:

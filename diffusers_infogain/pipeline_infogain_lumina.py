@@ -277,6 +277,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
+            asked={"prompt": prompt, "negative_prompt": negative_prompt},
             guidance_offset=1,
         )
         prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))

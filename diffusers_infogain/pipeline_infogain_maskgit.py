@@ -224,6 +224,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
             lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
+            asked={"class_labels": labels},
             guidance_offset=1,
         )
         if generation.grid != (config.sample_size, config.sample_size):

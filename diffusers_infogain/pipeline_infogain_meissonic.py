@@ -239,6 +239,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
             lookahead_batch_size=lookahead_batch_size,
             num_beams=num_beams,
             num_runs=num_runs,
+            asked={"prompt": prompt, "negative_prompt": negative_prompt},
         )
 
         def predict(tokens: torch.Tensor, pooled: torch.Tensor, hidden: torch.Tensor, micro_conds: torch.Tensor) -> torch.Tensor:

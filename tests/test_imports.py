@@ -66,7 +66,13 @@ def test_the_imports_are_found():
         "schedules",
         "scoring",
     }
-    assert own_imports(PACKAGE / "evaluation" / "exact.py") == {"choices", "decoding", "extras", "scheduling_infogain"}
+    assert own_imports(PACKAGE / "evaluation" / "exact.py") == {
+        "choices",
+        "decoding",
+        "extras",
+        "progress",
+        "scheduling_infogain",
+    }
     assert {"candidates", "image_generation"} <= own_imports(PACKAGE / "pipeline_infogain.py")
 
 
