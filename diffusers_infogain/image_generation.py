@@ -42,8 +42,8 @@ class InfoGainPipelineOutput(BaseOutput):
     """Images, and how they were decoded.
 
     Attributes:
-        images: PIL images, whose PNG files carry their settings, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or
-            tokens (B, h, w), by `output_type`.
+        images: PIL images, whose PNG files carry their settings, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
+            or tokens (B, h, w), by `output_type`.
         trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and model rows per step and image.
         seeds: Every image's own seed: `generator=torch.Generator(device).manual_seed(seed)` makes it again alone.
     """
