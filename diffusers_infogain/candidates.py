@@ -46,8 +46,10 @@ def sample_seeds(generator: Generators, batch_size: int) -> list[int]:
     if isinstance(generator, Sequence):
         return [sample_seeds(one, 1)[0] for one in generator]
     source = torch.default_generator if generator is None else generator
-    own, seed = source.get_state(), source.initial_seed()
-    untouched = torch.equal(own, torch.Generator(source.device).manual_seed(seed).get_state())
+    seed = source.initial_seed()
+    untouched = torch.equal(source.get_state(), torch.Generator(source.device).manual_seed(seed).get_state())
+    if generator is None and seed >= _SEEDS:  # not `torch.manual_seed`, but 64 random bits that PyTorch began with
+        untouched = False
     drawn = [int(torch.randint(_SEEDS, (1,), generator=source, device=source.device)) for _ in range(batch_size)]
     return [seed, *drawn[1:]] if untouched and drawn else drawn
 

@@ -307,7 +307,7 @@ class ImageGeneration:
     def _settings(self, index: int, seed: int | None) -> dict[str, Any]:
         """How an image is made again, for its file; given embeddings and latents are not in it."""
         pipe, name = self.pipe, str(self.pipe.config.get("_name_or_path") or "")
-        asked = {}
+        asked: dict[str, Any] = {}
         for what, value in self.asked.items():
             every = value if isinstance(value, list) else [value]
             one = every[0 if len(every) == 1 else index // self.num_images_per_prompt]

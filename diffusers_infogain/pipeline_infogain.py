@@ -95,11 +95,12 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
             ValueError: For a folder of another pipeline, or weights with a missing or misshapen tensor.
             TypeError: For an argument that there is not.
         """
-        if pretrained_model_name_or_path == "demo":
-            pretrained_model_name_or_path = DEMO_MODEL
-        return load_saved_or_published(
-            cls, super().from_pretrained, pretrained_model_name_or_path, {"variant": variant, **kwargs}
-        )
+        demo = pretrained_model_name_or_path == "demo"
+        folder = DEMO_MODEL if demo else pretrained_model_name_or_path
+        pipe = load_saved_or_published(cls, super().from_pretrained, folder, {"variant": variant, **kwargs})
+        if demo:
+            pipe.register_to_config(_name_or_path="demo")  # what images tell of their model
+        return pipe
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes `model_index.json` as an aMUSEd repository's."""

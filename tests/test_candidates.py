@@ -213,6 +213,13 @@ def test_a_generator_that_was_drawn_from_gives_seeds_of_its_own():
     assert len(set(draw.sample_seeds(shared, 3))) == 3
 
 
+def test_the_global_generator_gives_seeds_that_people_can_type():
+    torch.manual_seed(2)
+    assert draw.sample_seeds(None, 3) == draw.sample_seeds(*generators(2), 3)
+    torch.seed()  # 64 random bits, as at the start of a program
+    assert all(0 <= seed < 2**32 for seed in draw.sample_seeds(None, 3))
+
+
 @pytest.mark.parametrize("generator", [42, "cpu", [1, 2], torch.rand(2), {}])
 def test_what_is_no_generator_is_an_error(generator):
     message = "`generator` must be a torch.Generator, a list of them or None, got"
