@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -130,3 +131,26 @@ def test_halton_order_spreads_its_beginning_over_the_grid(height, width):
 def test_halton_order_takes_rows_from_base_2_and_columns_from_base_3():
     # points 1, 2, 3: (1/2, 1/3), (1/4, 2/3), (3/4, 1/9)
     assert scoring.halton_order(4, 9).argsort()[:3].tolist() == [2 * 9 + 3, 1 * 9 + 6, 3 * 9 + 1]
+
+
+@given(seed=st.integers(0, 10**6))
+def test_surprise_is_the_cost_and_the_divergence_of_what_stays_masked(seed):
+    generator = torch.Generator().manual_seed(seed)
+    cost, divergences = torch.rand(2, 3, generator=generator), torch.rand(2, 3, 4, generator=generator)
+    masked = torch.rand(2, 3, 4, generator=generator) < 0.5
+    found = scoring.surprise(cost, divergences, masked)
+    for b, n in itertools.product(range(2), range(3)):
+        kept = [divergences[b, n, i].item() for i in range(4) if masked[b, n, i]]
+        assert found[b, n].item() == pytest.approx(cost[b, n].item() + math.fsum(kept), abs=1e-6)
+
+
+@given(
+    probability=st.floats(0, 1),
+    surprisal=st.floats(0, 20),
+    place=st.integers(0, 300),
+    decay=st.floats(0, 1),
+    clip=st.floats(0.1, 20),
+)
+def test_calibrated_confidence_decays_with_the_place_and_is_clipped(probability, surprisal, place, decay, clip):
+    found = scoring.calibrated_confidence(torch.tensor(probability), torch.tensor(surprisal), torch.tensor(place), decay, clip)
+    assert found.item() == pytest.approx(math.exp(-decay * place) * min(probability * surprisal, clip), rel=1e-3, abs=1e-6)
