@@ -17,6 +17,7 @@ from .candidates import Generators
 from .checks import check_bool, check_integer, check_list
 from .choices import PRESETS
 from .components import check_components
+from .models.chat_templates import chat_text
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
 from .progress import ProgressPipeline
@@ -157,7 +158,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             chats = [chats] if isinstance(chats[0], dict) else chats
             for chat in chats:
                 check_list("messages", chat, dict, described)
-            texts = [self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+            texts = [chat_text(self.tokenizer, chat) for chat in chats]
             return [list(tokenize(self.tokenizer, text, add_special_tokens=False).input_ids) for text in texts]
         rows = [one.tolist() if isinstance(one, torch.Tensor) else one for one in (() if input_ids is None else input_ids)]
         if (

@@ -87,7 +87,7 @@ COMMANDS = (
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(errors.USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(errors.USAGE, f"{self.prog}: error: {errors.one_sentence(message)} (see {self.prog} --help)\n")
 
 
 class _Terminated(KeyboardInterrupt):

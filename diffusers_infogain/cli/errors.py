@@ -21,10 +21,15 @@ _LESS_MEMORY = ("lookahead_batch_size", "batch_size", "max_new_tokens", "max_sha
 """Flags that lower what a command holds in memory, the most effective first."""
 
 
+def one_sentence(text: str) -> str:
+    """A message on one line, cut where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def explain(error: Exception, args: argparse.Namespace | None) -> tuple[str, int]:
     """The sentence for an exception and the exit code; `args` are the command's flags as far as they are known."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = one_sentence(str(error))
     if _is_out_of_memory(error):
         return f"the memory is not enough{_less_memory(args)}. ({text or type(error).__name__})", USAGE
     if _is_disk_full(error):

@@ -24,9 +24,9 @@ def lm_eval(args: argparse.Namespace) -> None:
 
     from lm_eval.tasks import TaskManager  # isort: skip
 
+    chosen = common.scheduler_settings(args)  # before the tasks, whose files take lm-eval some seconds to read
     manager = TaskManager(include_path=args.include_path)
     check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
-    chosen = common.scheduler_settings(args)
     with owned(args.output):
         _lm_eval(args, manager, chosen)
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import torch
-from jinja2.exceptions import TemplateError
 
 from ..checks import check_integer, check_number
 from ..extras import missing
+from ..models.chat_templates import chat_text
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from .text_cache import TextCache
@@ -205,16 +205,7 @@ class InfoGainLM(LM):
         Raises:
             ValueError: If the tokenizer has no template, or one that does not take this chat, such as its system message.
         """
-        try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in chat_history)
-            raise ValueError(f"The chat template does not take a chat of the roles {roles}: {error}") from error
+        text = chat_text(self.tokenizer, chat_history, continued=not add_generation_prompt)
         self._rendered.add(text)
         return text
 

@@ -1,0 +1,235 @@
+"""Chats as text, by a checkpoint's own template, which is a program that may be hostile: what it may take is bounded."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+_LONGEST_TEMPLATE = 100_000
+"""In characters; published ones have up to 30,000."""
+_SECONDS = 4.0
+_UNITS, _UNITS_PER_CHARACTER = 1_000_000, 200
+"""What a template may make in all: characters, list items and rounds of loops; more where the chat is longer."""
+_LARGEST_ARGUMENT = 100_000
+"""The largest number that methods, filters and `range` take, which is also jinja's longest `range`."""
+# What makes much out of little, or waits for nothing that is counted; no published template needs them.
+_REFUSED = {
+    *("lipsum", "cycler", "joiner", "expandtabs", "translate", "maketrans", "format_map", "encode", "zfill", "center", "ljust"),
+    *("rjust", "urlize", "wordwrap", "sum", "pprint", "striptags", "groupby", "xmlattr", "slice", "batch", "filesizeformat"),
+}
+_WIDE = re.compile(r"\d{4,}|\{[^{}]*\{|%[^a-zA-Z%]*\*")
+"""In formats: numbers and fields that ask for much text."""
+_WIDEST_INDENT = 40
+_END = "<end of what is continued> "
+"""Marks it until the text is made; templates may trim the space."""
+# Filters that no template can name.
+_SIZED = "bounded value"
+_ROUNDS = "bounded rounds"
+_JOINED = "bounded text"
+
+
+class TemplateError(ValueError):
+    """A chat template that fails, refuses the chat, or takes too much."""
+
+
+class _Budget:
+    """What a template may still make, and until when."""
+
+    def __init__(self, units: int):
+        self.left, self.until = units, time.monotonic() + _SECONDS
+
+    def spend(self, units: int) -> None:
+        self.left -= units
+        if self.left < 0 or time.monotonic() > self.until:
+            raise TemplateError("it makes too much text or takes too many steps")
+
+    def made(self, value: Any) -> Any:
+        """The value, paid for: its characters, and its items with all that they hold, how often they hold it."""
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            size = len(one) if isinstance(one, (str, bytes, list, tuple, dict)) else 0
+            self.spend(1 + size)
+            if isinstance(one, int) and one.bit_length() > 64:
+                raise TemplateError("it makes numbers above 2**64")
+            if isinstance(one, dict):
+                waiting += [*one, *one.values()]
+            elif isinstance(one, (list, tuple)):
+                waiting += one
+        return value
+
+    def rounds(self, values: Iterable[Any], literal: int = 0) -> Iterator[Any]:
+        """The values of a loop, each paid for, with the literal text that its round may write."""
+        for value in values:
+            self.spend(1 + literal)
+            yield value
+
+    def text(self, parts: Iterable[Any], between: Any = "") -> str:
+        """The parts as one text, paid for before it is made."""
+        texts = []
+        for part in parts:
+            texts.append(str(part))
+            self.spend(1 + len(texts[-1]) + len(str(between)))
+        return str(between).join(texts)
+
+    def allow(self, name: str, receiver: Any, arguments: Sequence[Any]) -> None:
+        """Raises for a method or filter that would make much out of little; what makes more than it is given is paid for."""
+        if name in _REFUSED:
+            raise TemplateError(f"it uses {name}, which is not allowed")
+        numbers = [abs(one) for one in (receiver, *arguments) if isinstance(one, int)]
+        texts = [one for one in arguments if isinstance(one, str)]
+        largest, longest = max(numbers, default=0), max(map(len, texts), default=0)
+        if largest > _LARGEST_ARGUMENT:
+            raise TemplateError(f"it calls {name} with a number above {_LARGEST_ARGUMENT}")
+        if name in ("indent", "tojson") and max(largest, longest) > _WIDEST_INDENT:
+            raise TemplateError(f"it indents by more than {_WIDEST_INDENT}")
+        if name == "indent":
+            self.spend(_WIDEST_INDENT * str(receiver).count("\n"))
+        if name == "format" and _WIDE.search(str(receiver)):
+            raise TemplateError("it formats with wide fields")
+        if name == "strftime_now" and _WIDE.search("".join(texts)):
+            raise TemplateError("it formats with wide fields")
+        if name == "replace" and len(texts) > 1:
+            self.spend(str(receiver).count(texts[0]) * len(texts[1]))
+        self.spend(1)
+
+
+class _Counted(NodeTransformer):
+    """Sends what loops go through, what is joined and what is listed through the budget."""
+
+    def _through(self, name: str, node: Any, *arguments: nodes.Expr) -> nodes.Filter:
+        return nodes.Filter(node, name, list(arguments), [], None, None, lineno=node.lineno)
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
+        if node.recursive:
+            raise TemplateError("it has a recursive loop, which is not allowed")
+        literal = sum(len(one.data) for part in node.body for one in part.find_all(nodes.TemplateData))
+        literal += sum(len(str(one.value)) for part in node.body for one in part.find_all(nodes.Const))
+        self.generic_visit(node)
+        node.iter = self._through(_ROUNDS, node.iter, nodes.Const(literal))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802
+        self.generic_visit(node)
+        return self._through(_JOINED, nodes.List(node.nodes, lineno=node.lineno))
+
+    def _value(self, node: Any) -> Any:
+        self.generic_visit(node)
+        return self._through(_SIZED, node) if getattr(node, "ctx", "load") == "load" else node
+
+    visit_List = visit_Dict = visit_Tuple = _value  # noqa: N815
+
+
+class _BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """An environment like another, in which all that a template does is paid for."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def __init__(self, like: jinja2.Environment, budget: _Budget):
+        extensions = [type(one) for one in like.extensions.values()]
+        super().__init__(trim_blocks=like.trim_blocks, lstrip_blocks=like.lstrip_blocks, extensions=extensions)
+        self.budget, self.finalize = budget, budget.made
+        self.globals, self.tests = {name: one for name, one in like.globals.items() if name not in _REFUSED}, like.tests
+        self.filters = {name: self._paid(name, one) for name, one in like.filters.items()}
+        self.filters |= {_SIZED: budget.made, _ROUNDS: budget.rounds, _JOINED: budget.text}
+
+    def _paid(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
+        first = int(hasattr(filter_, "jinja_pass_arg"))
+
+        @functools.wraps(filter_)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            passed, values = args[:first], list(args[first:])
+            if name == "join" and values:
+                values[0] = [self.budget.made(one) for one in values[0]]
+                between = [*values[1:], kwargs.get("d", "")][0]
+                self.budget.spend(len(values[0]) * len(str(between)))
+            self.budget.allow(name, values[0] if values else None, [*values[1:], *kwargs.values()])
+            return self._made(filter_(*passed, *values, **kwargs))
+
+        return call
+
+    def _made(self, value: Any) -> Any:
+        return self.budget.rounds(value) if isinstance(value, Iterator) else self.budget.made(value)
+
+    def call(self, context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Calls for the template: methods, macros and globals."""
+        name = str(getattr(called, "__name__", type(called).__name__))
+        receiver = getattr(getattr(called, "__wrapped__", called), "__self__", None)
+        if name == "join" and isinstance(receiver, str) and len(args) == 1:
+            return self.budget.text(args[0], receiver)
+        self.budget.allow(name, receiver, [*args, *kwargs.values()])
+        return self._made(super().call(context, called, *args, **kwargs))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The operators that can make much out of little."""
+        if operator == "**":
+            raise TemplateError("it uses **, which is not allowed")
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, (str, bytes, list, tuple)) and isinstance(times, int):
+                    self.budget.spend(max(times, 0) * sum(1 for _ in value))
+        if operator == "%" and isinstance(left, str):
+            self.budget.allow("format", left, list(right) if isinstance(right, tuple) else [right])
+        return self.budget.made(super().call_binop(context, operator, left, right))
+
+
+def _render(like: jinja2.Environment, source: str, variables: dict[str, Any]) -> str:
+    """What a template makes of its variables.
+
+    Raises:
+        TemplateError: If it takes too much, or does what is not allowed.
+    """
+    if len(source) > _LONGEST_TEMPLATE:
+        raise TemplateError(f"it has {len(source)} characters, more than {_LONGEST_TEMPLATE}")
+    characters = len(json.dumps(variables))
+    budget = _Budget(_UNITS + _UNITS_PER_CHARACTER * characters)
+    environment = _BoundedEnvironment(like, budget)
+    code = environment.compile(_Counted().visit(environment.parse(source)))
+    template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
+    return budget.text(template.generate(variables))
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, continued: bool = False) -> str:
+    """A chat as text, by the tokenizer's template, as `apply_chat_template` writes it.
+
+    Args:
+        continued: The text ends within the last message, which is to be continued, and not with the beginning of an answer.
+
+    Raises:
+        ValueError: If the tokenizer has no template, or one that does not take this chat, or makes too much of it.
+    """
+    name = tokenizer.name_or_path or "the tokenizer"
+    if tokenizer.chat_template is None:
+        raise ValueError(f"`messages` must be None for {name}, whose tokenizer has no `chat_template`.")
+    chat = [dict(message) for message in messages]
+    try:
+        if continued:
+            chat[-1]["content"] += _END
+        # How transformers hands messages to templates, without any template of the checkpoint.
+        plain = tokenizer.apply_chat_template(chat, chat_template="{{ messages | tojson }}", tokenize=False)
+        variables = {"messages": json.loads(str(plain)), "tools": None, "documents": None, **tokenizer.special_tokens_map}
+        like = _compile_jinja_template("").environment
+        text = _render(like, tokenizer.get_chat_template(), {**variables, "add_generation_prompt": not continued})
+        if not continued:
+            return text
+        if _END.strip() not in text:
+            raise TemplateError("it leaves out what is to be continued")
+        text, trimmed = text[: text.rindex(_END.strip())], _END not in text
+        return text.rstrip() if trimmed else text
+    except Exception as error:  # whatever the template, a program of somebody else, ends with
+        roles = ", ".join(str(message.get("role"))[:40] for message in messages[:8])
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ValueError(
+            f"`messages`: the chat template of {name} does not take a chat of the roles {roles}: {reason}."
+        ) from error
