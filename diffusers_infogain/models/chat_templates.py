@@ -21,12 +21,12 @@ _LONGEST_TEMPLATE = 100_000
 _SECONDS = 4.0
 _UNITS, _UNITS_PER_CHARACTER = 1_000_000, 200
 """What a template may make in all: characters, list items and rounds of loops; more where the chat is longer."""
-_LARGEST_ARGUMENT = 100_000
-"""The largest number that methods, filters and `range` take, which is also jinja's longest `range`."""
+_CALL = 10
+"""Units of a call beside what it makes, by the time that it takes."""
 # What makes much out of little, or waits for nothing that is counted; no published template needs them.
 _REFUSED = {
     *("lipsum", "cycler", "joiner", "expandtabs", "translate", "maketrans", "format_map", "encode", "zfill", "center", "ljust"),
-    *("rjust", "urlize", "wordwrap", "sum", "pprint", "striptags", "groupby", "xmlattr", "slice", "batch", "filesizeformat"),
+    *("rjust", "urlize", "wordwrap", "sum", "pprint", "striptags", "groupby", "xmlattr", "slice", "batch", "to_bytes"),
 }
 _WIDE = re.compile(r"\d{4,}|\{[^{}]*\{|%[^a-zA-Z%]*\*")
 """In formats: numbers and fields that ask for much text."""
@@ -87,13 +87,13 @@ class _Budget:
         """Raises for a method or filter that would make much out of little; what makes more than it is given is paid for."""
         if name in _REFUSED:
             raise TemplateError(f"it uses {name}, which is not allowed")
-        numbers = [abs(one) for one in (receiver, *arguments) if isinstance(one, int)]
         texts = [one for one in arguments if isinstance(one, str)]
-        largest, longest = max(numbers, default=0), max(map(len, texts), default=0)
-        if largest > _LARGEST_ARGUMENT:
-            raise TemplateError(f"it calls {name} with a number above {_LARGEST_ARGUMENT}")
-        if name in ("indent", "tojson") and max(largest, longest) > _WIDEST_INDENT:
-            raise TemplateError(f"it indents by more than {_WIDEST_INDENT}")
+        if name in ("indent", "tojson"):
+            widest = max(
+                (one if isinstance(one, int) else len(one) for one in arguments if isinstance(one, (int, str))), default=0
+            )
+            if widest > _WIDEST_INDENT:
+                raise TemplateError(f"it indents by more than {_WIDEST_INDENT}")
         if name == "indent":
             self.spend(_WIDEST_INDENT * str(receiver).count("\n"))
         if name == "format" and _WIDE.search(str(receiver)):
@@ -102,7 +102,7 @@ class _Budget:
             raise TemplateError("it formats with wide fields")
         if name == "replace" and len(texts) > 1:
             self.spend(str(receiver).count(texts[0]) * len(texts[1]))
-        self.spend(1)
+        self.spend(_CALL)
 
 
 class _Counted(NodeTransformer):

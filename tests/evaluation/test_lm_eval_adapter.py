@@ -421,7 +421,6 @@ def test_humaneval_and_mbpp_are_known_as_such_before_anything_of_theirs_is_loade
     [
         ("tiny_choice", (), "The task tiny_choice has the output type loglikelihood. A masked diffusion model has no exact"),
         ("no_such", (), "`tasks` must be names of tasks, groups or tags of lm-eval (lm-eval ls tasks), got 'no_such'"),
-        ("tiny_words", ("--limit", 0), "`limit` must be an integer >= 1, got 0"),
         ("tiny_words", ("--gen-kwargs", "num_beams=4"), "The generation setting `num_beams` = 4 is not supported"),
         ("tiny_words", ("--chat",), "chat_template"),
     ],
@@ -430,6 +429,12 @@ def test_wrong_input_is_one_sentence(capsys, tasks, name, flags, text):
     code, _, err = command(capsys, tasks, name, flags=flags)
     assert code == 2
     assert text in err.strip().splitlines()[-1]
+
+
+def test_a_limit_of_nothing_is_refused_at_once(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["lm-eval", "--model", "tiny", "--tasks", "tiny_words", "--limit", "0"])
+    assert "argument --limit: must be an integer >= 1, got 0" in capsys.readouterr().err
 
 
 def test_the_example_of_the_documentation_runs(tasks, capsys):

@@ -43,6 +43,7 @@ ORDINARY = {
         "{{ '{} {}'.format(1, 'x') }}{{ messages[1].content.replace('cat', 'dog')|indent(4) }}"
         "{{ '%s' | format(messages[3].content) }}"
         "{{ bos_token }}{{ missing is defined }}{{ missing }}{% generation %}g{% endgeneration %}{{ dict(a=1).get('a') }}"
+        "{{ 1700000000 | tojson }}{{ '%d' % 12345678 }}{{ 1700000000 | string }}{{ {'a': 2**3} if false else 1 }}"
     ),
 }
 
@@ -119,6 +120,7 @@ HOSTILE = {
     "wide JSON": "{{ [[[1]]] | tojson(indent=1000000000) }}",
     "wide tabs": "{{ ('\t' * 1000).expandtabs(100000) }}",
     "much text": "{{ lipsum(n=100000) }}",
+    "bytes of a number": "{{ (1).to_bytes(1000000000, 'big') }}",
     "translated text": "{{ ('a' * 1000).translate({97: 'b' * 1000000}) }}",
     "many slices": "{{ [1] | slice(1000000000) | list }}",
     "summed lists": "{{ [[1] * 1000] * 1000 | sum(start=[]) }}",
