@@ -7,7 +7,7 @@ from helpers import make_scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_infogain.schedules import MASKING_SCHEDULES, decode_counts, mask_ratio
+from diffusers_infogain.schedules import MASKING_SCHEDULES, decode_counts, mask_ratio, planned_masks
 
 schedule_names = st.sampled_from(MASKING_SCHEDULES)
 
@@ -152,3 +152,15 @@ def test_the_first_step_needs_no_initial_masks_for_partly_filled_canvases():
 def test_unknown_schedule_is_named_with_the_valid_ones():
     with pytest.raises(ValueError, match=r"`masking_schedule` must be one of cosine, linear, arccos, even, got 'sqrt'"):
         mask_ratio(torch.tensor(0.5), "sqrt")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize(("length", "steps"), [(16, 1), (16, 5), (64, 12), (5, 5)])
+def test_planned_masks_are_those_that_every_step_finds(schedule, length, steps):
+    left, found = torch.tensor([length]), []
+    for index in range(steps):
+        found.append(left.item())
+        left = left - decode_counts(left, index, steps, schedule, initial_masks=torch.tensor([length]))
+    assert planned_masks(length, steps, schedule).tolist() == found
+    assert found == sorted(set(found), reverse=True)
+    assert left.item() == 0
