@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .printing import shown
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST_INTEGER = 2**63 - 1
 """What a tensor of 64-bit integers holds."""
@@ -78,3 +81,20 @@ def check_list(name: str, value: Any, kinds: type | tuple[type, ...], described:
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, kinds) for item in value):
         return list(value)
     raise ValueError(f"`{name}` must be {described}, got {shown(value)}.")
+
+
+def check_tensor(
+    name: str, value: Any, ndims: Sequence[int], described: str, dtypes: Sequence[torch.dtype] | None = None
+) -> None:
+    """Raises a ValueError that names the argument if the value is no tensor, or one of other dimensions or another dtype.
+
+    Args:
+        ndims: The numbers of dimensions that it may have.
+        described: How the message calls it, such as "a long tensor (batch, length)".
+        dtypes: Those that it may have; by default all real numbers.
+    """
+    import torch  # the command line checks its flags without it
+
+    fits = isinstance(value, torch.Tensor) and value.ndim in ndims
+    if not (fits and (value.dtype in dtypes if dtypes is not None else not value.is_complex())):
+        raise ValueError(f"`{name}` must be {described}, got {shown(value)}.")

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from .calls import prompt_list, tokenize
-from .checks import LARGEST_NUMBER, check_number, is_number
+from .checks import LARGEST_NUMBER, check_bool, check_integer, check_number, check_tensor, is_number
 from .components import check_components, in_float32
 from .image_generation import CALLBACK_TENSOR_INPUTS as IMAGE_TENSOR_INPUTS
 from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each
@@ -101,14 +101,22 @@ def encode_prompt(
         dtype = embeds.dtype if pipe.transformer is None else pipe.transformer.dtype
         return embeds.to(pipe._execution_device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
+    check_integer("num_images_per_prompt", num_images_per_prompt, 1)
+    check_bool("do_classifier_free_guidance", do_classifier_free_guidance)
+    pooled = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+    hidden = {"encoder_hidden_states": encoder_hidden_states, "negative_encoder_hidden_states": negative_encoder_hidden_states}
+    for names, ndim in ((pooled, 2), (hidden, 3)):
+        for name, value in names.items():
+            if value is not None:
+                check_tensor(name, value, [ndim], f"a tensor of {ndim} dimensions or None")
     if prompt is not None:
-        prompt_embeds, encoder_hidden_states = encode([prompt] if isinstance(prompt, str) else prompt)
+        prompt_embeds, encoder_hidden_states = encode(prompt_list("prompt", prompt))
     if prompt_embeds is None or encoder_hidden_states is None:
         raise ValueError("Either `prompt`, or `prompt_embeds` and `encoder_hidden_states`, must be given.")
     negative: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     if do_classifier_free_guidance:
         if negative_prompt_embeds is None or negative_encoder_hidden_states is None:
-            texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+            texts = [""] if negative_prompt is None else prompt_list("negative_prompt", negative_prompt)
             negative_prompt_embeds, negative_encoder_hidden_states = encode(texts)
         if len(negative_prompt_embeds) == 1:
             negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1)

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
-from diffusers import VQModel
+from diffusers import SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import is_compiled_module
+from transformers import PreTrainedTokenizerBase
 
 from .calls import CallStateMixin
-from .checks import LARGEST_NUMBER, check_integer, check_number
+from .checks import LARGEST_NUMBER, check_integer, check_number, check_type
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
 
@@ -36,6 +37,20 @@ def check_components(pipe: Any, *names: str) -> None:
         if getattr(pipe, name) is None:
             hint = ' (none is needed for `output_type="latent"`)' if name == "vqvae" else ""
             raise ValueError(f"The pipeline's `{name}` must not be None for this call{hint}: set `pipe.{name}`.")
+
+
+_MODELS = ("vqvae", "text_encoder", "transformer", "model")
+
+
+def check_given(components: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the first model that is no module, or tokenizer that is none; None is allowed."""
+    for name, value in components.items():
+        if value is not None and name in _MODELS:
+            check_type(name, value, torch.nn.Module, "a model (torch.nn.Module) or None")
+        elif value is not None and name == "scheduler":
+            check_type(name, value, SchedulerMixin, "a scheduler or None")
+        elif value is not None and name == "tokenizer":
+            check_type(name, value, PreTrainedTokenizerBase, "a tokenizer of transformers or None")
 
 
 def unwrapped(model: Any) -> Any:

@@ -12,7 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from . import scoring
 from .candidates import Generators, split_generator
-from .checks import check_integer, check_type
+from .checks import check_integer, check_tensor, check_type
 from .lookahead import Lookahead, Rows
 from .masked_logits import Logits, MaskedLogits, concatenate, take_states
 from .printing import shown, summary
@@ -174,12 +174,16 @@ def _checked(
     num_inference_steps: int | None,
     lookahead_batch_size: int | None,
     grid: tuple[int, int] | None,
+    allowed: torch.Tensor | None,
+    **functions: Callable[..., Any] | None,
 ) -> InfoGainScheduler:
     """The scheduler with the timesteps of a run, after a check of what all ways of decoding are given."""
-    check_type("tokens", tokens, torch.Tensor, "a long tensor (batch, length)")
-    if tokens.ndim != 2 or tokens.dtype != torch.long:
-        raise ValueError(f"`tokens` must be a long tensor (batch, length), got {tokens.dtype} {tuple(tokens.shape)}.")
+    check_tensor("tokens", tokens, [2], "a long tensor (batch, length)", [torch.long])
     check_type("scheduler", scheduler, InfoGainScheduler, "an InfoGainScheduler")
+    scheduler.undecided(tokens, allowed)
+    for name, one in functions.items():
+        if not callable(one) and (one is not None or name == "denoise"):
+            raise ValueError(f"`{name}` must be a function{'' if name == 'denoise' else ' or None'}, got {shown(one)}.")
     check_integer("lookahead_batch_size", lookahead_batch_size, 1, optional=True)
     if grid is not None and not (
         isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)
@@ -257,7 +261,17 @@ def decode(
     Raises:
         ValueError: For arguments that do not fit, or logits that cannot be sampled from (naming the step and the sample).
     """
-    scheduler = _checked(tokens, scheduler, num_inference_steps, lookahead_batch_size, grid)
+    scheduler = _checked(
+        tokens,
+        scheduler,
+        num_inference_steps,
+        lookahead_batch_size,
+        grid,
+        allowed,
+        denoise=denoise,
+        interrupted=interrupted,
+        callback=callback,
+    )
     seeds, generators = _own_generators(generator, len(tokens))
     samples, recorder = torch.arange(len(tokens), device=tokens.device), _TraceRecorder()
     initial_masks, mask_token_id = scheduler.undecided(tokens, allowed).sum(-1), scheduler.config.mask_token_id
@@ -346,7 +360,16 @@ def decode_beam(
     Raises:
         ValueError: If the sampler is not "info_gain" with at least two candidates, or `num_beams` < 1.
     """
-    scheduler = _checked(tokens, scheduler, num_inference_steps, lookahead_batch_size, grid)
+    scheduler = _checked(
+        tokens,
+        scheduler,
+        num_inference_steps,
+        lookahead_batch_size,
+        grid,
+        allowed,
+        denoise=denoise,
+        interrupted=interrupted,
+    )
     if not scheduler.looks_ahead or scheduler.config.sampler != "info_gain":
         raise ValueError(
             f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
@@ -508,7 +531,16 @@ def decode_best_of(
     Arguments as in `decode`; the trace is the returned run's, its `model_rows` are those of all runs together. Runs within 1e-4
     nats of the smallest count as equal, so that rounding decides nothing; the first of them is taken.
     """
-    _checked(tokens, scheduler, num_inference_steps, lookahead_batch_size, grid)
+    _checked(
+        tokens,
+        scheduler,
+        num_inference_steps,
+        lookahead_batch_size,
+        grid,
+        allowed,
+        denoise=denoise,
+        interrupted=interrupted,
+    )
     check_integer("num_runs", num_runs, 1)
     batch = len(tokens)
     seeds, own = _own_generators(generator, batch)

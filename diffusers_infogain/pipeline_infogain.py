@@ -17,7 +17,7 @@ from . import clip_generation
 from .calls import StepCallback
 from .candidates import Generators
 from .checks import check_type
-from .components import ImagePipeline, check_components
+from .components import ImagePipeline, check_components, check_given
 from .image_generation import (
     ImageGeneration,
     InfoGainPipelineOutput,
@@ -72,6 +72,7 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        check_given({"vqvae": vqvae, "tokenizer": tokenizer, "text_encoder": text_encoder, "transformer": transformer})
         self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae,
@@ -181,7 +182,9 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
             ValueError: For arguments that do not fit, naming the first.
         """
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
+        check_components(
+            self, "transformer", "scheduler", *(() if isinstance(output_type, str) and output_type == "latent" else ("vqvae",))
+        )
         check_type("cross_attention_kwargs", cross_attention_kwargs, (dict, type(None)), "a dictionary or None")
         config = self.transformer.config
         prompts: dict[str, Any] = {

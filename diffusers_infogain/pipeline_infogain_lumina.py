@@ -11,10 +11,10 @@ from diffusers import VQModel
 from diffusers.image_processor import VaeImageProcessor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .calls import StepCallback, tokenize
+from .calls import StepCallback, prompt_list, tokenize
 from .candidates import Generators
-from .checks import is_integer, shown
-from .components import ImagePipeline, check_components, in_float32
+from .checks import check_integer, is_integer, shown
+from .components import ImagePipeline, check_components, check_given, in_float32
 from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
@@ -94,6 +94,19 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        check_given({"vqvae": vqvae, "tokenizer": tokenizer, "transformer": transformer})
+        integers = {
+            "image_token_offset": image_token_offset,
+            "newline_token_id": newline_token_id,
+            "image_start_token_id": image_start_token_id,
+            "image_end_token_id": image_end_token_id,
+            "answer_start_token_id": answer_start_token_id,
+            "answer_end_token_id": answer_end_token_id,
+            "max_sequence_length": max_sequence_length,
+            "sample_size": sample_size,
+        }
+        for name, value in integers.items():
+            check_integer(name, value, 0)
         self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
@@ -170,7 +183,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             Ids (B, P) and a mask (B, P), False at padding.
         """
         check_components(self, "tokenizer")
-        rows = [tokenize(self.tokenizer, PROMPT_TEMPLATE.format(text)).input_ids for text in prompts]
+        rows = [tokenize(self.tokenizer, PROMPT_TEMPLATE.format(text)).input_ids for text in prompt_list("prompts", prompts)]
         # Padding is hidden from every token, so any id will do.
         return pad_prompts(rows, 0, self._execution_device)
 
@@ -251,7 +264,9 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             ValueError: For arguments that do not fit, naming the first.
         """
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
+        check_components(
+            self, "transformer", "scheduler", *(() if isinstance(output_type, str) and output_type == "latent" else ("vqvae",))
+        )
         num_prompts = check_prompts(prompt, negative_prompt)
         generation = ImageGeneration(
             pipe=self,

@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from .calls import StepCallback
 from .candidates import Generators
 from .checks import check_list
-from .components import ImagePipeline, check_components, in_float32
+from .components import ImagePipeline, check_components, check_given, in_float32
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
     ImageGeneration,
@@ -73,6 +73,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        check_given({"vqvae": vqvae, "transformer": transformer})
         self.keep_default_guidance_scale(default_guidance_scale)
         if vqvae is not None and transformer is not None:
             codes, codebook_size = vqvae.config.num_vq_embeddings, transformer.config.codebook_size
@@ -198,7 +199,9 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         if not isinstance(class_labels, (str, int)):
             check_list("class_labels", class_labels, (str, int), "a class or a list of classes that is not empty")
         labels = imagenet_class_ids(class_labels)
-        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
+        check_components(
+            self, "transformer", "scheduler", *(() if isinstance(output_type, str) and output_type == "latent" else ("vqvae",))
+        )
         config = self.transformer.config
         generation = ImageGeneration(
             pipe=self,

@@ -15,7 +15,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from . import clip_generation
 from .calls import StepCallback
 from .candidates import Generators
-from .components import ImagePipeline, check_components
+from .components import ImagePipeline, check_components, check_given
 from .files import read_json
 from .image_generation import (
     ImageGeneration,
@@ -73,6 +73,7 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        check_given({"vqvae": vqvae, "tokenizer": tokenizer, "text_encoder": text_encoder, "transformer": transformer})
         self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae,
@@ -204,7 +205,9 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
             ValueError: For arguments that do not fit, naming the first.
         """
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
+        check_components(
+            self, "transformer", "scheduler", *(() if isinstance(output_type, str) and output_type == "latent" else ("vqvae",))
+        )
         config = self.transformer.config
         prompts: dict[str, Any] = {
             "prompt": prompt,

@@ -11,10 +11,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .calls import StepCallback, tokenize
+from .calls import StepCallback, prompt_list, tokenize
 from .candidates import Generators
-from .checks import shown
-from .components import ImagePipeline, check_components, in_float32
+from .checks import check_integer, shown
+from .components import ImagePipeline, check_components, check_given, in_float32
 from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,
@@ -90,6 +90,18 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
+        check_given({"vqvae": vqvae, "tokenizer": tokenizer, "transformer": transformer})
+        integers = {
+            "task_token_id": task_token_id,
+            "image_start_token_id": image_start_token_id,
+            "image_end_token_id": image_end_token_id,
+            "pad_token_id": pad_token_id,
+            "max_prompt_length": max_prompt_length,
+            "sample_size": sample_size,
+        }
+        for name, value in integers.items():
+            check_integer(name, value, 0)
+        check_integer("image_token_offset", image_token_offset, 0, optional=True)
         self.keep_default_guidance_scale(default_guidance_scale)
         self.register_modules(
             vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
@@ -188,7 +200,7 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         check_components(self, "tokenizer")
         config, tokenizer = self.config, self.tokenizer
         rows = []
-        for text in prompts:
+        for text in prompt_list("prompts", prompts):
             ids = tokenize(tokenizer, text).input_ids
             if ids[:1] != [tokenizer.bos_token_id]:
                 ids = [tokenizer.bos_token_id, *ids]
@@ -275,7 +287,9 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
             ValueError: For arguments that do not fit, naming the first.
         """
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        check_components(self, "transformer", "scheduler", *(() if output_type == "latent" else ("vqvae",)))
+        check_components(
+            self, "transformer", "scheduler", *(() if isinstance(output_type, str) and output_type == "latent" else ("vqvae",))
+        )
         num_prompts = check_prompts(prompt, negative_prompt)
         generation = ImageGeneration(
             pipe=self,

@@ -16,7 +16,7 @@ from .calls import CallStateMixin, StepCallback, prompt_list, tokenize
 from .candidates import Generators
 from .checks import check_bool, check_integer, check_list
 from .choices import PRESETS
-from .components import check_components
+from .components import check_components, check_given
 from .models.chat_templates import chat_text
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
@@ -68,6 +68,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         family: dict[str, Any] | None = None,
     ):
         super().__init__()
+        check_given({"model": model, "tokenizer": tokenizer})
         if scheduler is not None and not isinstance(scheduler, InfoGainScheduler):
             raise ValueError(f"`scheduler` must be an InfoGainScheduler, got {type(scheduler).__name__}.")
         if family is not None:

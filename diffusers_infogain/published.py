@@ -15,8 +15,8 @@ import torch
 from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 
-from .checks import shown
-from .components import keep_scale_factor
+from .checks import check_type, shown
+from .components import check_given, keep_scale_factor
 from .files import LOCK, read_json, writing
 from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder, one_sentence, parse_dtype, writing_natively
 from .models.saved import index_classes, reference
@@ -261,6 +261,10 @@ def load_saved_or_published(
         ValueError: If the repository is of another pipeline.
         TypeError: For an argument that is not for such a repository.
     """
+    # Folders and Hub ids of some components are taken as well.
+    check_given({name: value for name, value in arguments.items() if not isinstance(value, (str, os.PathLike))})
+    for argument in ("variant", "revision"):
+        check_type(argument, arguments.get(argument), (str, type(None)), "a string or None")
     hub = hub_arguments(arguments)
     name = saved_class(repository, **hub)
     if name not in saved_names(kind):

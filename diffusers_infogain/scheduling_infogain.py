@@ -20,7 +20,7 @@ from diffusers.utils import BaseOutput
 
 from . import candidates as draw
 from . import schedules, scoring
-from .checks import check_bool, check_choice, check_integer, check_number, check_type, is_number
+from .checks import check_bool, check_choice, check_integer, check_number, check_tensor, check_type, is_number
 from .choices import CERTAINTIES, LOOKAHEAD_SAMPLERS, PARALLEL_SAMPLERS, SAMPLERS
 from .masked_logits import Logits, MaskedLogits
 from .printing import shown, summary
@@ -141,6 +141,15 @@ def _check_temperature(name: str, value: Any, positive: bool = False) -> tuple[f
     return pair
 
 
+def _check_device(device: Any) -> None:
+    """Raises a ValueError if it is no device that torch can use here, and not None."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # torch's own differ by the device
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise ValueError(f"`device` must be a device that torch can use here, or None, got {shown(device)}: {reason}") from None
+
+
 def _token_surprisals(path: str | None) -> torch.Tensor:
     """-log f (V,) of the reference frequencies f in a file; a token that never occurs counts as the rarest one that does."""
     if path is None:
@@ -166,6 +175,12 @@ def _read_surprisals(path: str, modified: int) -> torch.Tensor:
     if not ((frequencies >= 0) & (frequencies <= 1)).all() or not frequencies.any():
         raise ValueError(f"`pc_frequencies` must hold numbers in [0, 1], not all of them 0, got others in {path!r}.")
     return -frequencies.clamp(min=frequencies[frequencies > 0].min()).log()
+
+
+def _check_logits(name: str, logits: Any, ndims: Sequence[int] = range(8)) -> None:
+    """Raises a ValueError that names the argument if these are no logits."""
+    if not isinstance(logits, MaskedLogits):
+        check_tensor(name, logits, ndims, "a tensor of real numbers with the tokens in the codebook as its last dimension")
 
 
 class InfoGainScheduler(SchedulerMixin, ConfigMixin):
@@ -319,6 +334,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             TypeError: For a setting that does not exist, naming the closest one (not with `return_unused_kwargs`).
             ValueError: As the constructor.
         """
+        check_type("config", config, (Mapping, type(None)), "the configuration of a scheduler, a mapping, or None")
+        check_bool("return_unused_kwargs", return_unused_kwargs)
         known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         unknown = [name for name in settings if name not in (*known, "pretrained_model_name_or_path")]
         if unknown and not return_unused_kwargs:
@@ -378,6 +395,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         if temperature is None:
             temperature = (2.0, 0.0) if self.heuristic == "maskgit" else 1.0 if self.heuristic == "pivot" else 0.4
         start, end = _check_temperature("position_temperature", temperature)
+        _check_device(device)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = torch.linspace(start, end, num_inference_steps, dtype=torch.float32)
 
@@ -424,19 +442,18 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         masked = tokens == self.config.mask_token_id
         if allowed is None:
             return masked
-        if allowed.shape != tokens.shape or allowed.dtype != torch.bool:
-            raise ValueError(
-                f"`allowed` must be bool of shape {tuple(tokens.shape)}, got {allowed.dtype} {tuple(allowed.shape)}."
-            )
+        if not isinstance(allowed, torch.Tensor) or allowed.shape != tokens.shape or allowed.dtype != torch.bool:
+            raise ValueError(f"`allowed` must be bool of shape {tuple(tokens.shape)}, got {shown(allowed)}.")
         return masked & allowed
 
     def _step_index(self, timestep: int | torch.Tensor) -> int:
         if self.timesteps is None:
             raise ValueError("`timesteps` are not set: call `set_timesteps` first.")
-        num_steps, index = len(self.timesteps), len(self.timesteps) - 1 - int(timestep)
-        if not 0 <= index < num_steps:
-            raise ValueError(f"`timestep` must be one of the scheduler's {num_steps} timesteps, got {int(timestep)}.")
-        return index
+        number = timestep.item() if isinstance(timestep, torch.Tensor) and timestep.numel() == 1 else timestep
+        num_steps = len(self.timesteps)
+        if not (is_number(number) and 0 <= number < num_steps and number == int(number)):
+            raise ValueError(f"`timestep` must be one of the scheduler's {num_steps} timesteps, got {shown(number)}.")
+        return num_steps - 1 - int(number)
 
     def _codebook_logits(self, logits: Logits, masked: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
         """The logits (..., L, V) at the positions of `masked`, as (M, V) in float32, without the mask token."""
@@ -493,12 +510,21 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             ValueError: For shapes that do not fit, an unknown timestep, or logits that are NaN, +inf or -inf for all tokens.
         """
         config, index = self.config, self._step_index(timestep)
+        check_tensor("tokens", tokens, range(8), "a long tensor (batch, length)", [torch.long])
+        _check_logits("logits", logits)
         if tokens.ndim != 2 or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
             raise ValueError(
                 f"`logits` must have the shape (batch, length, tokens in the codebook) of `tokens` (batch, length), "
                 f"got {tuple(logits.shape)} for {tuple(tokens.shape)}."
             )
         (batch, length), device = tokens.shape, tokens.device
+        for name, one in (("initial_masks", initial_masks), ("halton_offsets", halton_offsets)):
+            if one is not None:
+                check_tensor(name, one, [1], f"a tensor of {batch} integers or None", [torch.long])
+        if previous_logits is not None:
+            _check_logits("previous_logits", previous_logits, [3])
+        if settled is not None:
+            check_tensor("settled", settled, [2], "a long tensor (batch, length) or None", [torch.long])
         masked = self.undecided(tokens, allowed)
         rows = self._codebook_logits(logits, masked, timestep)
         entropies = torch.zeros(batch, length, dtype=torch.float32, device=device)
@@ -742,6 +768,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If they are missing, of another shape, NaN, +inf or -inf for all tokens.
         """
+        self._step_index(timestep)
+        check_type("proposal", proposal, InfoGainProposal, "what `propose` gave")
+        if lookahead_logits is not None:
+            _check_logits("lookahead_logits", lookahead_logits)
         if lookahead_logits is None:
             if proposal.needs_lookahead:
                 raise ValueError("`lookahead_logits` must be given: the candidates of this proposal differ (`needs_lookahead`).")
@@ -786,6 +816,12 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
                 f"`step` cannot look ahead as the sampler {self.config.sampler!r} with {self.config.num_candidates} candidates "
                 "does: use `InfoGainPipeline`, or `propose` and `select`, or a greedy `sampler`."
             )
+        check_bool("return_dict", return_dict)
+        check_tensor("sample", sample, [2, 3], "a long tensor (batch, length) or (batch, height, width)", [torch.long])
+        described = (
+            "a tensor of logits, (batch, length, tokens in the codebook) or (batch, tokens in the codebook, height, width)"
+        )
+        check_tensor("model_output", model_output, [3, 4], described)
         shape, grid = sample.shape, None
         if sample.ndim == 3:
             if model_output.ndim != 4 or model_output.shape[0] != shape[0] or model_output.shape[2:] != shape[1:]:
@@ -798,9 +834,11 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         initial_masks = None
         if starting_mask_ratio is not None:
             # diffusers' pipelines give a tensor.
-            ratio = starting_mask_ratio.item() if isinstance(starting_mask_ratio, torch.Tensor) else starting_mask_ratio
+            ratio: Any = starting_mask_ratio
+            if isinstance(ratio, torch.Tensor) and ratio.numel() == 1:
+                ratio = ratio.item()
             if not (is_number(ratio) and 0 <= ratio <= 1):
-                raise ValueError(f"`starting_mask_ratio` must be a number in [0, 1], got {ratio!r}.")
+                raise ValueError(f"`starting_mask_ratio` must be a number in [0, 1], got {shown(ratio)}.")
             masks = round(ratio * sample.shape[1])
             initial_masks = torch.full((len(sample),), masks, device=sample.device)
         proposal = self.propose(model_output, timestep, sample, generator=generator, grid=grid, initial_masks=initial_masks)
@@ -824,7 +862,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: For an unknown timestep, or a list of generators of another length than the batch.
         """
-        index, length = self._step_index(timesteps), sample[0].numel()
+        check_tensor("sample", sample, [2, 3], "a long tensor (batch, length) or (batch, height, width)", [torch.long])
+        index, length = self._step_index(timesteps), sample.shape[1:].numel()
         per_step = self.config.tokens_per_step
         if per_step is None:
             done = torch.tensor((index + 1) / len(self.timesteps), dtype=torch.float32)

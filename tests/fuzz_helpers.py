@@ -43,7 +43,7 @@ def is_sentence(text: str) -> bool:
 def values(rng: random.Random) -> Any:
     """Something that an argument may well not be."""
     kinds: list[Callable[[], Any]] = [
-        lambda: rng.choice([None, True, False, ..., NotImplemented, object(), object, int, len, lambda *a, **k: 1 / 0]),
+        lambda: rng.choice([None, True, False, ..., NotImplemented, object(), object, int, len]),
         lambda: rng.choice([0, 1, 2, 3, -1, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30, 10**5000]),
         lambda: rng.choice([0.5, -0.0, 1e-300, 1e308, -1e308, float("nan"), float("inf"), -float("inf"), 1j]),
         lambda: rng.choice(

@@ -104,7 +104,9 @@ def parse_dtype(value: Any) -> torch.dtype | str | None:
     Raises:
         ValueError: For anything else.
     """
-    if value is None or value == "auto" or value in DTYPES.values():
+    if value is None or (isinstance(value, torch.dtype) and value in DTYPES.values()):
+        return value
+    if isinstance(value, str) and value == "auto":
         return value
     if isinstance(value, str) and value in DTYPES:
         return DTYPES[value]
