@@ -13,6 +13,9 @@ from typing import Literal
 
 import torch
 
+from ..checks import check_bool, check_integer, check_list, check_type
+from ..printing import shown
+
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (40, 160, 70),
@@ -109,6 +112,7 @@ def parse_caption(text: str) -> Caption:
     Raises:
         ValueError: If the text is not a caption of the demo world.
     """
+    check_type("text", text, str, "a string")
 
     def parse_object(words: list[str]) -> ObjectSpec:
         number, *color, noun = words
@@ -130,7 +134,8 @@ def parse_caption(text: str) -> Caption:
         return Caption((parse_object(plain.split()),))
     except (KeyError, ValueError):
         raise ValueError(
-            f"`text` is not a caption of the demo world: {text!r}. It takes forms such as 'a red circle', 'three blue squares', "
+            f"`text` is not a caption of the demo world: {shown(text)}. It takes forms such as 'a red circle', "
+            f"'three blue squares', "
             f"'a circle and a square' or 'a green triangle left of a yellow diamond', with colors {', '.join(COLORS)}; shapes "
             f"{', '.join(SHAPES)}; counts {', '.join(COUNTS)}; relations {', '.join(RELATIONS)}."
         ) from None
@@ -159,12 +164,17 @@ def sample_captions(
             instead of from the trained ones.
         categories: The categories to draw from; by default all that have such captions.
     """
+    check_integer("num", num, 0)
+    check_bool("held_out", held_out)
+    check_type("generator", generator, torch.Generator, "a torch.Generator")
+    if categories is not None:
+        check_list("categories", categories, str, "a tuple of categories or None")
     groups: dict[str, list[Caption]] = {}
     for caption in all_captions():
         if caption.held_out == held_out and (categories is None or caption.category in categories):
             groups.setdefault(caption.category, []).append(caption)
     if not groups:
-        raise ValueError(f"`categories` {categories} hold no caption with held_out={held_out}.")
+        raise ValueError(f"`categories` {shown(categories)} hold no caption with held_out={held_out}.")
     names = [name for name in CATEGORIES if name in groups]
     draws = torch.rand(num, generator=generator).tolist()
     return [(group := groups[names[i % len(names)]])[int(u * len(group))] for i, u in enumerate(draws)]

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_type
 from ..choices import LAYOUTS, SEED_STRIDE
 from ..files import parse_json, read_json, read_text
+from ..printing import shown
 
 MAX_LENGTH = 100_000
 """Characters of a prompt in a file, at most."""
@@ -36,8 +38,10 @@ def read_prompts(path: Path, template: str = "{}") -> list[Prompt]:
     Raises:
         ValueError: For a file without prompts, a line that is none or too long, or a template without "{}".
     """
+    check_type("path", path, Path, "a pathlib.Path")
+    check_type("template", template, str, "a string")
     if template.count("{}") != 1:
-        raise ValueError(f"`template` must hold the place of the prompt, {{}}, once, got {template!r}.")
+        raise ValueError(f"`template` must hold the place of the prompt, {{}}, once, got {shown(template)}.")
     if path.suffix == ".json":
         prompts = [Prompt(name) for name in _names(read_json(path, (list, dict)), path)]
     else:

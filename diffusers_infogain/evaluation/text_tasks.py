@@ -21,6 +21,8 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 
+from ..checks import check_bool, check_choice, check_integer, check_type
+
 MASK = "_"
 """Stands in a template for a character that is asked for."""
 
@@ -48,13 +50,15 @@ def _agrees(template: str, text: str) -> bool:
 
 
 def _draw(generator: torch.Generator, high: int) -> int:
+    check_type("generator", generator, torch.Generator, "a torch.Generator")
     return int(torch.randint(high, (), generator=generator))
 
 
 def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None) -> list[Problem]:
     """`num` problems of the wanted side of the split, by rejection."""
-    if num < 0:
-        raise ValueError(f"`num` must be at least 0, got {num}.")
+    check_integer("num", num, 0)
+    if held_out is not None:
+        check_bool("held_out", held_out)
     problems: list[Problem] = []
     while len(problems) < num:
         problem = draw()
@@ -129,8 +133,7 @@ class MultiplicationProblem:
 
     def __post_init__(self):
         equation(self.a, self.b)
-        if self.given not in get_args(Given):
-            raise ValueError(f"`given` must be one of {', '.join(get_args(Given))}, got {self.given!r}.")
+        check_choice("given", self.given, get_args(Given))
 
     @property
     def solution(self) -> str:
@@ -406,8 +409,7 @@ def sample_countdowns(
         ValueError: For a `count` below 2, a `max_number` below 2, a `max_target` below 10 or a negative `num`.
     """
     for name, value, least in (("count", count, 2), ("max_number", max_number, 2), ("max_target", max_target, 10)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        check_integer(name, value, least)
 
     def draw() -> CountdownProblem:
         while True:

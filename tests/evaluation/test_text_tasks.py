@@ -60,7 +60,7 @@ def test_the_split_knows_no_order():
 
 @pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS)
 def test_a_negative_number_of_problems_is_an_error(sample):
-    with pytest.raises(ValueError, match=r"`num` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"`num` must be an integer >= 0, got -1"):
         sample(-1, seeded())
     assert sample(0, seeded()) == []
 
@@ -385,7 +385,7 @@ def test_a_number_in_another_number_is_not_that_number():
 
 def test_countdown_arguments_out_of_range_are_errors():
     for name, value in (("count", 1), ("max_number", 1), ("max_target", 9)):
-        with pytest.raises(ValueError, match=rf"`{name}` must be at least \d+, got {value}"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= \d+, got {value}"):
             text_tasks.sample_countdowns(1, seeded(), **{name: value})
     with pytest.raises(ValueError, match=r"`numbers` must be at least one positive integer, got \(3, 0\)"):
         CountdownProblem((3, 0), 3)

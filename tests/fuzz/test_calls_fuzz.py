@@ -29,6 +29,8 @@ from diffusers_infogain import (
     decode_beam,
     decode_best_of,
 )
+from diffusers_infogain.demo import shapes
+from diffusers_infogain.evaluation import prompts, text_tasks
 
 MASK = 5
 
@@ -104,6 +106,13 @@ SCHEDULER = {
     "decode": searched(decode),
     "decode_beam": searched(decode_beam, num_beams=2),
     "decode_best_of": searched(decode_best_of, num_runs=2),
+}
+
+EVALUATION = {
+    "read_prompts": function(prompts.read_prompts, path=Path("prompts.txt")),
+    "sample_multiplications": function(text_tasks.sample_multiplications, num=1, generator=torch.Generator()),
+    "parse_caption": function(shapes.parse_caption, text="a red circle"),
+    "sample_captions": function(shapes.sample_captions, num=1, generator=torch.Generator()),
 }
 
 MAKERS: dict[str, Callable[[Path], Any]] = {
@@ -236,3 +245,13 @@ def test_hostile_arguments_of_the_scheduler_and_its_loops_are_named():
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_many_hostile_arguments_of_the_scheduler_and_its_loops_are_named(seed):
     fuzz("scheduler", seed, 2000, SCHEDULER)
+
+
+def test_hostile_arguments_of_evaluation_are_refused():
+    fuzz("evaluation", 0, 200, EVALUATION, strict=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_many_hostile_arguments_of_evaluation_are_refused(seed):
+    fuzz("evaluation", seed, 1000, EVALUATION, strict=False)
