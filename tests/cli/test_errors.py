@@ -262,3 +262,9 @@ def test_without_a_command_all_are_listed(capsys):
     for command in cli.COMMANDS:
         assert f"  {command.name}" in err
         assert "\n" not in command.summary
+
+
+def test_two_dashes_are_no_value(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--model=--"])
+    assert "error: argument --model: expected a value, got '--'" in capsys.readouterr().err
