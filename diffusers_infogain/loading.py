@@ -17,6 +17,7 @@ from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .pipeline_infogain_text import InfoGainTextPipeline
+from .printing import shown
 from .published import MODEL_INDEX, hub_arguments
 
 IMAGE_PIPELINES: tuple[type[DiffusionPipeline], ...] = (
@@ -59,7 +60,7 @@ def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[Diffu
             return InfoGainLuminaPipeline
         if InfoGainMeissonicPipeline.is_published(index):
             return InfoGainMeissonicPipeline
-        found = f"a {MODEL_INDEX} for {name!r}"
+        found = f"a {MODEL_INDEX} for {shown(name)}"
     elif (folder / "config.json").is_file():
         settings = read_json(folder / "config.json")
         name = settings.get("model_type")
@@ -67,7 +68,7 @@ def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[Diffu
             return InfoGainMMaDAPipeline
         if is_text_model(settings):
             return InfoGainTextPipeline
-        found = f"a config.json with the model type {name!r}"
+        found = f"a config.json with the model type {shown(name)}"
     raise ValueError(
         f"{os.fspath(repository)!r} is of no family that is known here: aMUSEd, MMaDA, MaskGIT (Halton), Meissonic, Monetico or "
         f"Lumina-DiMOO; for text LLaDA, Dream, SDAR, TraDo, A2D or an AutoModelForMaskedLM. It has {found}."
