@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which start at once: one process has imported everything and forks."""
+"""Commands in this process, and in processes of their own, which start at once: one process has imported everything and forks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from diffusers_infogain import cli
 
 _SERVER = """
 import importlib, json, os, pkgutil, signal, sys, time, traceback
@@ -92,3 +94,13 @@ def commands(folder: Path, *modules: str) -> Iterator[Commands]:
     finally:
         process.kill()
         process.communicate()
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """A command in this process: its exit code, and what it prints on stdout and stderr."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

@@ -7,19 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 from PIL import Image, ImageChops
 
 import diffusers_infogain
 from diffusers_infogain import cli
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stopped:  # argparse
-        code = stopped.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def generate(capsys, repository, folder, *arguments):

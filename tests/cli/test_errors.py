@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from safetensors import SafetensorError
 
 from diffusers_infogain import cli
@@ -21,15 +22,6 @@ from diffusers_infogain.cli import device, errors, flags
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "diffusers_infogain.cli"]
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stopped:  # argparse
-        code = stopped.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def parsed(*arguments: str):

@@ -6,6 +6,7 @@ import types
 import PIL.Image
 import pytest
 import torch
+from commands import run
 from test_pipeline_infogain_text import make_pipe
 
 from diffusers_infogain import choices, cli
@@ -13,15 +14,6 @@ from diffusers_infogain.cli.text import _replied
 from diffusers_infogain.evaluation import text_comparison
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
 from diffusers_infogain.token_frequencies import save_token_frequencies
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stopped:  # argparse
-        code = stopped.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_texts_are_printed(capsys):
