@@ -98,3 +98,24 @@ def check_tensor(
     fits = isinstance(value, torch.Tensor) and value.ndim in ndims
     if not (fits and (value.dtype in dtypes if dtypes is not None else not value.is_complex())):
         raise ValueError(f"`{name}` must be {described}, got {shown(value)}.")
+
+
+def prompt_list(name: str, prompt: Any) -> list[str]:
+    """A prompt or a non-empty list of prompts, as a list.
+
+    Raises:
+        ValueError: If it is anything else, naming the argument.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    return check_list(name, prompt, str, "a string or a list of strings that is not empty")
+
+
+def check_search(num_beams: int, num_runs: int, callback: object) -> None:
+    """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it."""
+    for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
+        check_integer(name, value, 1)
+    if num_beams > 1 and num_runs > 1:
+        raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
+    if callback is not None and (num_beams > 1 or num_runs > 1):
+        raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")

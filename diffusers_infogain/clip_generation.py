@@ -9,9 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
-from .calls import prompt_list, tokenize
-from .checks import LARGEST_NUMBER, check_bool, check_integer, check_number, check_tensor, is_number
-from .components import check_components, in_float32
+from .checks import LARGEST_NUMBER, check_bool, check_integer, check_number, check_tensor, is_number, prompt_list
+from .components import check_components, in_float32, tokenize
 from .image_generation import CALLBACK_TENSOR_INPUTS as IMAGE_TENSOR_INPUTS
 from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each
 from .models.stock import decode_vqvae

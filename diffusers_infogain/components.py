@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,16 @@ from diffusers import SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import is_compiled_module
 from transformers import PreTrainedTokenizerBase
 
-from .calls import CallStateMixin
+from .callbacks import CallStateMixin
 from .checks import LARGEST_NUMBER, check_integer, check_number, check_type
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
 
 PUBLISHED_SCALE_FACTOR = 16
 """Pixels a token, along one side, of every image model that is published for these pipelines."""
+
+
+_TOKENIZERS = threading.Lock()
 
 
 def converted_scheduler(scheduler: Any) -> Any:
@@ -51,6 +55,15 @@ def check_given(components: Mapping[str, Any]) -> None:
             check_type(name, value, SchedulerMixin, "a scheduler or None")
         elif value is not None and name == "tokenizer":
             check_type(name, value, PreTrainedTokenizerBase, "a tokenizer of transformers or None")
+
+
+def tokenize(tokenizer: Any, text: Any, **options: Any) -> Any:
+    """Calls a tokenizer, one thread at a time.
+
+    Fast tokenizers store their padding and truncation between calls, so concurrent calls would get each other's.
+    """
+    with _TOKENIZERS:
+        return tokenizer(text, **options)
 
 
 def unwrapped(model: Any) -> Any:

@@ -18,9 +18,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from . import __version__
-from .calls import CallState, StepCallback, call_back, check_search, prompt_list, tensor_inputs
+from .callbacks import CallState, StepCallback, call_back, tensor_inputs
 from .candidates import Generators, check_generator
-from .checks import check_bool, check_choice, check_integer, check_number, check_type
+from .checks import check_bool, check_choice, check_integer, check_number, check_search, check_type, prompt_list
 from .components import converted_scheduler
 from .decoding import DecodingOutput, DecodingStep, DecodingTrace, Denoise, decode_or_search
 from .pictures import Picture

@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import clip_generation
-from .calls import StepCallback
+from .callbacks import StepCallback
 from .candidates import Generators
 from .checks import check_type
 from .components import ImagePipeline, check_components, check_given

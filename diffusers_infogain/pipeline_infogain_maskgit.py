@@ -11,7 +11,7 @@ import torch
 from diffusers import VQModel
 from diffusers.image_processor import VaeImageProcessor
 
-from .calls import StepCallback
+from .callbacks import StepCallback
 from .candidates import Generators
 from .checks import check_list
 from .components import ImagePipeline, check_components, check_given, in_float32

@@ -13,7 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import clip_generation
-from .calls import StepCallback
+from .callbacks import StepCallback
 from .candidates import Generators
 from .components import ImagePipeline, check_components, check_given
 from .files import read_json

@@ -11,10 +11,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .calls import StepCallback, prompt_list, tokenize
+from .callbacks import StepCallback
 from .candidates import Generators
-from .checks import check_integer, shown
-from .components import ImagePipeline, check_components, check_given, in_float32
+from .checks import check_integer, prompt_list, shown
+from .components import ImagePipeline, check_components, check_given, in_float32, tokenize
 from .files import read_json
 from .image_generation import (
     CALLBACK_TENSOR_INPUTS,

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calls import CallStateMixin, StepCallback, prompt_list, tokenize
+from .callbacks import CallStateMixin, StepCallback
 from .candidates import Generators
-from .checks import check_bool, check_integer, check_list
+from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
-from .components import check_components, check_given
+from .components import check_components, check_given, tokenize
 from .models.chat_templates import chat_text
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying

@@ -11,9 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
-from .calls import CallState, StepCallback, call_back, check_search, tensor_inputs
+from .callbacks import CallState, StepCallback, call_back, tensor_inputs
 from .candidates import Generators, check_generator, split_generator
-from .checks import check_bool, check_integer
+from .checks import check_bool, check_integer, check_search
 from .decoding import DecodingStep, DecodingTrace, decode_or_search
 from .models.text_logits import TextCache, fitting_caches, longest_text
 from .models.wrapped import underlying

@@ -17,7 +17,7 @@ RANKS = {
         "scheduling_infogain": 3,
         "lookahead": 4,
         "decoding": 5,
-        "calls": 6,
+        "callbacks": 6,
         "components": 7,
         "image_generation": 8,
         "clip_generation": 9,

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
-from ..calls import check_search
+from ..checks import check_search
 from ..choices import PRESETS
 from ..decoding import DecodingTrace
 from ..evaluation.identity import pipeline_digest

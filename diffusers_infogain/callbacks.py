@@ -1,4 +1,4 @@
-"""What the calls of all pipelines share: prompts, searches, callbacks after each step, and the state of a running call."""
+"""Callbacks after each step of a pipeline, and the state of a running call that they read and change."""
 
 from __future__ import annotations
 
@@ -11,32 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from .checks import check_integer, check_list, check_type
+from .checks import check_type
 from .decoding import DecodingStep
 from .masked_logits import MaskedLogits
 from .printing import shown
 
-_TOKENIZERS = threading.Lock()
-
 StepCallback: TypeAlias = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
-
-
-def prompt_list(name: str, prompt: Any) -> list[str]:
-    """A string or a list of strings that is not empty, as a list.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    if isinstance(prompt, str):
-        return [prompt]
-    return check_list(name, prompt, str, "a string or a list of strings that is not empty")
-
-
-def tokenize(tokenizer: Any, text: Any, **options: Any) -> Any:
-    """What a tokenizer makes of a text or texts, one call at a time: fast tokenizers keep their padding between calls, so calls
-    of several threads would get each other's."""
-    with _TOKENIZERS:
-        return tokenizer(text, **options)
 
 
 @dataclass
@@ -136,16 +116,6 @@ class CallStateMixin:
         own = self._own_call()
         for state in [own] if own is not None else list(self.__dict__.get("_running_calls", {}).values()):
             state.interrupt = value
-
-
-def check_search(num_beams: int, num_runs: int, callback: object) -> None:
-    """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it."""
-    for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
-        check_integer(name, value, 1)
-    if num_beams > 1 and num_runs > 1:
-        raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
-    if callback is not None and (num_beams > 1 or num_runs > 1):
-        raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
 
 
 def tensor_inputs(callback: StepCallback, names: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
