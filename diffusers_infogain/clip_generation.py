@@ -9,11 +9,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
+from .checkpoints.stock import decode_vqvae
 from .checks import LARGEST_NUMBER, check_bool, check_integer, check_number, check_tensor, is_number, prompt_list
 from .components import check_components, in_float32, tokenize
 from .image_generation import CALLBACK_TENSOR_INPUTS as IMAGE_TENSOR_INPUTS
 from .image_generation import ImageGeneration, InfoGainPipelineOutput, check_one_each
-from .models.stock import decode_vqvae
 from .printing import shown
 
 logger = logging.get_logger("diffusers." + __name__)

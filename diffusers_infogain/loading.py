@@ -8,8 +8,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from .checkpoints.published import MODEL_INDEX, hub_arguments
+from .checkpoints.repository import local_folder
 from .files import read_json
-from .models.checkpoint import local_folder
 from .models.text import is_text_model
 from .pipeline_infogain import InfoGainPipeline
 from .pipeline_infogain_lumina import PUBLISHED_CLASS, InfoGainLuminaPipeline
@@ -18,7 +19,6 @@ from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .pipeline_infogain_text import InfoGainTextPipeline
 from .printing import shown
-from .published import MODEL_INDEX, hub_arguments
 
 IMAGE_PIPELINES: tuple[type[DiffusionPipeline], ...] = (
     InfoGainPipeline,

@@ -16,6 +16,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from . import clip_generation
 from .callbacks import StepCallback
 from .candidates import Generators
+from .checkpoints.published import CheckedPipeline, load_saved_or_published
 from .checks import check_type
 from .components import ImagePipeline, check_components, check_given
 from .image_generation import (
@@ -24,7 +25,6 @@ from .image_generation import (
     as_infogain_scheduler,
 )
 from .lora import AmusedLoraMixin
-from .published import CheckedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")

@@ -13,6 +13,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .callbacks import StepCallback
 from .candidates import Generators
+from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_saved_or_published
+from .checkpoints.repository import local_folder
+from .checkpoints.saved import load_tokenizer
+from .checkpoints.source import ModelSource
+from .checkpoints.stock import decode_vqvae, open_vqvae
 from .checks import check_integer, is_integer, prompt_list, shown
 from .components import ImagePipeline, check_components, check_given, in_float32, tokenize
 from .files import read_json
@@ -24,11 +29,7 @@ from .image_generation import (
     check_prompts,
     repeat_prompts,
 )
-from .models.checkpoint import ModelSource, local_folder
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
-from .models.saved import load_tokenizer
-from .models.stock import decode_vqvae, open_vqvae
-from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 PUBLISHED_CLASS = "LuminaDiMOOPipeline"

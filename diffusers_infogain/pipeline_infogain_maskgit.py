@@ -13,6 +13,11 @@ from diffusers.image_processor import VaeImageProcessor
 
 from .callbacks import StepCallback
 from .candidates import Generators
+from .checkpoints import llamagen_vq
+from .checkpoints.llamagen_vq import open_llamagen_vq
+from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_published, load_saved_or_published
+from .checkpoints.repository import local_folder
+from .checkpoints.stock import decode_vqvae
 from .checks import check_list
 from .components import ImagePipeline, check_components, check_given, in_float32
 from .image_generation import (
@@ -21,13 +26,8 @@ from .image_generation import (
     InfoGainPipelineOutput,
     as_infogain_scheduler,
 )
-from .models import llamagen_vq
-from .models.checkpoint import local_folder
 from .models.imagenet import imagenet_class_ids
-from .models.llamagen_vq import open_llamagen_vq
 from .models.maskgit_transformer import MaskGITTransformer2DModel, open_maskgit
-from .models.stock import decode_vqvae
-from .published import CheckedPipeline, PublishedPipeline, load_published, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 REPOSITORY = "llvictorll/Halton-MaskGIT"

@@ -15,6 +15,12 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from . import clip_generation
 from .callbacks import StepCallback
 from .candidates import Generators
+from .checkpoints.errors import one_sentence
+from .checkpoints.published import MODEL_INDEX, CheckedPipeline, PublishedPipeline, load_saved_or_published
+from .checkpoints.repository import local_folder
+from .checkpoints.saved import load_tokenizer
+from .checkpoints.source import ModelSource
+from .checkpoints.stock import open_clip_text_encoder, open_vqvae
 from .components import ImagePipeline, check_components, check_given
 from .files import read_json
 from .image_generation import (
@@ -22,11 +28,7 @@ from .image_generation import (
     InfoGainPipelineOutput,
     as_infogain_scheduler,
 )
-from .models.checkpoint import ModelSource, local_folder, one_sentence
 from .models.meissonic_transformer import MeissonicTransformer2DModel, open_meissonic_transformer
-from .models.saved import load_tokenizer
-from .models.stock import open_clip_text_encoder, open_vqvae
-from .published import MODEL_INDEX, CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 DEFAULT_NUM_INFERENCE_STEPS = 48

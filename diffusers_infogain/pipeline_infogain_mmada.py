@@ -13,6 +13,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .callbacks import StepCallback
 from .candidates import Generators
+from .checkpoints.errors import one_sentence
+from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_saved_or_published
+from .checkpoints.repository import local_folder
+from .checkpoints.saved import load_tokenizer
 from .checks import check_integer, prompt_list, shown
 from .components import ImagePipeline, check_components, check_given, in_float32, tokenize
 from .files import read_json
@@ -24,11 +28,8 @@ from .image_generation import (
     check_prompts,
     repeat_prompts,
 )
-from .models.checkpoint import local_folder, one_sentence
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .models.magvit_v2 import MagvitV2Model, open_magvit_v2
-from .models.saved import load_tokenizer
-from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 
 logger = logging.get_logger("diffusers." + __name__)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .callbacks import CallStateMixin, StepCallback
 from .candidates import Generators
+from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
 from .components import check_components, check_given, tokenize
@@ -21,7 +22,6 @@ from .models.chat_templates import chat_text
 from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
 from .progress import ProgressPipeline
-from .published import CheckedPipeline, PublishedPipeline, load_saved_or_published
 from .scheduling_infogain import InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
 

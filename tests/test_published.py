@@ -16,9 +16,10 @@ from helpers import generators
 from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMMaDAPipeline, InfoGainPipeline, InfoGainTextPipeline, load
+from diffusers_infogain.checkpoints import source
 from diffusers_infogain.cli import main
 from diffusers_infogain.loading import image_pipeline_class
-from diffusers_infogain.models import checkpoint, llada
+from diffusers_infogain.models import llada
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +237,8 @@ def test_text_models_are_loaded_and_converted_like_the_others(write, tmp_path, c
     assert type(pipe) is InfoGainTextPipeline
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "out")]) == 0, capsys.readouterr().err
     assert type(load(tmp_path / "out")) is InfoGainTextPipeline
-    for source in (tmp_path / "model", tmp_path / "out", "demo-text"):
-        assert main(["generate", "a fox", "--model", str(source), "--output", str(tmp_path / "images")]) == 2
+    for folder in (tmp_path / "model", tmp_path / "out", "demo-text"):
+        assert main(["generate", "a fox", "--model", str(folder), "--output", str(tmp_path / "images")]) == 2
         assert "is a text model: `diffusers-infogain text` and `InfoGainTextPipeline` write with it." in capsys.readouterr().err
     assert type(load("demo-text")) is InfoGainTextPipeline
     assert main(["convert", "demo-text", str(tmp_path / "demo")]) == 2
@@ -284,7 +285,7 @@ def test_an_interrupted_conversion_leaves_nothing(mmada, magvit, tmp_path, monke
             raise error("stop")
         save_file(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_file", save)
+    monkeypatch.setattr(source, "save_file", save)
     convert = ["convert", str(mmada), str(tmp_path / "out"), "--vqvae", str(magvit), "--max-shard-size", "0.005"]
     assert main(convert) in (2, 130)
     assert os.listdir(tmp_path) == []
@@ -294,7 +295,7 @@ def test_a_model_that_computes_something_else_is_not_left_behind(mmada, magvit, 
     def save(tensors, *args, **kwargs):
         save_file({name: value * 1.5 for name, value in tensors.items()}, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_file", save)
+    monkeypatch.setattr(source, "save_file", save)
     assert main(["convert", str(mmada), str(tmp_path / "out"), "--vqvae", str(magvit)]) == 2
     assert "The written transformer has other weights than the original, such as model.layers." in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
@@ -318,7 +319,7 @@ def test_one_shard_at_a_time_is_in_memory(mmada, magvit, tmp_path, monkeypatch):
         alive.append(sum(value.numel() * value.element_size() for value in tensors.values()))
         save_file(tensors, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_file", save)
+    monkeypatch.setattr(source, "save_file", save)
     main(["convert", str(mmada), str(tmp_path / "out"), "--vqvae", str(magvit), "--max-shard-size", "0.005"])
     largest_tensor = 134656 * 16 * 4
     assert max(alive) == largest_tensor  # larger than a shard: one by itself

@@ -24,7 +24,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import CUSTOM_PIPELINE, InfoGainMeissonicPipeline, InfoGainPipeline, load
-from diffusers_infogain.models.saved import load_component
+from diffusers_infogain.checkpoints.saved import load_component
 
 Change = Callable[[dict[str, torch.Tensor], str], dict[str, torch.Tensor]]
 

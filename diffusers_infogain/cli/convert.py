@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.published import saved_class
 from ..loading import pipeline_class
 from ..pipeline_infogain_text import InfoGainTextPipeline
-from ..published import saved_class
 from . import common
 
 

@@ -1,1 +1,1 @@
-"""Models that neither diffusers nor transformers has, and readers of public checkpoints."""
+"""Networks that neither diffusers nor transformers has."""

@@ -16,9 +16,12 @@ from accelerate.utils import align_module_device
 # `PreTrainedModel` must stand in this module: diffusers finds out how to load a component by looking for it here.
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: F401
 
+from ..checkpoints.configs import check_sizes, require_fields
+from ..checkpoints.errors import one_sentence
+from ..checkpoints.source import ModelSource
+from ..checkpoints.weights import find_weights
 from ..checks import shown
 from ..files import read_json
-from .checkpoint import ModelSource, check_sizes, find_weights, one_sentence, require_fields
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 MODEL_TYPES = ("llada", "mmada")

@@ -15,7 +15,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
-from .checkpoint import ModelSource, find_weights, own_fields
+from ..checkpoints.configs import own_fields
+from ..checkpoints.source import ModelSource
+from ..checkpoints.weights import find_weights
 
 WEIGHT_NAMES = ("pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 

@@ -18,7 +18,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from .checkpoint import Checkpoint, ModelSource
+from ..checkpoints.source import ModelSource
+from ..checkpoints.weights import Checkpoint
 
 NORM_EPS = 1e-5
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}

@@ -17,7 +17,9 @@ from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxSin
 from diffusers.models.unets.uvit_2d import ConvMlmLayer, UVit2DConvEmbed
 from torch import nn
 
-from .checkpoint import ModelSource, find_weights, own_fields, weight_names
+from ..checkpoints.configs import own_fields
+from ..checkpoints.source import ModelSource
+from ..checkpoints.weights import find_weights, weight_names
 
 NUM_MICRO_CONDS = 5
 MICRO_COND_DIM = 256

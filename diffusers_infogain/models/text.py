@@ -30,26 +30,15 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..checkpoints.configs import check_fields, check_sizes, require_fields, stock_config, stock_settings
+from ..checkpoints.errors import one_sentence, writing_natively
+from ..checkpoints.repository import local_folder
+from ..checkpoints.saved import load_component, load_tokenizer
+from ..checkpoints.source import SHARD_SIZE, ModelSource, build_skeleton, missing_tensors
+from ..checkpoints.weights import Checkpoint, find_weights
 from ..checks import is_integer, shown
 from ..files import read_json
-from .checkpoint import (
-    SHARD_SIZE,
-    Checkpoint,
-    ModelSource,
-    build_skeleton,
-    check_fields,
-    check_sizes,
-    find_weights,
-    local_folder,
-    missing_tensors,
-    one_sentence,
-    require_fields,
-    stock_config,
-    stock_settings,
-    writing_natively,
-)
 from .llada import MODEL_TYPES, WEIGHT_NAMES, BidirectionalLlama, open_llada
-from .saved import load_component, load_tokenizer
 
 logger = logging.get_logger("diffusers." + __name__)
 

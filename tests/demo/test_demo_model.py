@@ -10,9 +10,9 @@ from diffusers import AmusedPipeline
 
 import diffusers_infogain
 from diffusers_infogain import InfoGainScheduler
+from diffusers_infogain.checkpoints.stock import decode_vqvae
 from diffusers_infogain.cli.common import generate_images
 from diffusers_infogain.demo import checker, shapes
-from diffusers_infogain.models.stock import decode_vqvae
 
 FOLDER = Path(diffusers_infogain.DEMO_MODEL)
 

@@ -9,7 +9,7 @@ from checkpoint_helpers_maskgit import VQ_FILE, vq_shapes, write_maskgit_checkpo
 from diffusers import VQModel
 from safetensors.torch import load_file
 
-from diffusers_infogain.models.llamagen_vq import config_from_state_dict, convert_key, convert_tensor, llamagen_vq_config
+from diffusers_infogain.checkpoints.llamagen_vq import config_from_state_dict, convert_key, convert_tensor, llamagen_vq_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen_vq_tiny.safetensors"
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 
-from .checkpoint import Checkpoint, ModelSource
+from .source import ModelSource
 from .stock import probe_vqvae
+from .weights import Checkpoint
 
 WEIGHT_NAME = "vq_ds16_c2i.pt"
 

@@ -9,7 +9,9 @@ from diffusers import VQModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from ..files import read_json
-from .checkpoint import ModelSource, check_fields, check_sizes, find_weights, stock_config, stock_settings, weight_names
+from .configs import check_fields, check_sizes, stock_config, stock_settings
+from .source import ModelSource
+from .weights import find_weights, weight_names
 
 
 def decode_vqvae(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusers_infogain.checkpoints.repository import local_folder
+from diffusers_infogain.checkpoints.source import ModelSource
+from diffusers_infogain.checkpoints.weights import Checkpoint, find_weights
 from diffusers_infogain.files import read_json
-from diffusers_infogain.models.checkpoint import Checkpoint, ModelSource, find_weights, local_folder
 
 
 class Small(torch.nn.Module):

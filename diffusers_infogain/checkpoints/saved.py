@@ -30,22 +30,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokeniz
 
 from ..checks import shown
 from ..files import read_json, regular_file
-from .checkpoint import (
-    Checkpoint,
-    build_skeleton,
-    check_fields,
-    check_sizes,
-    check_tensors,
-    computed_buffers,
-    find_weights,
-    has_weights,
-    one_sentence,
-    parse_dtype,
-    some,
-    stock_config,
-    stock_settings,
-    weight_names,
-)
+from .configs import check_fields, check_sizes, stock_config, stock_settings
+from .errors import one_sentence, some
+from .source import build_skeleton, check_tensors, computed_buffers
+from .weights import Checkpoint, find_weights, has_weights, parse_dtype, weight_names
 
 BASES = (ModelMixin, PreTrainedModel, SchedulerMixin, PreTrainedTokenizerBase)
 """What a component can be."""
@@ -57,11 +45,11 @@ def component_class(library: Any, name: Any, where: str) -> type:
     Raises:
         ValueError: For anything else, naming `where` it stands.
     """
+    from ..models.llada import BidirectionalLlama
+    from ..models.magvit_v2 import MagvitV2Model
+    from ..models.maskgit_transformer import MaskGITTransformer2DModel
+    from ..models.meissonic_transformer import MeissonicTransformer2DModel
     from ..scheduling_infogain import InfoGainScheduler
-    from .llada import BidirectionalLlama
-    from .magvit_v2 import MagvitV2Model
-    from .maskgit_transformer import MaskGITTransformer2DModel
-    from .meissonic_transformer import MeissonicTransformer2DModel
 
     kind: Any = None
     if [library, name] == ["diffusers", "AmusedScheduler"]:

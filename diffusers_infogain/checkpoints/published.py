@@ -15,12 +15,15 @@ import torch
 from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 
-from .checks import check_type, shown
-from .components import check_given, keep_scale_factor
-from .files import LOCK, read_json, writing
-from .models.checkpoint import SHARD_SIZE, ModelSource, local_folder, one_sentence, parse_dtype, writing_natively
-from .models.saved import index_classes, reference
-from .progress import Progress
+from ..checks import check_type, shown
+from ..components import check_given, keep_scale_factor
+from ..files import LOCK, read_json, writing
+from ..progress import Progress
+from .errors import one_sentence, writing_natively
+from .repository import local_folder
+from .saved import index_classes, reference
+from .source import SHARD_SIZE, ModelSource
+from .weights import parse_dtype
 
 MODEL_INDEX = "model_index.json"
 
@@ -159,7 +162,7 @@ def _folder_in_place(target: Path) -> Iterator[Path]:
 
 
 class CheckedPipeline(DiffusionPipeline):
-    """A pipeline whose saved folders are loaded by `models.saved`: whole, or with an error that says what is missing."""
+    """A pipeline whose saved folders are loaded by `checkpoints.saved`: whole, or with an error that says what is missing."""
 
     saved_as: ClassVar[tuple[str, ...]] = ()
     """Names of classes of others whose folders these are."""

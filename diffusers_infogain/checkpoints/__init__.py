@@ -1,0 +1,1 @@
+"""Weight files and repositories: read, checked, loaded as pipelines, and converted to diffusers' format."""
