@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.cli.common import generate_images
 from diffusers_infogain.demo import checker, shapes
+from diffusers_infogain.evaluation.runs import generate_images
 
 # One code for each distinct 8 x 8 patch of the world.
 CODEBOOK_SIZE = 193

@@ -1,4 +1,4 @@
-"""What the commands share: loading, settings, and the pipeline's call."""
+"""From flags to what the commands work with: models, settings of schedulers and metrics, arguments of the pipeline's call."""
 
 from __future__ import annotations
 
@@ -6,88 +6,25 @@ import argparse
 import dataclasses
 import inspect
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
 from ..checks import check_search
 from ..choices import PRESETS
-from ..decoding import DecodingTrace
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.identity import scheduler_settings as scheduler_settings_of
 from ..evaluation.measure import MeasureSettings
-from ..evaluation.prompts import ImageRequest, Prompt, read_prompts
-from ..evaluation.runs import Process, make_missing
+from ..evaluation.prompts import Prompt, read_prompts
 from ..files import owned
 from ..loading import image_pipeline_class
-from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from .flags import SCHEDULER_FLAGS
-
-
-@dataclass
-class Generated:
-    """Images with the seeds they were made from, and what making them took."""
-
-    images: list[PIL.Image.Image]
-    seeds: list[int]
-    traces: list[DecodingTrace]
-    seconds: float
-
-    @property
-    def model_rows(self) -> torch.Tensor:
-        """Per image: states that went through the model (twice that many rows with guidance)."""
-        return torch.cat([trace.model_rows.sum(0) for trace in self.traces])
-
-    @property
-    def model_calls(self) -> torch.Tensor:
-        """Per image: how often the model ran in sequence."""
-        return torch.cat([trace.model_calls for trace in self.traces])
-
-    @property
-    def cumulative_entropy(self) -> torch.Tensor:
-        """Per image, in nats."""
-        return torch.cat([trace.cumulative_entropy for trace in self.traces])
-
-
-def generate_images(
-    pipe: DiffusionPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    batch_size: int,
-    description: str,
-    finished: Callable[[int, PIL.Image.Image], None] = lambda index, image: None,
-    **call: Any,
-) -> Generated:
-    """One image per prompt and seed, in batches, under one progress bar. An image depends on its own prompt and seed only.
-
-    Args:
-        finished: Called with the index and the image as soon as an image is done.
-        call: Arguments of the pipeline.
-    """
-    pipe.set_progress_bar_config(disable=True)
-    result = Generated([], list(seeds), [], 0.0)
-    start = time.perf_counter()
-    with Progress(total=len(prompts), desc=description, unit="image") as progress:
-        for first in range(0, len(prompts), batch_size):
-            rows = slice(first, first + batch_size)
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
-            images, trace = pipe(list(prompts[rows]), generator=generators, return_dict=False, **call)
-            for i, image in enumerate(images, first):
-                finished(i, image)
-            result.images += images
-            result.traces.append(trace)
-            progress.update(len(images))
-    result.seconds = time.perf_counter() - start
-    return result
 
 
 def loading_arguments(args: argparse.Namespace, load: Callable[..., Any]) -> dict[str, Any]:
@@ -213,27 +150,6 @@ def start_process(args: argparse.Namespace) -> PartialState:
     if state.num_processes > 1 and args.device == "cuda":
         args.device = str(state.device)
     return state
-
-
-def make_run(
-    pipe: DiffusionPipeline,
-    every: Sequence[ImageRequest],
-    folder: Path,
-    state: PartialState,
-    batch_size: int,
-    description: str,
-    call: dict[str, Any],
-) -> None:
-    """Makes the missing images of a run, shared out over the processes; returns when all processes are done."""
-    pipe.set_progress_bar_config(disable=True)
-
-    def make(prompts: list[str], seeds: list[int]) -> tuple[list[PIL.Image.Image], list[dict[str, Any]]]:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images, trace = pipe(prompts, generator=generators, return_dict=False, **call)
-        return images, trace.records()
-
-    make_missing(every, make, folder, batch_size, Process(state.process_index, state.num_processes), description)
-    state.wait_for_everyone()
 
 
 def on_device(settings: MeasureSettings, device: str) -> MeasureSettings:

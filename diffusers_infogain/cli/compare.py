@@ -86,7 +86,7 @@ def _compare(
             "lookahead_batch_size": args.lookahead_batch_size,
             **cell.sampler.call,
         }
-        common.make_run(pipe, requests, run_folder, state, args.batch_size, f"{number}/{len(missing)} {cell.name}", call)
+        runs.make_run(pipe, requests, run_folder, state, args.batch_size, f"{number}/{len(missing)} {cell.name}", call)
         if measurement is not None:
             images = runs.finish(requests, run_folder)
             results.add(cell, images, run_folder, settled[cell], identities, measurement)

@@ -9,6 +9,7 @@ import torch
 
 import diffusers_infogain
 
+from ..evaluation.runs import generate_images
 from ..files import owned
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -58,7 +59,7 @@ def _demo(args: argparse.Namespace) -> None:
         steps = args.steps * MORE_STEPS if bounded else args.steps
         # On a CPU a chunk that stays in the cache is a quarter faster; images do not depend on it.
         call = {"num_inference_steps": steps, "lookahead_batch_size": 16}
-        result = common.generate_images(pipe, prompts, seeds, args.batch_size, name, **call)
+        result = generate_images(pipe, prompts, seeds, args.batch_size, name, **call)
         verdicts = [checker.check_image(i, c) for i, c in zip(result.images, [*captions, *sampled], strict=True)]
         right = torch.tensor([verdict.holds for verdict in verdicts[len(captions) :]]).double()
         error = (right.var() / len(right)).sqrt().item() if len(right) > 1 else float("nan")

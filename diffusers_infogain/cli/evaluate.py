@@ -69,7 +69,7 @@ def _evaluate(
     if state.is_main_process:
         runs.check_settings(folder, settings, begun=(folder / "images").exists())
     state.wait_for_everyone()
-    common.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
+    runs.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
     if measurement is not None:
         images = runs.finish(requests, folder)
         figures, composition = decoding_figures(images, folder, pipe.scheduler.looks_ahead), {}

@@ -12,6 +12,7 @@ import PIL.Image
 
 import diffusers_infogain
 
+from ..evaluation.runs import generate_images
 from ..files import owned, read_png_metadata, save_png, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -42,7 +43,7 @@ def _generate(args: argparse.Namespace, prompts: list[str], chosen: dict[str, An
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
         save_once(image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared})
 
-    result = common.generate_images(pipe, every, seeds, args.batch_size, "generate", save, **call)
+    result = generate_images(pipe, every, seeds, args.batch_size, "generate", save, **call)
     if args.grid:
         from ..visualization import GridCell, GridRow, labelled_grid
 

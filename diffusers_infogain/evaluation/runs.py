@@ -1,4 +1,5 @@
-"""Runs that make many images, over several processes if wanted, and go on where they were killed."""
+"""Making many images: in memory with `generate_images`, or on disk with `make_run`, which resumes a run that was killed and
+shares it among processes."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
+from ..decoding import DecodingTrace
 from ..files import (
     append_json_lines,
     check_fields,
@@ -29,16 +31,77 @@ from ..progress import Progress
 from .photographs import listed
 from .prompts import ImageRequest
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from diffusers import DiffusionPipeline
+
 MakeImages = Callable[[list[str], list[int]], tuple[list[PIL.Image.Image], list[dict[str, Any]]]]
-"""Prompts and seeds to images and, per image, what is known about how it was made (kept in the file, so JSON)."""
+"""Prompts and seeds to images and, per image, a record for JSON of how it was made, which its file keeps."""
 
 
-@dataclass(frozen=True)
-class Process:
-    """Which of how many processes this is."""
+@dataclass
+class Generated:
+    """Images with their seeds, the traces of their batches, and the seconds that all of them took."""
 
-    index: int = 0
-    count: int = 1
+    images: list[PIL.Image.Image]
+    seeds: list[int]
+    traces: list[DecodingTrace]
+    seconds: float
+
+    @property
+    def model_rows(self) -> torch.Tensor:
+        """Model evaluations per image, (N,); guidance runs the model on twice as many rows."""
+        return torch.cat([trace.model_rows.sum(0) for trace in self.traces])
+
+    @property
+    def model_calls(self) -> torch.Tensor:
+        """Sequential forward passes per image, (N,)."""
+        return torch.cat([trace.model_calls for trace in self.traces])
+
+    @property
+    def cumulative_entropy(self) -> torch.Tensor:
+        """Cumulative entropy H~ per image in nats, (N,)."""
+        return torch.cat([trace.cumulative_entropy for trace in self.traces])
+
+
+def generate_images(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int,
+    description: str,
+    finished: Callable[[int, PIL.Image.Image], None] | None = None,
+    **call: Any,
+) -> Generated:
+    """One image per prompt and seed, in batches, under one progress bar. An image depends only on its own prompt and seed.
+
+    Args:
+        description: Shown beside the progress bar.
+        finished: Called with the index and the image after every image.
+        call: Further arguments of the pipeline's call.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    result = Generated([], list(seeds), [], 0.0)
+    start = time.perf_counter()
+    with Progress(total=len(prompts), desc=description, unit="image") as progress:
+        for first in range(0, len(prompts), batch_size):
+            batch = slice(first, first + batch_size)
+            images, trace = _call(pipe, prompts[batch], seeds[batch], call)
+            if finished is not None:
+                for index, image in enumerate(images, first):
+                    finished(index, image)
+            result.images += images
+            result.traces.append(trace)
+            progress.update(len(images))
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _call(
+    pipe: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], call: dict[str, Any]
+) -> tuple[list[PIL.Image.Image], DecodingTrace]:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(list(prompts), generator=generators, return_dict=False, **call)
 
 
 def check_settings(output: Path, settings: dict[str, Any], begun: bool = False) -> None:
@@ -126,6 +189,14 @@ def _check_image(path: Path, metadata: dict[str, Any], request: ImageRequest) ->
             raise ValueError(f"{path} is not of this run: its `{name}` is {there}, that of the run is {here}.")
 
 
+@dataclass(frozen=True)
+class Process:
+    """The index of this process, and the number of processes that share a run."""
+
+    index: int = 0
+    count: int = 1
+
+
 def make_missing(
     every: Sequence[ImageRequest],
     make: MakeImages,
@@ -155,6 +226,31 @@ def make_missing(
                         path.parent.mkdir(parents=True, exist_ok=True)
                         save_png(image, path, {"prompt": request.prompt.text, "seed": request.seed, **record})
             progress.update(len(batch))
+
+
+def make_run(
+    pipe: DiffusionPipeline,
+    requests: Sequence[ImageRequest],
+    folder: Path,
+    state: PartialState,
+    batch_size: int,
+    description: str,
+    call: dict[str, Any],
+) -> None:
+    """Makes the missing images of a run with a pipeline, and returns when all processes are done.
+
+    Args:
+        state: This process among those that share the run.
+        call: Further arguments of the pipeline's call.
+    """
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(prompts: list[str], seeds: list[int]) -> tuple[list[PIL.Image.Image], list[dict[str, Any]]]:
+        images, trace = _call(pipe, prompts, seeds, call)
+        return images, trace.records()
+
+    make_missing(requests, make, folder, batch_size, Process(state.process_index, state.num_processes), description)
+    state.wait_for_everyone()
 
 
 class _Watch:

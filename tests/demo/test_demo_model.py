@@ -11,8 +11,8 @@ from diffusers import AmusedPipeline
 import diffusers_infogain
 from diffusers_infogain import InfoGainScheduler
 from diffusers_infogain.checkpoints.stock import decode_vqvae
-from diffusers_infogain.cli.common import generate_images
 from diffusers_infogain.demo import checker, shapes
+from diffusers_infogain.evaluation.runs import generate_images
 
 FOLDER = Path(diffusers_infogain.DEMO_MODEL)
 
