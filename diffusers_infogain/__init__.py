@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
     from .pipeline_infogain_text import InfoGainTextPipeline
     from .scheduling_infogain import InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
-    from .text_generation import InfoGainTextOutput
+    from .text_output import InfoGainTextOutput
 
 __version__ = "0.1.0"
 
@@ -63,7 +63,7 @@ _MODULES = {
     "InfoGainProposal": "scheduling_infogain",
     "InfoGainScheduler": "scheduling_infogain",
     "InfoGainSchedulerOutput": "scheduling_infogain",
-    "InfoGainTextOutput": "text_generation",
+    "InfoGainTextOutput": "text_output",
     "InfoGainTextPipeline": "pipeline_infogain_text",
     "decode": "decoding",
     "decode_beam": "decoding",

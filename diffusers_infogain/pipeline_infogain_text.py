@@ -23,7 +23,8 @@ from .models.text import TextFamily, open_text_model, text_family
 from .models.wrapped import underlying
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
-from .text_generation import CALLBACK_TENSOR_INPUTS, InfoGainTextOutput, TextBlock, TextGeneration
+from .text_generation import CALLBACK_TENSOR_INPUTS, TextGeneration
+from .text_output import InfoGainTextOutput, TextBlock
 
 DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
 """Folder of the embedded text model."""
@@ -178,7 +179,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         copies = rest.pop("num_texts_per_prompt")
         check_integer("num_texts_per_prompt", copies, 1)
         ends = self._num_end_tokens() if arguments["prompt"] is not None else 0
-        return TextGeneration(pipe=self, rows=[row for row in rows for _ in range(copies)], num_end_tokens=ends, **rest)
+        return TextGeneration(pipe=self, prompts=[row for row in rows for _ in range(copies)], num_end_tokens=ends, **rest)
 
     def _num_end_tokens(self) -> int:
         """How many tokens an encoder's tokenizer puts behind a text."""
@@ -231,8 +232,8 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block.
                 Changed "tokens" replace the block's, and the model runs on them anew.
             callback_on_step_end_tensor_inputs: What `kwargs` holds: "tokens" (R, block), "logits" (R, block, V) that are 0 at
-                known tokens, "scores" (R, N), and "rows" (R,), which texts these are: texts whose block differs in width or in
-                its number of steps are decoded one group after the other.
+                known tokens, "scores" (R, N), and "sample_index" (R,), the texts of the batch that these are: texts whose block
+                differs in width or in its number of steps are decoded one group after the other.
             lookahead_batch_size: The most states that go through the model at once, texts times candidates.
             num_beams, num_runs: Above 1: beam search, or the best of so many runs, of every block.
             cache: "none"; "exact" for block-causal models, whose finished blocks are then not run again, with the same logits; or

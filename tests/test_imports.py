@@ -10,7 +10,7 @@ import diffusers_infogain
 PACKAGE = Path(diffusers_infogain.__file__).parent
 # A module imports only what stands left of it; schedules and scoring import nothing of the package.
 RANKS = {
-    **dict.fromkeys(("choices", "schedules", "scoring", "masked_logits", "printing"), 0),
+    **dict.fromkeys(("choices", "schedules", "scoring", "masked_logits", "printing", "text_canvas"), 0),
     **{
         "checks": 1,
         "candidates": 2,
@@ -21,6 +21,7 @@ RANKS = {
         "components": 7,
         "image_generation": 8,
         "clip_generation": 9,
+        "text_output": 6,
         "text_generation": 9,
         "cli": 11,
     },

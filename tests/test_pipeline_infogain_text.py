@@ -372,16 +372,16 @@ def test_callbacks_see_and_edit_the_block(pipe):
     assert (output.sequences[:, 2] == 7).all()
 
 
-def test_callbacks_are_told_which_rows_they_see():
+def test_callbacks_get_the_index_of_the_texts_they_see():
     pipe, seen = make_block_pipe(sampler="confidence", token_temperature=0.0), []
 
     def callback(pipe, index, timestep, kwargs):
-        assert len(kwargs["rows"]) == len(kwargs["tokens"])
+        assert len(kwargs["sample_index"]) == len(kwargs["tokens"])
         left = (kwargs["tokens"] == MASK).sum(-1).tolist()
-        seen.extend(zip(kwargs["rows"].tolist(), left, strict=True))
+        seen.extend(zip(kwargs["sample_index"].tolist(), left, strict=True))
         return {}
 
-    names = ["tokens", "rows"]
+    names = ["tokens", "sample_index"]
     pipe(["a red cat", "dogs"], max_new_tokens=5, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
     assert [left for row, left in seen if row == 0] == [0, 3, 2, 1, 0]
     assert [left for row, left in seen if row == 1] == [2, 1, 0, 1, 0]
@@ -399,7 +399,7 @@ def test_callback_objects_get_what_they_ask_for(pipe):
     pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
     assert seen == [{"scores"}] * 2
     Watch.tensor_inputs = ["latents"]
-    with pytest.raises(ValueError, match="must be among tokens, logits, scores, rows, got latents"):
+    with pytest.raises(ValueError, match="must be among tokens, logits, scores, sample_index, got latents"):
         pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
 
 
@@ -508,7 +508,7 @@ def test_saving_keeps_the_facts(pipe, tmp_path):
         ({"num_texts_per_prompt": 0}, "`num_texts_per_prompt` must be an integer >= 1, got 0"),
         ({"generator": generators(1, 2)}, "`generator` must have one entry for each of the 1 texts, got a list of 2"),
         ({"num_beams": 2, "num_runs": 2}, "`num_beams` and `num_runs` must not both be above 1, got 2 and 2"),
-        ({"callback_on_step_end_tensor_inputs": ["x"]}, "must be among tokens, logits, scores, rows, got x"),
+        ({"callback_on_step_end_tensor_inputs": ["x"]}, "must be among tokens, logits, scores, sample_index, got x"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(pipe, arguments, text):

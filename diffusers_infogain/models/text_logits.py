@@ -390,13 +390,13 @@ class TextCache:
         places = owner[state], slot[state] * width + column
         return _native_logits(self.model, packed.flatten(1), visible, positions, places, self._copy(unique))
 
-    def keep_rows(self, rows: torch.Tensor) -> None:
+    def keep_samples(self, rows: torch.Tensor) -> None:
         """Drops all rows but these, (K,) long; from then on they are rows 0 to K - 1, for `begin_block` too.
 
         Raises:
             ValueError: If no block was begun.
         """
         if not self._tokens.numel():
-            raise ValueError("`begin_block` must be called before `keep_rows`.")
+            raise ValueError("`begin_block` must be called before `keep_samples`.")
         self._kept = self._copy(rows) or DynamicCache()
         self._tokens, self._real, self._positions = self._tokens[rows], self._real[rows], self._positions[rows]

@@ -249,7 +249,7 @@ def test_rows_that_are_finished_can_be_dropped(kind, loaded):
     cache, whole = TextCache(model, family, kind), TextCache(model, family)
     cache.begin_block(ids, real, 4, 8)
     kept = torch.tensor([2, 0])
-    cache.keep_rows(kept)
+    cache.keep_samples(kept)
     where = torch.ones(2, 4, dtype=torch.bool)
     for start in (4, 8):
         whole.begin_block(ids, real, start, start + 4)
@@ -345,8 +345,8 @@ def test_calls_that_do_not_fit(loaded):
     block, rows = ids[:, :4], torch.arange(2)
     with pytest.raises(ValueError, match="`begin_block` must be called before `logits`"):
         cache.logits(block, rows, block == 0)
-    with pytest.raises(ValueError, match="`begin_block` must be called before `keep_rows`"):
-        cache.keep_rows(rows)
+    with pytest.raises(ValueError, match="`begin_block` must be called before `keep_samples`"):
+        cache.keep_samples(rows)
     with pytest.raises(ValueError, match="`start` and `end` must be columns of the 8, in order, got 4 and 9"):
         cache.begin_block(ids, None, 4, 9)
     cache = TextCache(*loaded["sdar"], "exact")

@@ -1,0 +1,137 @@
+"""What a call of the text pipeline returns: strings, whole or streamed, and one trace of all blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import BaseOutput
+from transformers import PreTrainedTokenizerBase
+
+from .decoding import DecodingTrace
+from .printing import summary
+from .text_canvas import TextCanvas
+
+
+@dataclass
+class InfoGainTextOutput(BaseOutput):
+    """Texts, and how they were decoded.
+
+    Attributes:
+        texts: What was written after each prompt, up to the end of the text. A text whose prompt held masks is given whole, with
+            its prompt.
+        sequences: (B, L) long, prompts and texts, padded to the longest.
+        attention_mask: (B, L) bool, False at padding.
+        trace: `DecodingTrace` over the columns of `sequences`.
+        seeds: The seed of each text: `generator=torch.Generator(device).manual_seed(seed)` writes it again alone.
+    """
+
+    texts: list[str]
+    sequences: torch.Tensor
+    attention_mask: torch.Tensor
+    trace: DecodingTrace
+    seeds: list[int]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+
+@dataclass
+class TextBlock:
+    """A finished block, for streaming.
+
+    Attributes:
+        index: Number of the block, from 0.
+        texts: What the block adds to each text. The parts of all blocks make up the texts of the output: bytes of a character
+            that is completed by a later block are held back until then.
+        finished: (B,) bool, texts that are complete.
+    """
+
+    index: int
+    texts: list[str]
+    finished: torch.Tensor
+
+
+class TextWriter:
+    """Strings of the texts on a canvas.
+
+    Args:
+        canvas: The layout of the texts.
+        tokenizer: Decodes their ids.
+        eos_token_ids: Tokens that end a text.
+    """
+
+    def __init__(self, canvas: TextCanvas, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int]):
+        self.canvas = canvas
+        self.tokenizer = tokenizer
+        self.eos_token_ids = eos_token_ids
+        self._streamed = [""] * len(canvas.tokens)
+
+    def find_end(self, sample_index: int, ids: Sequence[int], before: int) -> int | None:
+        """The first column from the end of the prompt up to `before` (exclusive) with a token that ends the text."""
+        columns = range(self.canvas.new_starts[sample_index], before)
+        return next((column for column in columns if ids[column] in self.eos_token_ids), None)
+
+    def text(self, sample_index: int, ids: Sequence[int], before: int | None = None) -> str:
+        """A text up to its end, or to the column `before` (exclusive) if that comes first; with the prompt if it was infilled.
+
+        Args:
+            ids: (L,), the row of the canvas as far as it is decoded.
+        """
+        start = 0 if self.canvas.infilled[sample_index] else self.canvas.new_starts[sample_index]
+        new_end = self.canvas.new_end
+        text_end = self.find_end(sample_index, ids, new_end)
+        stop = min(new_end if column is None else column for column in (text_end, before))
+        kept = self.canvas.attention_mask[sample_index]
+        return self.tokenizer.decode([ids[column] for column in range(start, stop) if kept[column]], skip_special_tokens=True)
+
+    def new_text(self, sample_index: int, ids: Sequence[int], before: int, complete: bool) -> str:
+        """What a text has gained since the last call of this method.
+
+        Args:
+            ids: (L,), decoded up to the column `before`, or all of it if `complete`.
+        """
+        text = self.text(sample_index, ids, None if complete else before)
+        if not complete:
+            text = text.rstrip("\ufffd")  # stands for a character of which some bytes are still masked
+        streamed = self._streamed[sample_index]
+        self._streamed[sample_index] = text
+        return text[len(streamed) :]
+
+
+@dataclass
+class GroupTrace:
+    """The trace of texts `sample_index` (R,) that were decoded together in columns `start` to `end` (exclusive)."""
+
+    sample_index: torch.Tensor
+    start: int
+    end: int
+    trace: DecodingTrace
+
+
+def join_traces(parts: Sequence[GroupTrace], batch: int, length: int) -> DecodingTrace:
+    """One trace (T, B, ...) of all parts, one after the other, over the L columns of the canvas.
+
+    In the steps of a part other texts have no tokens, no cost and no model rows.
+    """
+    num_candidates = max((part.trace.objective.shape[-1] for part in parts), default=1)
+    steps = sum(len(part.trace.winner) for part in parts)
+    joined = DecodingTrace(
+        num_decoded=torch.zeros(steps, batch, dtype=torch.long),
+        cost=torch.zeros(steps, batch, dtype=torch.float32),
+        gain=torch.full((steps, batch), torch.nan, dtype=torch.float32),
+        objective=torch.full((steps, batch, num_candidates), torch.nan, dtype=torch.float32),
+        winner=torch.zeros(steps, batch, dtype=torch.long),
+        selected=torch.zeros(steps, batch, length, dtype=torch.bool),
+        model_rows=torch.zeros(steps, batch, dtype=torch.long),
+        starts=torch.zeros(steps, batch, dtype=torch.bool),
+    )
+    first = 0
+    for part in parts:
+        last = first + len(part.trace.winner)
+        for name, value in vars(joined).items():
+            columns = value[first:last, :, part.start : part.end] if name == "selected" else value[first:last]
+            columns[:, part.sample_index] = getattr(part.trace, name)
+        first = last
+    return joined
