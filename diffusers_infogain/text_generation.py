@@ -87,7 +87,7 @@ class TextGeneration:
         self.attention_mask = torch.tensor(self.canvas.attention_mask, device=device)
         self.finished = torch.zeros(len(self.prompts), dtype=torch.bool)
         self._in_cache = torch.arange(len(self.prompts), device=device)
-        self._cache = TextCache(self.pipe.model, self.family, self._cache_name, packed=self.pack_candidates)
+        self._cache = TextCache(self.pipe.model, self.family, self._cache_mode, packed=self.pack_candidates)
         self._writer = TextWriter(self.canvas, self.pipe.tokenizer, self.family.eos_token_ids)
         self._traces: list[GroupTrace] = []
 
@@ -134,9 +134,9 @@ class TextGeneration:
                 f"`cache` must be {', '.join(caches)} or None for {self.family.name} with {self.family.attention} attention, got "
                 f"{shown(self.cache)}."
             )
-        self._cache_name = self.cache or ("exact" if "exact" in caches else "none")
-        if self.pack_candidates and self._cache_name != "exact":
-            raise ValueError(f"`pack_candidates` must be False without the cache 'exact', got True with {self._cache_name!r}.")
+        self._cache_mode = self.cache or ("exact" if "exact" in caches else "none")
+        if self.pack_candidates and self._cache_mode != "exact":
+            raise ValueError(f"`pack_candidates` must be False without the cache 'exact', got True with {self._cache_mode!r}.")
         names = self.callback_on_step_end_tensor_inputs
         self._callback_names = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
 
@@ -180,7 +180,7 @@ class TextGeneration:
             return
         sample_index = torch.tensor(samples, device=self.tokens.device)
         # Only the exact cache keeps something from block to block, and so has to hold the texts of the other groups, too.
-        in_cache = self._in_cache if self._cache_name == "exact" else sample_index
+        in_cache = self._in_cache if self._cache_mode == "exact" else sample_index
         self._cache.begin_block(self.tokens[in_cache], self.attention_mask[in_cache], group.start, group.end)
         cache_index = torch.searchsorted(in_cache, sample_index)
 
@@ -234,7 +234,7 @@ class TextGeneration:
     def _drop_finished(self) -> None:
         """Takes texts that have been finished out of the exact cache."""
         running = (~self.finished).nonzero()[:, 0].to(self._in_cache.device)
-        if self._cache_name == "exact" and len(running) < len(self._in_cache):
+        if self._cache_mode == "exact" and len(running) < len(self._in_cache):
             self._cache.keep_samples(torch.searchsorted(self._in_cache, running))
             self._in_cache = running
 

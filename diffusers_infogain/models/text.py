@@ -318,14 +318,6 @@ def _all_ends(*settings: Mapping[str, Any]) -> list[int] | None:
     return list(dict.fromkeys(ids)) or None
 
 
-def load_text_model(
-    repository: str | os.PathLike[str], dtype: torch.dtype | None = None, *, block_length: int | None = None, **hub: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TextFamily]:
-    """Model, tokenizer and family; arguments and errors as `open_text_model`, `dtype` None keeps the stored one."""
-    opened = open_text_model(repository, block_length=block_length, **hub)
-    return opened.source.load(dtype), opened.tokenizer, opened.family
-
-
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, without the code that comes with it."""
     file = folder / "tokenizer_config.json"

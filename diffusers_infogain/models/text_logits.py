@@ -1,4 +1,4 @@
-"""Logits of masked language models where they are wanted, and key/value caches for decoding block after block."""
+"""Logits of masked language models at the positions that are wanted, with key/value caches for decoding block by block."""
 
 from __future__ import annotations
 
@@ -14,82 +14,55 @@ from .llada import BidirectionalLlama, additive_mask, count_positions
 from .text import TextFamily
 from .wrapped import compiled, underlying
 
-Places = tuple[torch.Tensor, torch.Tensor]
-"""Rows and columns, each (M,) long."""
+Positions = tuple[torch.Tensor, torch.Tensor]
+"""M positions in a batch of sequences: which sequence, and which column of it, (M,) long each."""
 
 SEES_PADDING = ("convbert", "funnel", "mobilebert", "nystromformer", "reformer", "yoso")
-"""Model types whose layers read padding whatever the attention mask says: by convolution, pooling or segments. Their texts of
+"""Model types that read padding whatever the attention mask says, through convolution, pooling or segments. Sequences of
 different lengths are run apart."""
 
 
 def fitting_caches(family: TextFamily) -> tuple[str, ...]:
-    """The kinds of `TextCache` that go with a family."""
+    """The modes of `TextCache` that work for a family."""
     if family.name == "masked_lm":
         return ("none",)
     return ("none", "exact" if family.attention == "block_causal" else "prefix")
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
-    """How many tokens a model takes, None where its architecture sets no limit."""
+    """The most tokens that a model takes, or None if its architecture sets no limit."""
     model = underlying(model)
-    limit = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from behind the one of padding.
+        # RoBERTa and its relatives count positions from the one after padding's.
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
-    return limit
+    return getattr(model.config, "max_position_embeddings", None)
 
 
-def masked_lm_logits(
-    model: PreTrainedModel,
-    family: TextFamily,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    where: torch.Tensor,
-) -> torch.Tensor:
-    """What a model predicts at some positions; only these go through its head.
+def _read_at(where: torch.Tensor, positions: torch.Tensor, shifted: bool) -> Positions:
+    """The positions at which the network outputs its predictions of the tokens at `where` (R, L).
 
-    Row i of the result predicts token i, whatever the family: outputs of shifted ones are read one position before (at a row's
-    first token, which nothing stands before, at the token itself).
-
-    Args:
-        input_ids: (R, L) long. Of a block-causal model L may end at any border between blocks: what follows is not seen.
-        attention_mask: (R, L) bool, False at padding, on either side; by default there is none. No token sees padding, and
-            positions (and so blocks) count from a row's first real token.
-        where: (R, L) bool, M positions, none of them padding.
-
-    Returns:
-        (M, V), in row-major order, in the model's dtype; V is `family.num_text_tokens` where that is given.
+    A shifted network predicts a token one position before. The first token of a sequence, which has nothing before it, is read
+    at its own position.
     """
-    real, positions = _layout(input_ids, attention_mask)
-    places = _read_at(where, positions, family.shifted)
-    if family.name == "masked_lm":
-        return _encoder_logits(model, input_ids, real, places)
-    visible = _visible(family, real, positions, real, positions)
-    return _native_logits(model, input_ids, visible, positions, places)[:, : family.num_text_tokens]
-
-
-def _layout(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens are no padding, (R, L) bool, and the tokens' positions, (R, L) long."""
-    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    return real, count_positions(real)
-
-
-def _read_at(where: torch.Tensor, positions: torch.Tensor, shifted: bool) -> Places:
-    """Where the network says what stands at the positions `where`."""
-    rows, columns = where.nonzero(as_tuple=True)
-    return rows, columns - (positions[rows, columns] > 0).long() if shifted else columns
+    sequences, columns = where.nonzero(as_tuple=True)
+    return sequences, columns - (positions[sequences, columns] > 0).long() if shifted else columns
 
 
 def _visible(
     family: TextFamily, real: torch.Tensor, positions: torch.Tensor, key_real: torch.Tensor, key_positions: torch.Tensor
 ) -> torch.Tensor:
-    """Which keys each query sees, (R, Q, K) bool, or (R, 1, K) where all queries see the same."""
-    seen = key_real[:, None, :]
+    """Which keys each query sees, (R, Q, K) bool, or (R, 1, K) if all queries see the same keys.
+
+    Args:
+        real, positions: (R, Q), which queries are no padding, and their positions.
+        key_real, key_positions: (R, K), the same of the keys.
+    """
+    visible = key_real[:, None, :]
     if family.block_length is None:
-        return seen
-    seen = seen & (key_positions[:, None, :] // family.block_length <= positions[:, :, None] // family.block_length)
-    return seen | ~real[:, :, None]  # padding sees everything, and nothing sees it: a query without any key would be NaN
+        return visible
+    visible = visible & (key_positions[:, None, :] // family.block_length <= positions[:, :, None] // family.block_length)
+    return visible | ~real[:, :, None]  # padding sees everything, and nothing sees it: a query without any key would be NaN
 
 
 def _native_logits(
@@ -97,60 +70,65 @@ def _native_logits(
     input_ids: torch.Tensor,
     visible: torch.Tensor,
     positions: torch.Tensor,
-    places: Places,
+    read_at: Positions,
     cache: DynamicCache | None = None,
 ) -> torch.Tensor:
-    """Outputs (M, V) of a Llama, Qwen2 or Qwen3; `cache` grows by the input."""
+    """Outputs (M, V) of a Llama, Qwen2 or Qwen3; the keys and values of the input are appended to `cache`."""
     inner = underlying(model)
     hidden = additive_mask(visible, input_ids.shape[1], inner.dtype)
     arguments: dict[str, Any] = {"attention_mask": hidden, "position_ids": positions, "use_cache": cache is not None}
     if cache is not None:
         names = inspect.signature(type(inner.base_model).forward).parameters
         arguments["cache" if "cache" in names else "past_key_values"] = cache
-    return _logits_at(model, places, input_ids=input_ids, **arguments)
+    return _logits_at(model, read_at, input_ids=input_ids, **arguments)
 
 
-def _encoder_logits(model: Any, input_ids: torch.Tensor, real: torch.Tensor, places: Places) -> torch.Tensor:
+def _encoder_logits(model: Any, input_ids: torch.Tensor, real: torch.Tensor, read_at: Positions) -> torch.Tensor:
     """Outputs (M, V) of an `AutoModelForMaskedLM`."""
     # Padding goes to the right: there every architecture counts positions as it was trained to.
-    right = (~real).long().argsort(dim=-1, stable=True)
-    rows, columns = places
-    columns, input_ids, real = right.argsort(-1)[rows, columns], input_ids.gather(-1, right), real.gather(-1, right)
-    lengths = real.sum(-1)
+    order = (~real).long().argsort(dim=-1, stable=True)
+    input_ids, real = input_ids.gather(-1, order), real.gather(-1, order)
+    sequences, columns = read_at
+    columns = order.argsort(-1)[sequences, columns]
     if underlying(model).config.model_type not in SEES_PADDING:
-        return _logits_at(model, (rows, columns), input_ids=input_ids, attention_mask=real.long())
-    parts, order = [], []
+        return _logits_at(model, (sequences, columns), input_ids=input_ids, attention_mask=real.long())
+    lengths = real.sum(-1)
+    parts, parts_of = [], []
     for length in lengths.unique().tolist():
-        same = lengths == length
-        here, number = same[rows].nonzero()[:, 0], same.cumsum(0) - 1
-        ids = input_ids[same, :length]
-        at = number[rows[here]], columns[here]
+        same_length = lengths == length
+        ids = input_ids[same_length, :length]
+        own = same_length[sequences].nonzero()[:, 0]  # those of the M positions that lie in these sequences
+        number = same_length.cumsum(0) - 1  # of a sequence among these
+        at = number[sequences[own]], columns[own]
         parts.append(_logits_at(model, at, input_ids=ids, attention_mask=torch.ones_like(ids)))
-        order.append(here)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+        parts_of.append(own)
+    return torch.cat(parts)[torch.cat(parts_of).argsort()]
 
 
-def _logits_at(model: Any, places: Places, **arguments: Any) -> torch.Tensor:
-    """Outputs (M, V) of a model; where its architecture lets us, only these positions go through the last matrix."""
+def _logits_at(model: Any, read_at: Positions, **arguments: Any) -> torch.Tensor:
+    """Outputs (M, V) of a model. If its architecture allows it, only these positions go through the output embeddings."""
     inner, own = underlying(model), compiled(model)
     if isinstance(inner, BidirectionalLlama):
-        return (inner if own is None else own)(where=places, **arguments)
-    rows, columns = places
+        return (inner if own is None else own)(where=read_at, **arguments)
     if own is None:
-        logits = _narrowed(inner, places, arguments["input_ids"].shape)(**arguments).logits
-        return logits if logits.ndim == 2 else logits[places]
+        logits = _narrowed(inner, read_at, arguments["input_ids"].shape)(**arguments).logits
+        return logits if logits.ndim == 2 else logits[read_at]
     if "logits_to_keep" not in inspect.signature(type(inner).forward).parameters:
-        return own(**arguments).logits[places]
-    wanted, columns = columns.unique(return_inverse=True)
-    return own(logits_to_keep=wanted, **arguments).logits[rows, columns]
+        return own(**arguments).logits[read_at]
+    # What was compiled cannot be narrowed; it is asked for all columns in which any position is wanted.
+    sequences, columns = read_at
+    kept, kept_columns = columns.unique(return_inverse=True)
+    return own(logits_to_keep=kept, **arguments).logits[sequences, kept_columns]
 
 
-class _AtPlaces(torch.nn.Module):
-    """A model's last matrix, on some positions of its input alone."""
+class _HeadAtPositions(torch.nn.Module):
+    """The output embeddings of a model, applied to some positions of its input only."""
 
-    def __init__(self, head: torch.nn.Module, places: Places, shape: torch.Size):
+    def __init__(self, head: torch.nn.Module, read_at: Positions, shape: torch.Size):
         super().__init__()
-        self.head, self.places, self.shape = head, places, shape
+        self.head = head
+        self.read_at = read_at
+        self.shape = shape
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -160,78 +138,80 @@ class _AtPlaces(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(R, L, H) to (M, V)."""
-        return self.head(states[self.places] if states.shape[:-1] == self.shape else states)
+        return self.head(states[self.read_at] if states.shape[:-1] == self.shape else states)
 
 
-def _narrowed(model: PreTrainedModel, places: Places, shape: torch.Size) -> PreTrainedModel:
-    """The model, but with its last matrix on some positions alone.
+def _narrowed(model: PreTrainedModel, read_at: Positions, shape: torch.Size) -> PreTrainedModel:
+    """The model with its output embeddings applied to some positions only; as it is if it has none.
 
-    Neither copies nor changes anything that other calls may be using at the same time: only the few modules that lead to the last
-    matrix are other objects, with the same contents.
+    Neither copies nor changes anything that other calls may be using at the same time: only the few modules that lead to the
+    output embeddings are other objects, with the same contents.
     """
     head = model.get_output_embeddings()
     path = next((name for name, module in model.named_modules() if module is head), "") if head is not None else ""
     if not path:
         return model
-    own: Any = _shallow(model)
-    inner, (*owners, last) = own, path.split(".")
+    narrowed: Any = _shallow(model)
+    parent, (*owners, last) = narrowed, path.split(".")
     for name in owners:
-        inner._modules[name] = _shallow(inner._modules[name])
-        inner = inner._modules[name]
-    inner._modules[last] = _AtPlaces(head, places, shape)
-    return own
+        parent._modules[name] = _shallow(parent._modules[name])
+        parent = parent._modules[name]
+    parent._modules[last] = _HeadAtPositions(head, read_at, shape)
+    return narrowed
 
 
 def _shallow(module: Any) -> Any:
-    own = copy.copy(module)
-    own._modules = dict(module._modules)
-    return own
+    shallow = copy.copy(module)
+    shallow._modules = dict(module._modules)
+    return shallow
 
 
 class TextCache:
     """Logits of one block after the other, with or without keys and values kept between them.
 
-    One object serves one batch of R rows from the first block to the last:
+    One object serves one batch of B samples from the first block to the last:
 
-        cache = TextCache(model, family, kind="exact")
-        for start, end in blocks:                                   # columns, left to right
+        cache = TextCache(model, family, mode="exact")
+        for start, end in blocks:                                    # columns, left to right
             cache.begin_block(sequences, attention_mask, start, end)
             while masks are left in the block:
-                logits = cache.logits(states, rows, where)          # (S, end - start), (S,), (S, end - start) -> (M, V)
-            sequences[:, start:end] = decoded                       # begin_block of the next block reads them
+                logits = cache.logits(states, sample_index, where)   # (S, end - start), (S,), (S, end - start) -> (M, V)
+            sequences[:, start:end] = decoded                        # begin_block of the next block reads them
 
-    `logits` never changes what is kept: any number of states of any rows, in any order, may be asked for. Rows with padding on
-    the left or right work with every kind; a block is a range of columns, and may hold prompt tokens and padding.
+    `logits` never changes what is kept: any number of states of any samples may be asked for, in any order. Every mode allows
+    padding on either side; a block is a range of columns, and may hold prompt tokens and padding.
 
-    Kinds:
-        "none": every call runs the whole row (of a block-causal model: up to the end of the block). Every family.
-        "exact": block-causal models: keys and values of finished blocks are kept, and a call runs the active block alone. The
-            logits are those of "none" up to rounding. Columns that do not coincide with a row's own blocks are still exact: as
-            many columns more as it takes are run on either side.
-        "prefix": full attention: an approximation. The first call of a block runs the whole rows, as `begin_block` saw them, and
-            keeps what lies before the block; calls run the block and all that follows. With the tokens that `begin_block` saw
-            they give the logits of "none"; the prefix does not see what is decoded in the block later.
+    No token sees padding, and positions (and with them a model's own blocks) are counted from the first token that is none.
+
+    Modes:
+        "none": Every call runs whole sequences (of a block-causal model: up to the end of the block). For every family.
+        "exact": For block-causal models. Keys and values of finished blocks are kept, and a call runs the active block alone. The
+            logits are those of "none" up to rounding. This also holds if columns do not coincide with the blocks of the model:
+            as many columns as needed are then run on either side.
+        "prefix": For full attention, an approximation. The first call of a block runs the whole sequences, as `begin_block` saw
+            them, and keeps what lies before the block; later calls run the block and all that follows. With the tokens that
+            `begin_block` saw they give the logits of "none"; the prefix does not see what is decoded in the block later.
 
     Args:
-        model, family: As from `load_text_model`.
-        kind: One of `CACHES`.
-        packed: With "exact" or "prefix": states of one row share one sequence and one copy of the row's keys and values, and do
-            not see each other. By default every state is a row of a batch, with a copy of its own.
+        model, family: From `open_text_model`.
+        mode: One of `CACHES`.
+        packed: With "exact" or "prefix": the states of a sample share one sequence and one copy of the sample's keys and values,
+            and do not see each other. By default every state is a sequence of a batch, with a copy of its own.
 
     Raises:
-        ValueError: If `kind` is unknown or does not go with the family.
+        ValueError: If `mode` is unknown or does not work for the family.
     """
 
-    def __init__(self, model: PreTrainedModel, family: TextFamily, kind: str = "none", packed: bool = False):
-        if kind not in CACHES:
-            raise ValueError(f"`kind` must be one of {', '.join(CACHES)}, got {kind!r}.")
-        if kind not in fitting_caches(family):
-            raise ValueError(f"`kind` must be {' or '.join(fitting_caches(family))} for {family.name}, got {kind!r}.")
-        if packed and kind == "none":
+    def __init__(self, model: PreTrainedModel, family: TextFamily, mode: str = "none", packed: bool = False):
+        if mode not in CACHES:
+            raise ValueError(f"`mode` must be one of {', '.join(CACHES)}, got {mode!r}.")
+        if mode not in fitting_caches(family):
+            raise ValueError(f"`mode` must be {' or '.join(fitting_caches(family))} for {family.name}, got {mode!r}.")
+        if packed and mode == "none":
             raise ValueError("`packed` must be False without a cache, got True.")
         self.model = model
         self.family = family
-        self.kind = kind
+        self.mode = mode
         self.packed = packed
         self._kept = DynamicCache()
         self._tokens = self._real = self._positions = torch.empty(0, 0)
@@ -244,65 +224,73 @@ class TextCache:
     def begin_block(self, sequences: torch.Tensor, attention_mask: torch.Tensor | None, start: int, end: int) -> None:
         """Makes columns `start` to `end` (exclusive) the active block.
 
-        Tokens before `start` are final. Where they differ from those that were cached, keys and values are computed anew, so
-        blocks may also be visited again. The tensors are copied.
+        Tokens before `start` are final. Keys and values of tokens that have changed since they were cached are computed anew, so
+        a block may be visited again. The tensors are copied.
 
         Args:
-            sequences: (R, L) long, the whole rows. With "exact" R and L stay the same from block to block.
-            attention_mask: (R, L) bool or None, as in `masked_lm_logits`.
+            sequences: (B, L) long. With "exact" B and L stay the same from block to block.
+            attention_mask: (B, L) bool, False at padding; by default there is none.
             start, end: Columns.
 
         Raises:
-            ValueError: If the columns lie outside, or R or L changed.
+            ValueError: If the columns lie outside, or B or L has changed.
         """
         if not 0 <= start < end <= sequences.shape[1]:
             raise ValueError(f"`start` and `end` must be columns of the {sequences.shape[1]}, in order, got {start} and {end}.")
-        if self.kind == "exact" and self._tokens.numel() and sequences.shape != self._tokens.shape:
+        if self.mode == "exact" and self._tokens.numel() and sequences.shape != self._tokens.shape:
             raise ValueError(f"`sequences` must keep the shape {tuple(self._tokens.shape)}, got {tuple(sequences.shape)}.")
         old_tokens, old_real = self._tokens, self._real
         self._tokens = sequences.clone()
-        self._real, self._positions = _layout(sequences, attention_mask)
+        self._real = torch.ones_like(sequences, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        self._positions = count_positions(self._real)
         self._start, self._end = start, end
-        if self.family.attention == "full":
-            self._first, self._last = max(start - self.family.shifted, 0), sequences.shape[1]
-        else:
-            self._first, self._last = self._own_block(start)[0], self._own_block(end - 1)[1]
-            if self.family.shifted:
-                self._first = max(min(self._first, start - 1), 0)
-        if self.kind == "none":
-            self._first = 0
-        elif self.kind == "prefix":
-            self._crop(0)
-        else:
-            self._crop(min(self._first, self._unchanged(sequences, old_tokens, old_real)))
+        self._first, self._last = self._columns_to_run()
+        if self.mode == "prefix":
+            self._crop(0)  # the first call of `logits` fills it, and may get the logits of the block in the same forward
+        elif self.mode == "exact":
+            self._crop(min(self._first, self._unchanged(old_tokens, old_real)))
             if self._first > self.length:
                 self._fill(start, torch.zeros_like(self._real))
 
+    def _columns_to_run(self) -> tuple[int, int]:
+        """The first column, and the last + 1, that `logits` runs for the active block; those before come from the cache."""
+        if self.family.attention == "full":
+            first, last = self._start, self._tokens.shape[1]
+        else:
+            # The tokens of a model's own block see each other, so whole blocks have to run; what follows is not seen.
+            first, last = self._own_block(self._start)[0], self._own_block(self._end - 1)[1]
+        if self.family.shifted:  # the first token of the block is predicted one column before
+            first = max(min(first, self._start - 1), 0)
+        return 0 if self.mode == "none" else first, last
+
     def _own_block(self, column: int) -> tuple[int, int]:
-        """The first column, and the last + 1, of the model's own block around a column, over all rows."""
+        """The first column, and the last + 1, of the block of the model that a column lies in, over all samples."""
         blocks = self._positions // (self.family.block_length or 1)
-        own = self._real & self._real[:, column, None] & (blocks == blocks[:, column, None])
-        columns = own.any(0).nonzero()[:, 0].tolist() or [column]
+        same_block = self._real & self._real[:, column, None] & (blocks == blocks[:, column, None])
+        columns = same_block.any(0).nonzero()[:, 0].tolist() or [column]
         return min(columns[0], column), max(columns[-1], column) + 1
 
-    def _unchanged(self, tokens: torch.Tensor, old_tokens: torch.Tensor, old_real: torch.Tensor) -> int:
-        """Columns whose keys and values are still those of the tokens."""
+    def _unchanged(self, old_tokens: torch.Tensor, old_real: torch.Tensor) -> int:
+        """The number of columns, from the left, whose kept keys and values still belong to the tokens."""
         if not torch.equal(old_real, self._real):
             return 0
-        changed = (old_tokens != tokens)[:, : self.length].any(0).nonzero()[:, 0].tolist()
+        changed = (old_tokens != self._tokens)[:, : self.length].any(0).nonzero()[:, 0].tolist()
         return self._own_block(changed[0])[0] if changed else self.length
 
     def _fill(self, end: int, where: torch.Tensor) -> torch.Tensor:
-        """Runs the columns from the kept ones to `end`, and keeps what lies before the columns that `logits` runs.
+        """Runs the columns up to `end` that are not kept, and keeps those before the ones that `logits` runs.
+
+        Args:
+            where: (B, L) bool, M positions that are wanted, none of which is kept.
 
         Returns:
-            (M, V), what stands at the positions `where` (R, L), none of which is kept.
+            (M, V), their logits.
         """
         queries, keys = slice(self.length, end), slice(0, end)
         real, positions = self._real, self._positions
         visible = _visible(self.family, real[:, queries], positions[:, queries], real[:, keys], positions[:, keys])
-        places = _read_at(where[:, queries], positions[:, queries], self.family.shifted)
-        logits = _native_logits(self.model, self._tokens[:, queries], visible, positions[:, queries], places, self._kept)
+        read_at = _read_at(where[:, queries], positions[:, queries], self.family.shifted)
+        logits = _native_logits(self.model, self._tokens[:, queries], visible, positions[:, queries], read_at, self._kept)
         self._crop(self._first)
         return logits
 
@@ -311,92 +299,112 @@ class TextCache:
             self._kept = DynamicCache()
         # Not `DynamicCache.crop`, whose argument means something else in every other version.
         for layer in self._kept.layers:
-            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+            layer.keys = layer.keys[..., :length, :]
+            layer.values = layer.values[..., :length, :]
 
-    def _copy(self, rows: torch.Tensor) -> DynamicCache | None:
-        """The cache of some rows, for a forward, which appends to what it is given even if it need not."""
+    def _copy(self, sample_index: torch.Tensor) -> DynamicCache | None:
+        """The cache of some samples, for a forward, which appends to what it is given even if it need not."""
         if not self.length:
             return None
         cache = copy.copy(self._kept)
         cache.layers = [copy.copy(layer) for layer in self._kept.layers]
-        if rows.tolist() != list(range(self._positions.shape[0])):
+        if not self._is_whole_batch(sample_index):
             for layer in cache.layers:
-                layer.batch_select_indices(rows)
+                layer.batch_select_indices(sample_index)
         return cache
 
-    def logits(self, states: torch.Tensor, rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """What the model predicts if the active block of some rows were other tokens.
+    def _is_whole_batch(self, sample_index: torch.Tensor) -> bool:
+        return sample_index.tolist() == list(range(len(self._tokens)))
+
+    def logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """What the model predicts if the active block of some samples had other tokens.
+
+        Row i of the result predicts token i, whatever the family: outputs of shifted ones are read one position before.
 
         Args:
             states: (S, end - start) long, tokens of the block.
-            rows: (S,) long, the row of `sequences` that each stands in; a row may occur any number of times, or not at all.
-            where: (S, end - start) bool, the M positions that are wanted.
+            sample_index: (S,) long, the sample that each state belongs to; one may occur any number of times, or not at all.
+            where: (S, end - start) bool, the M positions that are wanted, none of them padding.
 
         Returns:
-            (M, V), in row-major order.
+            (M, V), in row-major order, in the model's dtype; V is `family.num_text_tokens` if that is given.
 
         Raises:
             ValueError: If no block was begun, or shapes do not fit.
         """
         if not self._tokens.numel():
             raise ValueError("`begin_block` must be called before `logits`.")
-        shape = (len(rows), self._end - self._start)
+        shape = (len(sample_index), self._end - self._start)
         for name, value in (("states", states), ("where", where)):
             if value.shape != shape:
                 raise ValueError(f"`{name}` must have the shape {shape}, got {tuple(value.shape)}.")
-        return self._logits(states, rows, where)[:, : self.family.num_text_tokens]
+        return self._logits(states, sample_index, where)[:, : self.family.num_text_tokens]
 
-    def _logits(self, states: torch.Tensor, rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        if self.kind == "prefix" and self._first > self.length:
-            every = torch.zeros_like(self._real)
-            active = self._tokens[:, self._start : self._end]
-            if rows.tolist() == list(range(len(active))) and torch.equal(states, active):
-                every[:, self._start : self._end] = where
-                return self._fill(self._tokens.shape[1], every)
-            self._fill(self._tokens.shape[1], every)
+    def _logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        if self.mode == "prefix" and self._first > self.length:
+            length = self._tokens.shape[1]
+            wanted = torch.zeros_like(self._real)
+            if self._is_whole_batch(sample_index) and torch.equal(states, self._tokens[:, self._start : self._end]):
+                # The forward that fills the cache is of just these states.
+                wanted[:, self._start : self._end] = where
+                return self._fill(length, wanted)
+            self._fill(length, wanted)
         columns = slice(self._first, self._last)
         block = slice(self._start - self._first, self._end - self._first)
-        tokens, positions = self._tokens[rows, columns], self._positions[rows, columns]
+        tokens, positions = self._tokens[sample_index, columns], self._positions[sample_index, columns]
         wanted = torch.zeros_like(tokens, dtype=torch.bool)
-        tokens[:, block], wanted[:, block] = states, where
-        places = _read_at(wanted, positions, self.family.shifted)
+        tokens[:, block] = states
+        wanted[:, block] = where
+        read_at = _read_at(wanted, positions, self.family.shifted)
         if self.family.name == "masked_lm":
-            return _encoder_logits(self.model, tokens, self._real[rows, columns], places)
-        if self.packed and len(rows):
-            return self._packed_logits(tokens, rows, places)
-        return _native_logits(self.model, tokens, self._sees(rows), positions, places, self._copy(rows))
+            return _encoder_logits(self.model, tokens, self._real[sample_index, columns], read_at)
+        if self.packed and len(sample_index):
+            return self._packed_logits(tokens, sample_index, read_at)
+        visible, cache = self._visible_to_run(sample_index), self._copy(sample_index)
+        return _native_logits(self.model, tokens, visible, positions, read_at, cache)
 
-    def _sees(self, rows: torch.Tensor) -> torch.Tensor:
+    def _visible_to_run(self, sample_index: torch.Tensor) -> torch.Tensor:
+        """Which keys (kept or run) the columns that are run see, (S, Q or 1, K) bool."""
         columns = slice(self._first, self._last)
-        real, positions = self._real[rows, : self._last], self._positions[rows, : self._last]
+        real, positions = self._real[sample_index, : self._last], self._positions[sample_index, : self._last]
         return _visible(self.family, real[:, columns], positions[:, columns], real, positions)
 
-    def _packed_logits(self, tokens: torch.Tensor, rows: torch.Tensor, places: Places) -> torch.Tensor:
-        """All states of a row behind each other: (S, Q) becomes (U, C · Q) for U rows with C states at most."""
-        unique, owner, counts = rows.unique(return_inverse=True, return_counts=True)
+    def _packed_logits(self, tokens: torch.Tensor, sample_index: torch.Tensor, read_at: Positions) -> torch.Tensor:
+        """Logits of states (S, Q) that run as (U, C · Q): the states of each of U samples, C at most, behind each other.
+
+        Every state sees what is kept of its sample, and itself as it would alone, but no other state.
+        """
+        samples, owner, counts = sample_index.unique(return_inverse=True, return_counts=True)
         most, width = int(counts.max()), tokens.shape[1]
+        # The slot of a state is its number among the states of its sample: sorted by sample, its place less that of the
+        # sample's first state.
         order = owner.argsort(stable=True)
         slot = torch.empty_like(order)
-        slot[order] = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[owner[order]]
-        packed = tokens.new_zeros(len(unique), most, width)
+        slot[order] = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner[order]]
+        # Slots that no state fills hold token 0, which nothing sees and nobody reads.
+        packed = tokens.new_zeros(len(samples), most, width)
         packed[owner, slot] = tokens
-        sees = self._sees(unique).expand(-1, width, -1)
-        before, own = sees[..., : self._first], sees[..., self._first :]
-        same = torch.eye(most, dtype=torch.bool, device=rows.device)
-        within = (own[:, None, :, None, :] & same[None, :, None, :, None]).reshape(len(unique), most * width, most * width)
-        visible = torch.cat([before.repeat(1, most, 1), within], dim=-1)
-        positions = self._positions[unique, self._first : self._last].repeat(1, most)
-        state, column = places
-        places = owner[state], slot[state] * width + column
-        return _native_logits(self.model, packed.flatten(1), visible, positions, places, self._copy(unique))
+        # The mask for one state is (U, Q, kept + Q). Its left part is repeated for every slot; its right part goes on the
+        # diagonal of a (C, C) grid of such parts, (U, C, Q, C, Q).
+        visible = self._visible_to_run(samples).expand(-1, width, -1)
+        kept, own = visible[..., : self._first], visible[..., self._first :]
+        same_slot = torch.eye(most, dtype=torch.bool, device=owner.device)
+        within = (own[:, None, :, None, :] & same_slot[None, :, None, :, None]).reshape(-1, most * width, most * width)
+        visible = torch.cat([kept.repeat(1, most, 1), within], dim=-1)
+        positions = self._positions[samples, self._first : self._last].repeat(1, most)
+        state, column = read_at
+        read_at = owner[state], slot[state] * width + column
+        return _native_logits(self.model, packed.flatten(1), visible, positions, read_at, self._copy(samples))
 
-    def keep_samples(self, rows: torch.Tensor) -> None:
-        """Drops all rows but these, (K,) long; from then on they are rows 0 to K - 1, for `begin_block` too.
+    def keep_samples(self, sample_index: torch.Tensor) -> None:
+        """Drops all samples but these, (K,) long; from then on they are samples 0 to K - 1, for `begin_block` too.
 
         Raises:
             ValueError: If no block was begun.
         """
         if not self._tokens.numel():
             raise ValueError("`begin_block` must be called before `keep_samples`.")
-        self._kept = self._copy(rows) or DynamicCache()
-        self._tokens, self._real, self._positions = self._tokens[rows], self._real[rows], self._positions[rows]
+        self._kept = self._copy(sample_index) or DynamicCache()
+        self._tokens = self._tokens[sample_index]
+        self._real = self._real[sample_index]
+        self._positions = self._positions[sample_index]

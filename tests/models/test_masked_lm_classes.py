@@ -10,10 +10,10 @@ import pytest
 import torch
 from masked_lm_helpers import CLASSES, VOCABULARY, write_masked_lm
 from safetensors.torch import load_file, save_file
+from text_helpers import load_text_model, masked_lm_logits
 
 from diffusers_infogain import InfoGainTextPipeline
-from diffusers_infogain.models.text import TextFamily, load_text_model, open_text_model
-from diffusers_infogain.models.text_logits import masked_lm_logits
+from diffusers_infogain.models.text import TextFamily, open_text_model
 
 REFUSED = {
     "bart": r"`is_encoder_decoder` must be False, got True",

@@ -10,11 +10,12 @@ import pytest
 import torch
 from checkpoint_helpers import llada_tensors, make_word_tokenizer, write_shards
 from safetensors.torch import load_file
+from text_helpers import load_text_model, masked_lm_logits
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from diffusers_infogain.models.llada import BidirectionalLlama, convert_key, llama_config
-from diffusers_infogain.models.text import TextFamily, load_text_model, open_text_model, text_family
-from diffusers_infogain.models.text_logits import TextCache, masked_lm_logits
+from diffusers_infogain.models.text import TextFamily, open_text_model, text_family
+from diffusers_infogain.models.text_logits import TextCache
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORDS, BOS, EOS, MASK = 24, 20, 21, 22
@@ -201,14 +202,14 @@ def test_only_the_wanted_positions_go_through_the_head():
 @torch.no_grad()
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize(
-    ("model_type", "kind", "packed"),
+    ("model_type", "mode", "packed"),
     [("sdar", "exact", False), ("sdar", "exact", True), ("Dream", "none", False), ("a2d-qwen3", "none", False)],
 )
-def test_block_after_block_every_state_has_the_logits_of_a_whole_forward(model_type, kind, packed, left):
+def test_block_after_block_every_state_has_the_logits_of_a_whole_forward(model_type, mode, packed, left):
     model, family = make_native(model_type), family_of(model_type)
     rows = rows_of((12, 8, 8)) if left else rows_of()
     tokens, kept = padded(rows, left)
-    cache = TextCache(model, family, kind, packed)
+    cache = TextCache(model, family, mode, packed)
     generator = torch.Generator().manual_seed(3)
     for start, end in ((0, 4), (4, 8), (8, 12)):
         cache.begin_block(tokens, kept, start, end)
@@ -227,7 +228,7 @@ def test_block_after_block_every_state_has_the_logits_of_a_whole_forward(model_t
                 wanted = (real >= start) & (real < end)
                 torch.testing.assert_close(logits, expected[wanted], atol=1e-4, rtol=1e-4)
         assert cache.length == length
-        assert kind == "none" or length == start
+        assert mode == "none" or length == start
         tokens[:, start:end] = torch.where(
             kept[:, start:end], torch.randint(0, 20, (3, 4), generator=generator), tokens[:, start:end]
         )

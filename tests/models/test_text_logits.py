@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
+from checkpoint_helpers_text import (
+    write_bert,
+    write_dream,
+    write_llada,
+    write_mdlm_qwen3,
+    write_sdar,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_helpers import load_text_model, masked_lm_logits
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
-from diffusers_infogain.models.text import TextFamily, load_text_model
-from diffusers_infogain.models.text_logits import TextCache, _visible, masked_lm_logits
+from diffusers_infogain.models.text import TextFamily
+from diffusers_infogain.models.text_logits import TextCache, _visible
 
 WRITERS = {"llada": write_llada, "dream": write_dream, "sdar": write_sdar, "a2d": write_mdlm_qwen3, "masked_lm": write_bert}
 NATIVE = ("llada", "dream", "sdar", "a2d")
@@ -141,11 +148,11 @@ def test_every_query_sees_a_key_and_none_sees_padding(loaded):
 
 
 def run_blocks(
-    model: Any, family: TextFamily, ids: torch.Tensor, real: torch.Tensor, blocks: list[tuple[int, int]], kind: str, packed: bool
+    model: Any, family: TextFamily, ids: torch.Tensor, real: torch.Tensor, blocks: list[tuple[int, int]], mode: str, packed: bool
 ) -> torch.Tensor:
     """Logits of random states of every block, each block then filled with other random tokens."""
     generator = torch.Generator().manual_seed(1)
-    cache, ids, found = TextCache(model, family, kind, packed), ids.clone(), []
+    cache, ids, found = TextCache(model, family, mode, packed), ids.clone(), []
     for start, end in blocks:
         cache.begin_block(ids, real, start, end)
         before = cache.length
@@ -173,21 +180,21 @@ def test_blocks_with_their_cache_are_those_without(name, loaded, lengths, left, 
     ids, real = draw_rows(model, [19, *lengths], left)
     blocks = [(first, min(first + width, 19)) for first in range(start, 19, width)]
     none, exact, packed = (
-        run_blocks(model, family, ids, real, blocks, kind, packed)
-        for kind, packed in (("none", False), ("exact", False), ("exact", True))
+        run_blocks(model, family, ids, real, blocks, mode, packed)
+        for mode, packed in (("none", False), ("exact", False), ("exact", True))
     )
     torch.testing.assert_close(exact, none, atol=1e-4, rtol=0)
     torch.testing.assert_close(packed, exact, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", [*NATIVE, "masked_lm", "shifted sdar"])
-@pytest.mark.parametrize("kind", ["none", "exact"])
-def test_a_cache_gives_the_logits_of_whole_rows(name, kind, loaded):
+@pytest.mark.parametrize("mode", ["none", "exact"])
+def test_a_cache_gives_the_logits_of_whole_rows(name, mode, loaded):
     model, family = loaded[name]
-    if kind == "exact" and family.attention == "full":
+    if mode == "exact" and family.attention == "full":
         return
     ids, real = draw_rows(model, [12, 9], left=True)
-    cache = TextCache(model, family, kind)
+    cache = TextCache(model, family, mode)
     cache.begin_block(ids, real, 6, 9)
     states = (ids[[0, 1, 1], 6:9] + torch.tensor([[0], [1], [2]])) % model.config.vocab_size
     rows, where = torch.tensor([0, 1, 1]), torch.tensor([[True, False, True]] * 3)
@@ -209,12 +216,12 @@ def test_a_block_of_the_models_own_runs_alone(loaded):
     assert seen == [(2, 4), (3, 4), (2, 4), (3, 4)]
 
 
-@pytest.mark.parametrize("kind", ["exact", "prefix"])
-def test_what_is_kept_never_changes_by_reading(kind, loaded):
-    model, family = loaded["sdar" if kind == "exact" else "dream"]
+@pytest.mark.parametrize("mode", ["exact", "prefix"])
+def test_what_is_kept_never_changes_by_reading(mode, loaded):
+    model, family = loaded["sdar" if mode == "exact" else "dream"]
     ids, real = draw_rows(model, [12, 10], left=True)
     for packed in (False, True):
-        cache = TextCache(model, family, kind, packed)
+        cache = TextCache(model, family, mode, packed)
         cache.begin_block(ids, real, 8, 12)
         all_of_it = torch.ones(4, 4, dtype=torch.bool)
         first = cache.logits(ids[[0, 1, 1, 0], 8:12], torch.tensor([0, 1, 1, 0]), all_of_it)
@@ -242,11 +249,11 @@ def test_tokens_that_changed_behind_the_cache_are_computed_anew(loaded):
         torch.testing.assert_close(cache.logits(block, rows, where), fresh.logits(block, rows, where), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["none", "exact"])
-def test_rows_that_are_finished_can_be_dropped(kind, loaded):
+@pytest.mark.parametrize("mode", ["none", "exact"])
+def test_rows_that_are_finished_can_be_dropped(mode, loaded):
     model, family = loaded["sdar"]
     ids, real = draw_rows(model, [12, 10, 9], left=True)
-    cache, whole = TextCache(model, family, kind), TextCache(model, family)
+    cache, whole = TextCache(model, family, mode), TextCache(model, family)
     cache.begin_block(ids, real, 4, 8)
     kept = torch.tensor([2, 0])
     cache.keep_samples(kept)
@@ -326,11 +333,11 @@ def test_the_error_of_the_prefix_cache(loaded, record_property):
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("sdar", {"kind": "block"}, "`kind` must be one of none, exact, prefix, got 'block'"),
-        ("dream", {"kind": "exact"}, "`kind` must be none or prefix for dream, got 'exact'"),
-        ("sdar", {"kind": "prefix"}, "`kind` must be none or exact for sdar, got 'prefix'"),
-        ("masked_lm", {"kind": "prefix"}, "`kind` must be none for masked_lm, got 'prefix'"),
-        ("masked_lm", {"kind": "exact"}, "`kind` must be none for masked_lm, got 'exact'"),
+        ("sdar", {"mode": "block"}, "`mode` must be one of none, exact, prefix, got 'block'"),
+        ("dream", {"mode": "exact"}, "`mode` must be none or prefix for dream, got 'exact'"),
+        ("sdar", {"mode": "prefix"}, "`mode` must be none or exact for sdar, got 'prefix'"),
+        ("masked_lm", {"mode": "prefix"}, "`mode` must be none for masked_lm, got 'prefix'"),
+        ("masked_lm", {"mode": "exact"}, "`mode` must be none for masked_lm, got 'exact'"),
         ("sdar", {"packed": True}, "`packed` must be False without a cache, got True"),
     ],
 )

@@ -23,6 +23,7 @@ from checkpoint_helpers_text import (
     write_sdar,
 )
 from safetensors.torch import load_file, save_file
+from text_helpers import load_text_model, masked_lm_logits
 from transformers import (
     BertForMaskedLM,
     FNetConfig,
@@ -34,8 +35,7 @@ from transformers import (
 )
 
 from diffusers_infogain.models.llada import BidirectionalLlama, llama_config
-from diffusers_infogain.models.text import TextFamily, load_text_model, open_text_model, open_tokenizer, text_family
-from diffusers_infogain.models.text_logits import masked_lm_logits
+from diffusers_infogain.models.text import TextFamily, open_text_model, open_tokenizer, text_family
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Writer = Callable[..., Path]
