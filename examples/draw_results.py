@@ -1,9 +1,7 @@
 #!/usr/bin/env python
-"""Draws the pictures of docs/results.md from the figures that lie beside them.
+"""Draws the plots of docs/results.md from `results.json`, which `diffusers-infogain compare` wrote.
 
-    python examples/draw_results.py docs/results
-
-`results.json` is what `diffusers-infogain compare` wrote.
+python examples/draw_results.py docs/results
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffusers_infogain.evaluation import comparison, report
+from diffusers_infogain.evaluation import groups, image_comparison, plots, tables
 from diffusers_infogain.files import read_json
 
 NAMED = (
@@ -26,17 +24,17 @@ NAMED = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="with results.json; pictures are written there")
+    parser.add_argument("folder", type=Path, help="holds results.json; plots are written there")
     folder = parser.parse_args().folder
-    groups = comparison.summarize(read_json(folder / "results.json")["runs"])
-    quality = comparison.choose_quality(groups)
-    series = report.choose_series(groups, quality, NAMED)
-    report.plot_pareto(groups, quality, folder / "pareto_rows.png", "model_rows", series)
-    report.plot_pareto(groups, quality, folder / "pareto_calls.png", "model_calls", series)
-    report.plot_quality_entropy(groups, quality, folder / "quality_entropy.png", series)
-    report.plot_winners(groups, folder / "winners.png", series)
-    report.plot_trajectories(groups, folder / "entropy_8_steps.png", 8, series)
-    print(report.correlation_text(comparison.quality_entropy_correlation(groups, quality)))
+    found = image_comparison.image_groups(read_json(folder / "results.json")["runs"])
+    quality = groups.choose_quality(found)
+    series = plots.choose_series(found, quality, NAMED)
+    plots.plot_pareto(found, quality, series, folder / "pareto_rows.png", "model_rows")
+    plots.plot_pareto(found, quality, series, folder / "pareto_calls.png", "model_calls")
+    plots.plot_quality_entropy(found, quality, series, folder / "quality_entropy.png")
+    plots.plot_winners(found, series, folder / "winners.png")
+    plots.plot_trajectories(found, series, folder / "entropy_8_steps.png", 8)
+    print(tables.correlation_text(groups.quality_entropy_correlation(found, quality)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, cli
-from diffusers_infogain.evaluation.comparison import parse_sampler
+from diffusers_infogain.evaluation.samplers import parse_sampler
 from diffusers_infogain.models.llada import BidirectionalLlama
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import save
 
 from diffusers_infogain import files
-from diffusers_infogain.cli.compare import Results
-from diffusers_infogain.evaluation import comparison, photographs, runs, text_comparison
+from diffusers_infogain.evaluation import image_comparison, photographs, runs, tables, text_comparison
 from diffusers_infogain.evaluation.prompts import Prompt, read_prompts, requests
 from diffusers_infogain.evaluation.reference import read_reference
 from diffusers_infogain.evaluation.text_cache import TextCache
@@ -83,17 +82,17 @@ def jpeg() -> bytes:
 
 def image_run(path: Path) -> None:
     image = runs.FinishedImage(requests([Prompt("a")])[0], path, files.read_png_metadata(path))
-    comparison.describe_run([image], False)
+    image_comparison.describe_run([image], False)
 
 
 def image_results(path: Path) -> None:
-    results = Results(path, {"prompts": ["a"], "num_images_per_prompt": 1})
-    comparison.summarize(results.runs)
+    results = image_comparison.Results(path, {"prompts": ["a"], "num_images_per_prompt": 1})
+    image_comparison.image_groups(results.records)
     results.cells({"mask_token_id": 0})
 
 
 def text_results(path: Path) -> None:
-    text_comparison.table(text_comparison.summarize(text_comparison.read_records(path, 2)))
+    tables.text_tables(text_comparison.text_groups(text_comparison.read_records(path, 2)))
 
 
 def timing(path: Path) -> None:

@@ -67,7 +67,7 @@ COMMANDS = (
     Command(
         "compare-text",
         "Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables.",
-        "text.compare_text",
+        "compare_text.compare_text",
         flags.add_compare_text,
     ),
     Command(

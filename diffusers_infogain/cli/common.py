@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from diffusers import DiffusionPipeline
 from ..checks import check_search
 from ..choices import PRESETS
 from ..evaluation.identity import pipeline_digest
-from ..evaluation.identity import scheduler_settings as scheduler_settings_of
 from ..evaluation.measure import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
 from ..files import owned
@@ -109,16 +107,6 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
     if not prompts:
         raise ValueError("No prompts: give them as arguments, or a file with one per line by --prompts-file.")
     return prompts
-
-
-def scheduler_config(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The settings of a pipeline's scheduler, for records."""
-    return scheduler_record(pipe.scheduler)
-
-
-def scheduler_record(scheduler: InfoGainScheduler) -> dict[str, Any]:
-    """The settings of a scheduler, for records, as JSON gives them back."""
-    return json.loads(json.dumps(scheduler_settings_of(scheduler.config)))
 
 
 def run_prompts(args: argparse.Namespace) -> list[Prompt]:

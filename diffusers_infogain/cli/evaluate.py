@@ -9,7 +9,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..evaluation import comparison, prompts, report, runs
+from ..evaluation import image_comparison, prompts, runs, tables
+from ..evaluation.identity import scheduler_record
 from ..evaluation.measure import Measurement, MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
@@ -59,7 +60,7 @@ def _evaluate(
     settings = {
         **common.identity(args, pipe),
         **call,
-        "scheduler": common.scheduler_config(pipe),
+        "scheduler": scheduler_record(pipe.scheduler),
         "prompts": [prompt.text for prompt in every_prompt],
         "num_images_per_prompt": args.num_images,
         "seed": args.seed,
@@ -96,7 +97,7 @@ def measured(values: dict[str, float], n: int) -> dict[str, Figure]:
 
 def decoding_figures(images: list[runs.FinishedImage], folder: Path, looks_ahead: bool) -> dict[str, Figure]:
     """What decoding took and left: rows, entropy, seconds, memory."""
-    run, timing = comparison.describe_run(images, looks_ahead), runs.read_timing(folder)
+    run, timing = image_comparison.describe_run(images, looks_ahead), runs.read_timing(folder)
     clusters, n, unknown = [image.request.prompt_index for image in images], len(images), float("nan")
     figures = {
         "cumulative_entropy": clustered_mean(run["cumulative_entropies"], clusters),
@@ -127,9 +128,9 @@ def write_report(
 
     path = unused(folder / "report.json", same)
     save_json(content, path)
-    text = report.figures_table(figures) + "\n"
+    text = tables.figures_table(figures) + "\n"
     if composition:
-        text += "\n" + report.composition_table(composition) + "\n"
+        text += "\n" + tables.composition_table(composition) + "\n"
     save_text(text, path.with_suffix(".md"))
     print(text)
     print(f"Written to {folder}: {path.name} and {path.stem}.md.")

@@ -12,6 +12,7 @@ import PIL.Image
 
 import diffusers_infogain
 
+from ..evaluation.identity import scheduler_record
 from ..evaluation.runs import generate_images
 from ..files import owned, read_png_metadata, save_png, unused
 from ..scheduling_infogain import InfoGainScheduler
@@ -35,7 +36,7 @@ def _generate(args: argparse.Namespace, prompts: list[str], chosen: dict[str, An
         **common.identity(args, pipe),
         "version": diffusers_infogain.__version__,
         **call,
-        "scheduler": common.scheduler_config(pipe),
+        "scheduler": scheduler_record(pipe.scheduler),
     }
 
     def save(index: int, image: PIL.Image.Image) -> None:

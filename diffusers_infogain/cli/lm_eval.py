@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers_infogain
 
+from ..evaluation.identity import scheduler_record
 from ..files import check_fields, owned, read_json, save_text, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -49,7 +50,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
         "seed": args.seed,
         "max_gen_toks": args.max_gen_toks,
         "greedy_tokens": args.greedy_tokens,
-        "scheduler": common.scheduler_config(pipe),
+        "scheduler": scheduler_record(pipe.scheduler),
         "call": call,
         "num_fewshot": args.num_fewshot,
         "chat": args.chat,

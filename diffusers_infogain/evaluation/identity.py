@@ -1,4 +1,4 @@
-"""What a pipeline is, whatever it is called: a digest of all that its results depend on."""
+"""The identity of a pipeline for records: a digest of everything but the scheduler, and the scheduler's settings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from ..files import digest
+from ..scheduling_infogain import InfoGainScheduler
 
 
 def pipeline_digest(pipe: Any) -> str:
     """The first half of a SHA-256 of a pipeline's weights, configurations and tokenizers, but not of its scheduler.
 
-    Two pipelines of one digest write the same; a folder whose weights were changed has another one.
+    Two pipelines with the same digest generate the same; names of folders and repositories do not count.
     """
     content = hashlib.sha256()
     for name, component in sorted(pipe.components.items()):
@@ -43,14 +44,14 @@ def _add(content: Any, component: Any) -> None:
 
 
 def _of_the_model(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without where it was loaded from and by which version of a library it was written."""
+    """A configuration without the path it was loaded from and the version of the library that wrote it."""
     return {name: value for name, value in values.items() if not name.startswith("_") and name != "transformers_version"}
 
 
-def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a scheduler for records, with the content of the file that they name."""
-    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+def scheduler_record(scheduler: InfoGainScheduler) -> dict[str, Any]:
+    """The settings of a scheduler for records, as JSON returns them, with a digest of the file that `pc_frequencies` names."""
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     frequencies = settings.get("pc_frequencies")
     if frequencies is not None and Path(frequencies).is_file():  # rules that do not read it take any name
         settings["pc_frequencies_digest"] = digest([Path(frequencies)])
-    return settings
+    return json.loads(json.dumps(settings))

@@ -18,8 +18,8 @@ import importlib, json, os, pkgutil, signal, sys, time, traceback
 import torch
 import diffusers_infogain
 from diffusers_infogain import cli
-from diffusers_infogain.evaluation import measure, photographs, report, runs, text_comparison
-for module in ("compare", "demo", "evaluate", "generate", "text", *sys.argv[1:]):
+from diffusers_infogain.evaluation import measure, photographs, plots, runs, text_comparison
+for module in ("compare", "compare_text", "demo", "evaluate", "generate", "text", *sys.argv[1:]):
     importlib.import_module(module if "." in module else f"diffusers_infogain.cli.{module}")
 import matplotlib.pyplot, scipy.ndimage
 torch.set_num_threads(1)

@@ -10,7 +10,6 @@ from commands import run
 from test_pipeline_infogain_text import make_pipe
 
 from diffusers_infogain import choices, cli
-from diffusers_infogain.cli.text import _replied
 from diffusers_infogain.evaluation import text_comparison
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
 from diffusers_infogain.token_frequencies import save_token_frequencies
@@ -286,7 +285,7 @@ def test_replies_are_read_behind_the_last_answer(task, chat):
         texts = [first if chat else f" {problems[0].solution}\n\n{problems[1].question} 1", problems[1].solution + "0"]
         return types.SimpleNamespace(texts=texts, trace=None)
 
-    answers, _ = _replied(pipe, problems, [5, 6], chat, 1, max_new_tokens=9)
+    answers, _ = text_comparison.reply(pipe, problems, [5, 6], chat=chat, shots=1, max_new_tokens=9)
     assert [problem.check(answer) for problem, answer in zip(problems, answers, strict=True)] == [True, False]
 
 

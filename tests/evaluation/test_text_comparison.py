@@ -8,8 +8,10 @@ import torch
 from diffusers_infogain import choices
 from diffusers_infogain.decoding import DecodingTrace
 from diffusers_infogain.evaluation import text_comparison
-from diffusers_infogain.evaluation.comparison import parse_sampler
+from diffusers_infogain.evaluation.groups import RIGHT, best_greedy, difference
+from diffusers_infogain.evaluation.samplers import parse_sampler
 from diffusers_infogain.evaluation.statistics import clustered_mean, pearson
+from diffusers_infogain.evaluation.tables import text_tables
 
 
 def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
@@ -93,12 +95,12 @@ def test_groups_are_means_over_problems_and_seeds():
             "seconds": 1.0,
         }
 
-    (group,) = text_comparison.summarize([record(0, "10"), record(1, "11")])
+    (group,) = text_comparison.text_groups([record(0, "10"), record(1, "11")])
     assert group.figures["right"].value == 0.75
     assert group.figures["cumulative_entropy"].value == 2
     assert group.figures["model_rows"].value == 6
     assert "product_first" not in group.figures
-    table = text_comparison.table([group])
+    table = text_tables([group])
     assert "**sudoku**" in table
     assert "| 2 | margin | 75 ± 25 |" in table
 
@@ -119,17 +121,17 @@ def test_lookahead_is_set_against_the_best_greedy_rule_at_the_same_pace():
         record("info_gain", "0111", 2.5),
         record("paper", "1110", 2.0, seed=1),
     ]
-    groups = text_comparison.summarize(records)
+    groups = text_comparison.text_groups(records)
     assert [group.greedy for group in groups] == [True, True, True, False, False, False]
-    assert text_comparison.best_greedy(groups, groups[4]) is groups[1]
-    gap = text_comparison.difference(groups[4], groups[1])
+    assert best_greedy(groups, groups[4], RIGHT, same=["task", "tokens_per_step"]) is groups[1]
+    gap = difference(groups[4], groups[1])
     assert gap.value == 0.25
     assert gap.standard_error == pytest.approx(clustered_mean([-1.0, 0.0, 1.0, 1.0], range(4)).standard_error)
-    assert text_comparison.difference(groups[5], groups[1]) is None  # of other seeds
-    table = text_comparison.table(groups)
+    assert difference(groups[5], groups[1]) is None  # of other seeds
+    table = text_tables(groups)
     assert "| +25.0 ± 47.9 (entropy) |" in table
     assert "| +50.0 ± 28.9 (entropy) |" in table
-    two = [group for group in groups if group.tokens_per_step == 2]
+    two = [group for group in groups if group["tokens_per_step"] == 2]
     r = pearson([g.figures["cumulative_entropy"].value for g in two], [g.figures["right"].value for g in two]).r
     assert f"- 2 a step, 5 samplers: {r:.2f} with right, {r:.2f} with distinct and right" in table
     assert "- 1 a step" not in table

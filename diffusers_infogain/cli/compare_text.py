@@ -1,0 +1,81 @@
+"""`diffusers-infogain compare-text`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ..choices import INFILLED_TASKS, TEXT_TASKS
+from ..evaluation import runs, tables, text_comparison
+from ..evaluation.identity import scheduler_record
+from ..evaluation.plots import plot_variety
+from ..evaluation.samplers import parse_sampler
+from ..files import owned, save_text
+from ..progress import Progress
+from ..scheduling_infogain import InfoGainScheduler
+from .text import identity, load_text_pipeline
+
+
+def compare_text(args: argparse.Namespace) -> None:
+    """Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables."""
+    infilled = args.ask == "infill"
+    for name in ("num_fewshot", "max_new_tokens", "block_length"):
+        if infilled and getattr(args, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be given with --ask prompt or chat only, got {getattr(args, name)} with --ask infill.")
+    tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
+    if infilled and "countdown" in tasks:
+        raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
+    samplers = [parse_sampler(name) for name in args.samplers]
+    cells = text_comparison.grid(tasks, samplers, args.tokens_per_step, args.seeds)
+    problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed) for task in tasks}
+    with owned(args.output):
+        _compare_text(args, cells, problems)
+
+
+def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]]) -> None:
+    folder = args.output
+    infilled = args.ask == "infill"
+    call: dict[str, Any] = {"cache": args.cache}
+    if not infilled:
+        call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
+        call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}
+    path = folder / "results.jsonl"
+    pipe = load_text_pipeline(args)
+    settings = {name: getattr(args, name) for name in ("ask", "num_problems", "problem_seed")}
+    runs.check_settings(folder, {**identity(args, pipe), **settings, **call}, begun=path.exists())
+    call["lookahead_batch_size"] = args.lookahead_batch_size
+    answer = partial(text_comparison.fill_in if infilled else text_comparison.reply, pipe, **call)
+    records = text_comparison.read_records(path, args.num_problems)
+    own = dict(pipe.scheduler.config)
+    # Except for "default" the pipeline's own settings do not count: a sampler's name in the table has to say all of its settings.
+    base = {"mask_token_id": own["mask_token_id"]}
+    cells = [replace(cell, sampler=cell.sampler.for_pipeline(own)) for cell in cells]
+    chosen = []
+    for cell in Progress(cells, desc="compare-text", unit="run"):
+        settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
+        pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
+        scheduler = scheduler_record(pipe.scheduler)
+        record = cell.find(records)
+        if record is None:
+            answer_with = partial(answer, **cell.sampler.call)
+            record = text_comparison.run(cell, problems[cell.task], answer_with, args.batch_size, infilled)
+            record["scheduler"] = scheduler
+            records.append(record)
+            save_text("".join(json.dumps(finished) + "\n" for finished in records), path)
+        else:
+            where = f"{path} ({cell.sampler.name})"
+            runs.refuse_differences(where, {"scheduler": record["scheduler"]}, {"scheduler": scheduler})
+        chosen.append(record)
+    groups = text_comparison.text_groups(records if args.everything else chosen)
+    report = tables.text_tables(groups)
+    save_text(report + "\n", folder / "table.md")
+    print(report)
+    written = ["results.jsonl", "table.md"]
+    for task in dict.fromkeys(group["task"] for group in groups) if args.plots else ():
+        written.append(f"{task}.png")
+        plot_variety([group for group in groups if group["task"] == task], folder / written[-1])
+    print(f"Written to {folder}: {', '.join(written)}.")

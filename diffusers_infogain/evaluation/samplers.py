@@ -1,0 +1,165 @@
+"""Samplers as commands and tables write them ("maskgit:entropy_bound=0.25"): parsed, and put into words for pictures."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..choices import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS
+from ..scheduling_infogain import InfoGainScheduler
+
+SEARCHES = ("num_beams", "num_runs")
+"""Settings of a sampler that are arguments of the pipeline's call."""
+_SETTINGS = [name for name in inspect.signature(InfoGainScheduler.__init__).parameters if name not in ("self", "mask_token_id")]
+
+
+DEFAULT = "default"
+"""The sampler that is the pipeline's own, with its own settings."""
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler under a name: settings of the scheduler, and arguments of the pipeline's call."""
+
+    name: str
+    scheduler: dict[str, Any] = field(hash=False)
+    call: dict[str, int] = field(hash=False)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it compares candidates, as "default" does unless `for_pipeline` says otherwise."""
+        return self.scheduler.get("sampler", "info_gain") in LOOKAHEAD_SAMPLERS
+
+    def for_pipeline(self, config: Mapping[str, Any]) -> SamplerSpec:
+        """With the settings of the pipeline's scheduler where it is "default"; else as it is.
+
+        Args:
+            config: Of the pipeline's own scheduler.
+        """
+        if self.name.partition(":")[0] != DEFAULT:
+            return self
+        # A scheduler of the same class says all of its settings itself; another one's are those that both have.
+        own = InfoGainScheduler.from_config(dict(config)).config
+        return replace(self, scheduler={**{name: own[name] for name in _SETTINGS}, **self.scheduler})
+
+
+def parse_sampler(text: str) -> SamplerSpec:
+    """A sampler or preset, with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
+
+    "default" stands for what the pipeline does by itself (see `SamplerSpec.for_pipeline`).
+
+    A pair is written start:end, as in "maskgit:position_temperature=4:0"; "num_beams" and "num_runs" search with the sampler.
+
+    Raises:
+        ValueError: For an unknown name, or a setting that is not of the form key=value. Values are checked by the scheduler.
+    """
+    name, _, rest = text.partition(":")
+    if name not in SAMPLERS and name not in PRESETS:
+        raise ValueError(f"A sampler must be one of {', '.join((*SAMPLERS, *PRESETS))}, got {name!r} in {text!r}.")
+    settings: dict[str, Any] = {} if name == DEFAULT else dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
+    for pair in rest.split(",") if rest else ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise ValueError(f"A sampler's settings must have the form key=value,key=value, got {pair!r} in {text!r}.")
+        if key not in (*_SETTINGS, *SEARCHES):
+            raise ValueError(f"A sampler's setting must be one of {', '.join((*_SETTINGS, *SEARCHES))}, got {key!r} in {text!r}.")
+        settings[key] = _value(value)
+    call = {key: settings.pop(key) for key in SEARCHES if key in settings}
+    return SamplerSpec(text, settings, call)
+
+
+def check_recorded_sampler(text: str, where: str) -> None:
+    """Raises a ValueError that says where a sampler stands, if it is none."""
+    try:
+        parse_sampler(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is of no sampler that there is. {error}") from None
+
+
+def _value(text: str) -> Any:
+    if ":" in text:
+        return [_value(part) for part in text.split(":")]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+_SAMPLERS = {
+    "default": "lookahead (default)",
+    "paper": "lookahead as in the paper",
+    "info_gain": "lookahead",
+    "lookum": "LookUM",
+    "maskgit": "MaskGIT",
+    "maskgit_halton": "MaskGIT with Halton order",
+    "halton": "Halton order",
+    "uniform": "random order",
+    "confidence": "confidence",
+    "entropy": "lowest entropy",
+    "margin": "margin",
+    "klass": "KLASS",
+    "klass_parallel": "parallel KLASS",
+    "confidence_parallel": "parallel confidence",
+    "pivot": "pivot",
+    "pc_sampler": "PC-Sampler",
+    "entropy_bound": "entropy-bound rule",
+}
+_GAINS = {"sum": "summed gain", "mean": "mean gain", "kl": "KL gain"}
+
+
+def describe_sampler(text: str, *, bounds: bool = True) -> str:
+    """The sampler of `comparison.parse_sampler` in words: "maskgit:entropy_bound=0.25" is "MaskGIT, entropy bound 0.25".
+
+    Args:
+        bounds: Whether to tell how large an entropy bound above 0 is; otherwise samplers that differ in it are called the same.
+    """
+    name, _, rest = text.partition(":")
+    words = [_SAMPLERS.get(name, name.replace("_", " "))]
+    for key, _, value in (pair.partition("=") for pair in rest.split(",") if pair):
+        words.append(_setting(key, value, bounds))
+    return ", ".join(words)
+
+
+def _setting(key: str, value: str, bounds: bool) -> str:
+    if key == "entropy_bound":
+        if value in ("0", "0.0"):
+            return "no entropy bound"
+        return f"entropy bound {value}" if bounds else "entropy bound"
+    if key == "gain_reduction":
+        return _GAINS.get(value, value)
+    if key == "certainty":
+        return f"proposals by {_SAMPLERS.get(value, value)}"
+    if key == "pc_frequencies":
+        return "token frequencies"
+    if key in ("num_beams", "num_candidates"):
+        return f"{value} {key.removeprefix('num_')}"
+    if key == "num_runs":
+        return f"best of {value}"
+    return f"{key.replace('_', ' ')} {value.replace(':', ' to ')}"
+
+
+# Wong's palette for the color-blind, less its yellow, which is too light for lines, and some grays.
+_COLORS = {
+    "maskgit": "#0072B2",
+    "pivot": "#009E73",
+    "confidence": "#E69F00",
+    "halton": "#56B4E9",
+    "uniform": "#8A8A8A",
+    "entropy": "#7A5195",
+    "pc_sampler": "#004D40",
+    "sum": "#D55E00",
+    "kl": "#CC79A7",
+    "mean": "#000000",
+}
+_OTHER_COLOR = "#5A5A5A"
+
+
+def color_of(text: str) -> str:
+    """A sampler's color, the same in every picture: by its gain where it looks ahead, else by its rule."""
+    spec = parse_sampler(text)
+    if spec.looks_ahead:
+        return _COLORS.get(spec.scheduler.get("gain_reduction", "kl"), _OTHER_COLOR)
+    return _COLORS.get(spec.scheduler["sampler"], _OTHER_COLOR)

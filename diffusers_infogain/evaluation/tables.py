@@ -1,0 +1,172 @@
+"""Tables of comparisons and runs, in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from .groups import (
+    RIGHT,
+    Group,
+    Quality,
+    best_greedy,
+    competes,
+    difference,
+    pareto_front,
+    quality_entropy_correlation,
+)
+from .statistics import Correlation, Figure
+
+_TITLES = {
+    "right": "right (%)",
+    "cumulative_entropy": "cumulative entropy (nats)",
+    "model_rows": "model rows",
+    "model_calls": "model calls in sequence",
+    "seconds_per_image": "s per image",
+    "peak_memory": "peak memory (MB)",
+    "distinct": "distinct (%)",
+    "distinct_right": "distinct and right (%)",
+    "product_first": "product first (%)",
+    "seconds": "s each",
+}
+_IMAGE_COSTS = ("cumulative_entropy", "model_rows", "model_calls", "seconds_per_image", "peak_memory")
+_TEXT_COLUMNS = (
+    "right",
+    "cumulative_entropy",
+    "model_rows",
+    "steps",
+    "distinct",
+    "distinct_right",
+    "product_first",
+    "seconds",
+)
+SCALE = {"right": 100, "distinct": 100, "distinct_right": 100, "product_first": 100, "peak_memory": 1e-6}
+"""The factor by which tables and plots show a figure, where it is not 1: shares in percent, memory in megabytes."""
+
+
+def title_of(figure: str) -> str:
+    """The name of a figure with its unit, as tables and plots print it."""
+    return _TITLES.get(figure, figure)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells as they are."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def format_figure(figure: Figure | None, name: str = "") -> str:
+    """Value and standard error, scaled as `SCALE` has it, with as many digits as the error warrants; a dash for no figure."""
+    if figure is None or math.isnan(figure.value):
+        return "–"
+    scale = SCALE.get(name, 1)
+    value = figure.value * scale
+    error = figure.standard_error * scale
+    if math.isnan(error) or error == 0:
+        return f"{value:.0f}" if name == "peak_memory" else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    digits = max(0, min(4, 1 - math.floor(math.log10(error)))) if error < 10 else 0
+    digits = min(digits, 1) if name == "right" else digits
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def image_table(groups: Sequence[Group], quality: Quality) -> str:
+    """All configurations on images, cheapest first for each number of steps.
+
+    The Pareto front is bold. Where right images were counted, configurations that look ahead are compared with the best greedy
+    rule at equal model calls and at equal model rows.
+    """
+    known = list(dict.fromkeys(name for group in groups for name in group.figures))
+    others = [name for name in known if name not in (quality.name, *_IMAGE_COSTS)]
+    columns = [quality.name, *(name for name in _IMAGE_COSTS if name in known and name != quality.name), *others]
+    header = ["steps", "sampler", "guidance", *map(title_of, columns)]
+    if quality == RIGHT:
+        header += ["points above the best greedy rule at equal model calls", "at equal model rows"]
+    front = pareto_front(groups, quality)
+    rows = []
+    for group in sorted(groups, key=lambda group: (group["steps"], group.value("model_rows"), group.label)):
+        cells = [format_figure(group.figures.get(name), name) for name in columns]
+        if any(group is other for other in front):
+            cells[0] = f"**{cells[0]}**"
+        if quality == RIGHT:
+            cells += [
+                _advantage(groups, group, ("guidance_scale",), limits)
+                for limits in (("model_rows", "model_calls"), ("model_rows",))
+            ]
+        rows.append([str(group["steps"]), group.label, f"{group['guidance_scale']:g}", *cells])
+    return markdown_table(header, rows)
+
+
+def _advantage(groups: Sequence[Group], group: Group, same: Sequence[str], limits: Sequence[str] = ()) -> str:
+    """The percentage points by which a group is above the best greedy rule; empty for a rule that could be that one."""
+    rival = None if competes(group, limits) else best_greedy(groups, group, RIGHT, same=same, limits=limits)
+    gap = None if rival is None else difference(group, rival)
+    if rival is None or gap is None:
+        return ""
+    name = rival.label if "steps" not in rival.key else f"{rival.label}, {rival['steps']} steps"
+    return f"{100 * gap.value:+.1f} ± {100 * gap.standard_error:.1f} ({name})"
+
+
+def image_report(groups: Sequence[Group], quality: Quality, description: str) -> str:
+    """The table of `image_table` with its sample sizes and seeds, and the correlation of quality and entropy."""
+    sizes = sorted({group.figures[quality.name].n for group in groups if quality.name in group.figures})
+    seeds = sorted({seed for group in groups for seed in group.seeds})
+    correlation = correlation_text(quality_entropy_correlation(groups, quality))
+    lines = [
+        image_table(groups, quality),
+        "",
+        f"{description} {' or '.join(map(str, sizes))} images per row, seeds {', '.join(map(str, seeds))}. ± is one standard "
+        "error, over prompts for figures of single images and over seeds for the others; differences are paired by prompt and "
+        "seed. Bold: on the Pareto front of quality against model rows.",
+        "",
+        f"{title_of(quality.name).capitalize()} against cumulative entropy: {correlation}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def correlation_text(r: Correlation) -> str:
+    """Pearson's r with its interval and n, for tables and plots alike."""
+    if math.isnan(r.r):
+        return f"no correlation can be told from {r.n} configurations"
+    interval = f" (95 % interval {r.low:.2f} to {r.high:.2f})" if not math.isnan(r.low) else ""
+    return f"Pearson's r = {r.r:.2f}{interval} over {r.n} configurations"
+
+
+def text_tables(groups: Sequence[Group]) -> str:
+    """A table for each task, with most right answers first for each number of tokens per step, and the correlations of right
+    answers with entropy. Samplers that look ahead or search are compared with the best greedy rule."""
+    parts = []
+    for task in dict.fromkeys(group["task"] for group in groups):
+        own = [group for group in groups if group["task"] == task]
+        columns = [name for name in _TEXT_COLUMNS if any(name in group.figures for group in own)]
+        header = ["tokens a step", "sampler", *map(title_of, columns), "points above the best greedy rule"]
+        rows = []
+        for group in sorted(own, key=lambda group: (group["tokens_per_step"], -group.value("right"))):
+            cells = [format_figure(group.figures.get(name), name) for name in columns]
+            rows.append([str(group["tokens_per_step"]), group.label, *cells, _advantage(own, group, ("tokens_per_step",))])
+        parts += [f"**{task}**", markdown_table(header, rows), _text_correlations(own)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _text_correlations(groups: Sequence[Group]) -> str:
+    lines = []
+    for count in dict.fromkeys(group["tokens_per_step"] for group in groups):
+        own = [group for group in groups if group["tokens_per_step"] == count]
+        right, distinct = (quality_entropy_correlation(own, quality).r for quality in (RIGHT, Quality("distinct_right", True)))
+        if not math.isnan(right) and not math.isnan(distinct):
+            lines.append(f"- {count} a step, {len(own)} samplers: {right:.2f} with right, {distinct:.2f} with distinct and right")
+    return "Pearson's r of cumulative entropy:\n\n" + "\n".join(lines) if lines else ""
+
+
+def figures_table(figures: Mapping[str, Figure]) -> str:
+    """The figures of one set of images, a line each."""
+    return _figure_lines(("figure", "value", "images"), [(title_of(name), name, figure) for name, figure in figures.items()])
+
+
+def composition_table(report: Mapping[str, Figure]) -> str:
+    """The share of right images in each of GenEval's categories, in percent."""
+    return _figure_lines(("category", "right (%)", "images"), [(name, "right", figure) for name, figure in report.items()])
+
+
+def _figure_lines(header: Sequence[str], figures: Sequence[tuple[str, str, Figure]]) -> str:
+    return markdown_table(header, [[title, format_figure(figure, name), str(figure.n)] for title, name, figure in figures])

@@ -1,0 +1,30 @@
+"""Records of runs on images, as a comparison stores them."""
+
+from __future__ import annotations
+
+
+def result(sampler, steps, rows, right, *, seed=0, num_candidates=None, entropies=None, guidance_scale=1.0, **more):
+    return {
+        "sampler": sampler,
+        "steps": steps,
+        "num_candidates": num_candidates,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "looks_ahead": num_candidates is not None,
+        "num_images_per_prompt": 1,
+        "model_rows": rows,
+        "model_calls": steps,
+        "cumulative_entropies": entropies or [float(rows)] * len(right),
+        "entropy_by_step": [1.0] * steps,
+        "decisions_by_step": [4] * (steps - 1) + [0],
+        "other_winner_by_step": [3] * (steps - 1) + [0],
+        "seconds_per_image": 0.1,
+        "peak_memory": None,
+        "right": right,
+        "metrics": {},
+        **more,
+    }
+
+
+def measured(identity=None, **figures):
+    return {name: {"identity": identity or {}, "figures": {name: value}} for name, value in figures.items()}

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from comparison_helpers import result
+
+from diffusers_infogain.evaluation import tables
+from diffusers_infogain.evaluation.groups import RIGHT
+from diffusers_infogain.evaluation.image_comparison import image_groups
+from diffusers_infogain.evaluation.statistics import Figure
+
+
+def test_the_table_shows_both_comparisons_and_marks_the_front():
+    groups = image_groups(
+        [
+            result("maskgit", 4, 4, "1000"),
+            result("maskgit", 16, 16, "1100"),
+            result("info_gain", 4, 16, "1110", num_candidates=5),
+        ]
+    )
+    text = tables.image_report(groups, RIGHT, "Tiny.")
+    row = next(line for line in text.splitlines() if line.startswith("| 4 | info_gain, N 5"))
+    assert "**75" in row
+    assert "+50.0 ± 28.9 (maskgit, 4 steps)" in row
+    assert "+25.0 ± 25.0 (maskgit, 16 steps)" in row
+    assert "Tiny. 4 images per row, seeds 0." in text
+    assert "Right (%) against cumulative entropy: no correlation can be told from 3 configurations." in text
+    more = image_groups([result("maskgit", n, n, right) for n, right in ((4, "1000"), (8, "1110"), (16, "1100"), (32, "1111"))])
+    r = np.corrcoef([4, 8, 16, 32], [1, 3, 2, 4])[0, 1]
+    assert f"Pearson's r = {r:.2f} (95 % interval " in tables.image_report(more, RIGHT, "Tiny.")
+
+
+def test_figures_have_as_many_digits_as_their_error_warrants():
+    figure = Figure
+    assert tables.format_figure(figure(0.8251, 0.0123, 500), "right") == "82.5 ± 1.2"
+    assert tables.format_figure(figure(12.345, 0.0214, 9)) == "12.345 ± 0.021"
+    assert tables.format_figure(figure(57.0, 0.0, 9), "model_rows") == "57"
+    assert tables.format_figure(figure(120.4, math.nan, 9)) == "120"
+    assert tables.format_figure(figure(5.1e8, 0.0, 9), "peak_memory") == "510"
+    assert tables.format_figure(None) == "–"
