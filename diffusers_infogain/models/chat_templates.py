@@ -1,4 +1,7 @@
-"""Chats as text, by a checkpoint's own template, which is a program that may be hostile: what it may take is bounded."""
+"""Chats as text, by the chat template of a checkpoint.
+
+A template is a program by somebody else, which may be hostile: the time, memory and functions that it may use are bounded.
+"""
 
 from __future__ import annotations
 
@@ -19,35 +22,37 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 _LONGEST_TEMPLATE = 100_000
 """In characters; published ones have up to 30,000."""
 _SECONDS = 4.0
+"""Time that a template may take."""
 _UNITS, _UNITS_PER_CHARACTER = 1_000_000, 200
-"""What a template may make in all: characters, list items and rounds of loops; more where the chat is longer."""
+"""What a template may make in total: characters, list items and rounds of loops; more for longer chats."""
 _CALL = 10
-"""Units of a call beside what it makes, by the time that it takes."""
-# What makes much out of little, or waits for nothing that is counted; no published template needs them.
+"""Units that a call costs in addition to what it makes, because of the time that it takes."""
+# These make much out of little, or run without anything being counted. No published template needs them.
 _REFUSED = {
     *("lipsum", "cycler", "joiner", "expandtabs", "translate", "maketrans", "format_map", "encode", "zfill", "center", "ljust"),
     *("rjust", "urlize", "wordwrap", "sum", "pprint", "striptags", "groupby", "xmlattr", "slice", "batch", "to_bytes"),
 }
 _WIDE = re.compile(r"\d{4,}|\{[^{}]*\{|%[^a-zA-Z%]*\*")
-"""In formats: numbers and fields that ask for much text."""
+"""Numbers and nested fields in formats that ask for much text."""
 _WIDEST_INDENT = 40
 _END = "<end of what is continued> "
-"""Marks it until the text is made; templates may trim the space."""
-# Filters that no template can name.
+"""Marks where the last message ends until the text is rendered; templates may trim the space."""
+# Names of filters that no template can write.
 _SIZED = "bounded value"
 _ROUNDS = "bounded rounds"
 _JOINED = "bounded text"
 
 
 class TemplateError(ValueError):
-    """A chat template that fails, refuses the chat, or takes too much."""
+    """A chat template that fails, refuses the chat, or exceeds its budget."""
 
 
 class _Budget:
-    """What a template may still make, and until when."""
+    """The units and the time that are left to a template."""
 
     def __init__(self, units: int):
-        self.left, self.until = units, time.monotonic() + _SECONDS
+        self.left = units
+        self.until = time.monotonic() + _SECONDS
 
     def spend(self, units: int) -> None:
         self.left -= units
@@ -55,28 +60,28 @@ class _Budget:
             raise TemplateError("it makes too much text or takes too many steps")
 
     def made(self, value: Any) -> Any:
-        """The value, paid for: its characters, and its items with all that they hold, how often they hold it."""
+        """Returns the value after paying for its characters and, nested as they are, for all its items."""
         waiting = [value]
         while waiting:
-            one = waiting.pop()
-            size = len(one) if isinstance(one, (str, bytes, list, tuple, dict)) else 0
+            item = waiting.pop()
+            size = len(item) if isinstance(item, (str, bytes, list, tuple, dict)) else 0
             self.spend(1 + size)
-            if isinstance(one, int) and one.bit_length() > 64:
+            if isinstance(item, int) and item.bit_length() > 64:
                 raise TemplateError("it makes numbers above 2**64")
-            if isinstance(one, dict):
-                waiting += [*one, *one.values()]
-            elif isinstance(one, (list, tuple)):
-                waiting += one
+            if isinstance(item, dict):
+                waiting += [*item, *item.values()]
+            elif isinstance(item, (list, tuple)):
+                waiting += item
         return value
 
     def rounds(self, values: Iterable[Any], literal: int = 0) -> Iterator[Any]:
-        """The values of a loop, each paid for, with the literal text that its round may write."""
+        """Yields the values of a loop; each pays for itself and for the literal text that its round may write."""
         for value in values:
             self.spend(1 + literal)
             yield value
 
     def text(self, parts: Iterable[Any], between: Any = "") -> str:
-        """The parts as one text, paid for before it is made."""
+        """Joins the parts to one text, which is paid for before it is made."""
         texts = []
         for part in parts:
             texts.append(str(part))
@@ -84,15 +89,17 @@ class _Budget:
         return str(between).join(texts)
 
     def allow(self, name: str, receiver: Any, arguments: Sequence[Any]) -> None:
-        """Raises for a method or filter that would make much out of little; what makes more than it is given is paid for."""
+        """Pays for a call of a method or filter.
+
+        Raises:
+            TemplateError: If it would make much out of little.
+        """
         if name in _REFUSED:
             raise TemplateError(f"it uses {name}, which is not allowed")
-        texts = [one for one in arguments if isinstance(one, str)]
+        texts = [value for value in arguments if isinstance(value, str)]
         if name in ("indent", "tojson"):
-            widest = max(
-                (one if isinstance(one, int) else len(one) for one in arguments if isinstance(one, (int, str))), default=0
-            )
-            if widest > _WIDEST_INDENT:
+            widths = [value if isinstance(value, int) else len(value) for value in arguments if isinstance(value, (int, str))]
+            if max(widths, default=0) > _WIDEST_INDENT:
                 raise TemplateError(f"it indents by more than {_WIDEST_INDENT}")
         if name == "indent":
             self.spend(_WIDEST_INDENT * str(receiver).count("\n"))
@@ -106,7 +113,7 @@ class _Budget:
 
 
 class _Counted(NodeTransformer):
-    """Sends what loops go through, what is joined and what is listed through the budget."""
+    """Puts filters of the budget around the values of loops, joined texts and literal collections."""
 
     def _through(self, name: str, node: Any, *arguments: nodes.Expr) -> nodes.Filter:
         return nodes.Filter(node, name, list(arguments), [], None, None, lineno=node.lineno)
@@ -114,8 +121,8 @@ class _Counted(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
         if node.recursive:
             raise TemplateError("it has a recursive loop, which is not allowed")
-        literal = sum(len(one.data) for part in node.body for one in part.find_all(nodes.TemplateData))
-        literal += sum(len(str(one.value)) for part in node.body for one in part.find_all(nodes.Const))
+        literal = sum(len(data.data) for part in node.body for data in part.find_all(nodes.TemplateData))
+        literal += sum(len(str(constant.value)) for part in node.body for constant in part.find_all(nodes.Const))
         self.generic_visit(node)
         node.iter = self._through(_ROUNDS, node.iter, nodes.Const(literal))
         return node
@@ -132,16 +139,18 @@ class _Counted(NodeTransformer):
 
 
 class _BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """An environment like another, in which all that a template does is paid for."""
+    """A copy of an environment in which everything that a template does is paid for."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self, like: jinja2.Environment, budget: _Budget):
-        extensions = [type(one) for one in like.extensions.values()]
+        extensions = [type(extension) for extension in like.extensions.values()]
         super().__init__(trim_blocks=like.trim_blocks, lstrip_blocks=like.lstrip_blocks, extensions=extensions)
-        self.budget, self.finalize = budget, budget.made
-        self.globals, self.tests = {name: one for name, one in like.globals.items() if name not in _REFUSED}, like.tests
-        self.filters = {name: self._paid(name, one) for name, one in like.filters.items()}
+        self.budget = budget
+        self.finalize = budget.made
+        self.globals = {name: value for name, value in like.globals.items() if name not in _REFUSED}
+        self.tests = like.tests
+        self.filters = {name: self._paid(name, filter_) for name, filter_ in like.filters.items()}
         self.filters |= {_SIZED: budget.made, _ROUNDS: budget.rounds, _JOINED: budget.text}
 
     def _paid(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,7 +160,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         def call(*args: Any, **kwargs: Any) -> Any:
             passed, values = args[:first], list(args[first:])
             if name == "join" and values:
-                values[0] = [self.budget.made(one) for one in values[0]]
+                values[0] = [self.budget.made(value) for value in values[0]]
                 between = [*values[1:], kwargs.get("d", "")][0]
                 self.budget.spend(len(values[0]) * len(str(between)))
             self.budget.allow(name, values[0] if values else None, [*values[1:], *kwargs.values()])
@@ -163,7 +172,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self.budget.rounds(value) if isinstance(value, Iterator) else self.budget.made(value)
 
     def call(self, context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Calls for the template: methods, macros and globals."""
+        """Pays for a call in the template: of a method, a macro or a global."""
         name = str(getattr(called, "__name__", type(called).__name__))
         receiver = getattr(getattr(called, "__wrapped__", called), "__self__", None)
         if name == "join" and isinstance(receiver, str) and len(args) == 1:
@@ -172,7 +181,11 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self._made(super().call(context, called, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """The operators that can make much out of little."""
+        """Pays for the result of an operator.
+
+        Raises:
+            TemplateError: If it would make much out of little.
+        """
         if operator == "**":
             raise TemplateError("it uses **, which is not allowed")
         if operator == "*":
@@ -185,10 +198,10 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def _render(like: jinja2.Environment, source: str, variables: dict[str, Any]) -> str:
-    """What a template makes of its variables.
+    """Renders a template within a budget.
 
     Raises:
-        TemplateError: If it takes too much, or does what is not allowed.
+        TemplateError: If it exceeds the budget, or does what is not allowed.
     """
     if len(source) > _LONGEST_TEMPLATE:
         raise TemplateError(f"it has {len(source)} characters, more than {_LONGEST_TEMPLATE}")
@@ -201,13 +214,16 @@ def _render(like: jinja2.Environment, source: str, variables: dict[str, Any]) ->
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, continued: bool = False) -> str:
-    """A chat as text, by the tokenizer's template, as `apply_chat_template` writes it.
+    """Writes a chat as text with the template of the tokenizer, as `apply_chat_template` does.
 
     Args:
-        continued: The text ends within the last message, which is to be continued, and not with the beginning of an answer.
+        tokenizer: Has the template.
+        messages: Dictionaries with "role" and "content".
+        continued: Whether the text ends within the last message, for a model to continue it, instead of with the beginning of an
+            answer.
 
     Raises:
-        ValueError: If the tokenizer has no template, or one that does not take this chat, or makes too much of it.
+        ValueError: If the tokenizer has no template, or the template refuses this chat or exceeds its budget.
     """
     name = tokenizer.name_or_path or "the tokenizer"
     if tokenizer.chat_template is None:
@@ -216,7 +232,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, A
     try:
         if continued:
             chat[-1]["content"] += _END
-        # How transformers hands messages to templates, without any template of the checkpoint.
+        # Messages as transformers hands them to templates, without the template of the checkpoint.
         plain = tokenizer.apply_chat_template(chat, chat_template="{{ messages | tojson }}", tokenize=False)
         variables = {"messages": json.loads(str(plain)), "tools": None, "documents": None, **tokenizer.special_tokens_map}
         like = _compile_jinja_template("").environment
@@ -225,9 +241,10 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, A
             return text
         if _END.strip() not in text:
             raise TemplateError("it leaves out what is to be continued")
-        text, trimmed = text[: text.rindex(_END.strip())], _END not in text
+        trimmed = _END not in text
+        text = text[: text.rindex(_END.strip())]
         return text.rstrip() if trimmed else text
-    except Exception as error:  # whatever the template, a program of somebody else, ends with
+    except Exception as error:  # a template can raise anything
         roles = ", ".join(str(message.get("role"))[:40] for message in messages[:8])
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise ValueError(

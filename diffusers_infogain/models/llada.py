@@ -5,6 +5,7 @@ Their block is Llama's under other names: RMS norms, rotary embeddings by halves
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
+from torch.nn.utils.rnn import pad_sequence
 
 # `PreTrainedModel` must stand in this module: diffusers finds out how to load a component by looking for it here.
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: F401
@@ -178,12 +180,15 @@ def check_image_tokens(image_token_offset: int, codebook_size: int, vocab_size: 
         )
 
 
-def pad_prompts(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts of different lengths, padded on the left: ids (R, P) and a mask (R, P), False at padding."""
-    longest = max(map(len, rows))
-    padded = [[pad_token_id] * (longest - len(ids)) + list(ids) for ids in rows]
-    kept = [[False] * (longest - len(ids)) + [True] * len(ids) for ids in rows]
-    return torch.tensor(padded, device=device), torch.tensor(kept, device=device)
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads prompts of different lengths on the left.
+
+    Returns:
+        Ids (R, P) long, and a mask (R, P) bool, False at padding.
+    """
+    ids = [torch.tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
+    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+    return pad(ids, padding_value=pad_token_id), pad([torch.ones_like(prompt, dtype=torch.bool) for prompt in ids])
 
 
 def predict_after_prompts(

@@ -1,4 +1,4 @@
-"""Models in wrappers of other libraries: what is inside, and what has to be called."""
+"""Models wrapped by `torch.compile`, peft or data-parallel classes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 
 
 def underlying(model: Any) -> PreTrainedModel:
-    """The model of transformers in what `torch.compile`, peft or a data-parallel class made of it, in any order.
+    """The transformers model inside wrappers, nested in any order.
 
     Raises:
-        ValueError: If there is none, or peft puts tokens of its own before the text, so that positions are others.
+        ValueError: If there is none, or if peft puts tokens of its own before the text, which shifts positions.
     """
     inner = model
     while not isinstance(inner, PreTrainedModel):
         if isinstance(inner, OptimizedModule):
             inner = inner._orig_mod
-        elif hasattr(inner, "get_base_model"):  # peft, which is not imported where nobody uses it
+        elif hasattr(inner, "get_base_model"):  # peft, which is optional
             if inner.active_peft_config.is_prompt_learning:
                 raise ValueError(
                     f"`model` must keep the text's own positions, got a model of peft with a "
@@ -38,7 +38,10 @@ def underlying(model: Any) -> PreTrainedModel:
 
 
 def compiled(model: Any) -> OptimizedModule | None:
-    """What `torch.compile` made of a model, to be called as it is, or None; data-parallel classes are left out."""
+    """The outermost compiled module, which has to be called for its graph to be used, or None.
+
+    Data-parallel wrappers around it are skipped.
+    """
     while isinstance(model, (DataParallel, DistributedDataParallel)):
         model = model.module
     return model if isinstance(model, OptimizedModule) else None
