@@ -1,106 +1,82 @@
-"""One way to load every kind of model: `load`; and what kind a repository is."""
+"""`load` for every supported model, and the pipeline class for a repository."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
-from .checkpoints.published import MODEL_INDEX, hub_arguments
-from .checkpoints.repository import local_folder
-from .files import read_json
-from .models.text import is_text_model
+from .checkpoints.published import CheckedPipeline
+from .checkpoints.repository import HubArguments, Repository
 from .pipeline_infogain import InfoGainPipeline
-from .pipeline_infogain_lumina import PUBLISHED_CLASS, InfoGainLuminaPipeline
+from .pipeline_infogain_lumina import InfoGainLuminaPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .pipeline_infogain_text import InfoGainTextPipeline
-from .printing import shown
 
-IMAGE_PIPELINES: tuple[type[DiffusionPipeline], ...] = (
+IMAGE_PIPELINES: tuple[type[CheckedPipeline], ...] = (
+    InfoGainMaskGITPipeline,  # first: its repositories are recognised without a download
     InfoGainPipeline,
     InfoGainMMaDAPipeline,
-    InfoGainMaskGITPipeline,
     InfoGainMeissonicPipeline,
     InfoGainLuminaPipeline,
 )
+PIPELINES: tuple[type[CheckedPipeline], ...] = (*IMAGE_PIPELINES, InfoGainTextPipeline)
 
 
-def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[DiffusionPipeline]:
-    """The pipeline for a repository, by its files; nothing of the repository is run.
+def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[CheckedPipeline]:
+    """The pipeline for a repository: the first that recognises it. Nothing of the repository is run.
+
+    MMaDA, which generates text too, is an image model here.
 
     Args:
         repository: "demo", "demo-text", a folder, a Hub id, or a MaskGIT's weight file.
         hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
     Raises:
-        ValueError: If it is of no family that is known here, saying what it is.
+        ValueError: If no pipeline recognises it, saying what was found.
         OSError: If there is no such repository.
     """
-    if repository in ("demo", "demo-text"):
-        return InfoGainPipeline if repository == "demo" else InfoGainTextPipeline
-    if InfoGainMaskGITPipeline.is_published(repository):
-        return InfoGainMaskGITPipeline
-    if Path(repository).is_file():
-        raise ValueError(f"{os.fspath(repository)!r} is a file: give the folder of the checkpoint, or a MaskGIT's .pth file.")
-    folder = local_folder(repository, [MODEL_INDEX, "config.json"], **hub)
-    found = "neither model_index.json nor config.json"
-    if (folder / MODEL_INDEX).is_file():
-        index = read_json(folder / MODEL_INDEX)
-        name = index.get("_class_name")
-        if name == "AmusedPipeline":
-            return InfoGainPipeline
-        for kind in (*IMAGE_PIPELINES, InfoGainTextPipeline):
-            if name == kind.__name__:
-                return kind
-        if name == PUBLISHED_CLASS:
-            return InfoGainLuminaPipeline
-        if InfoGainMeissonicPipeline.is_published(index):
-            return InfoGainMeissonicPipeline
-        found = f"a {MODEL_INDEX} for {shown(name)}"
-    elif (folder / "config.json").is_file():
-        settings = read_json(folder / "config.json")
-        name = settings.get("model_type")
-        if name == "mmada":  # writes text as well
-            return InfoGainMMaDAPipeline
-        if is_text_model(settings):
-            return InfoGainTextPipeline
-        found = f"a config.json with the model type {shown(name)}"
+    opened = Repository(repository, HubArguments(**hub))
+    for cls in PIPELINES:
+        if cls.recognises(opened):
+            return cls
+    name = os.fspath(repository)
+    if opened.folder is None:
+        raise ValueError(f"{name!r} is a file: give the folder of the checkpoint, or a MaskGIT's .pth file.")
+    images = ", ".join(family for cls in IMAGE_PIPELINES for family in cls.families)
     raise ValueError(
-        f"{os.fspath(repository)!r} is of no family that is known here: aMUSEd, MMaDA, MaskGIT (Halton), Meissonic, Monetico or "
-        f"Lumina-DiMOO; for text LLaDA, Dream, SDAR, TraDo, A2D or an AutoModelForMaskedLM. It has {found}."
+        f"Cannot tell the model family of {name!r}, which has {opened.description}: supported are {images}, and for text "
+        f"{', '.join(InfoGainTextPipeline.families)}."
     )
 
 
-def image_pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[DiffusionPipeline]:
-    """As `pipeline_class`, of image models only.
+def image_pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[CheckedPipeline]:
+    """As `pipeline_class`, for image models only.
 
     Raises:
         ValueError: Also for a text model.
     """
-    kind = pipeline_class(repository, **hub)
-    if kind is InfoGainTextPipeline:
+    cls = pipeline_class(repository, **hub)
+    if cls is InfoGainTextPipeline:
         raise ValueError(
-            f"{os.fspath(repository)!r} is a text model: `diffusers-infogain text` and `InfoGainTextPipeline` write with it."
+            f"{os.fspath(repository)!r} is a text model: use it with `diffusers-infogain text` or `InfoGainTextPipeline`."
         )
-    return kind
+    return cls
 
 
 def load(pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-    """The pipeline of any model that is known here, from its publisher's format or from a diffusers folder.
+    """Loads the pipeline of any supported model, from its publisher's format or from a diffusers folder.
 
-    MMaDA is loaded to make images; `InfoGainTextPipeline.from_pretrained` loads its language side.
+    MMaDA is loaded to generate images; `InfoGainTextPipeline.from_pretrained` loads it to generate text.
 
     Args:
         pretrained_model_name_or_path: "demo", "demo-text", a folder, a Hub id, or a MaskGIT's weight file.
         kwargs: As in the pipeline's `from_pretrained`, such as `dtype`.
 
     Raises:
-        ValueError: For a repository of another kind, or weights with a missing, extra or misshapen tensor.
+        ValueError: For a repository of an unknown family, or weights with a missing, unexpected or misshapen tensor.
         OSError: If there is no such repository.
     """
-    kind = pipeline_class(pretrained_model_name_or_path, **hub_arguments(kwargs))
-    return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
+    cls = pipeline_class(pretrained_model_name_or_path, **HubArguments.given(kwargs))
+    return cls.from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -16,7 +16,8 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from . import clip_generation
 from .callbacks import StepCallback
 from .candidates import Generators
-from .checkpoints.published import CheckedPipeline, load_saved_or_published
+from .checkpoints.published import CheckedPipeline
+from .checkpoints.repository import EMBEDDED_MODELS
 from .checks import check_type
 from .components import ImagePipeline, check_components, check_given
 from .image_generation import (
@@ -27,7 +28,7 @@ from .image_generation import (
 from .lora import AmusedLoraMixin
 from .scheduling_infogain import InfoGainScheduler
 
-DEMO_MODEL = str(Path(__file__).parent / "demo" / "model")
+DEMO_MODEL = EMBEDDED_MODELS["demo"]
 """Folder of the embedded demo model, for loaders that do not know the name "demo"."""
 
 DEFAULT_NUM_INFERENCE_STEPS = 12
@@ -51,6 +52,9 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`.
     """
 
+    families = ("aMUSEd",)
+    published_in_diffusers_format = True
+    repository_options = ("variant",)
     saved_as = ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline")
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     _callback_tensor_inputs = clip_generation.CALLBACK_TENSOR_INPUTS
@@ -82,26 +86,6 @@ class InfoGainPipeline(ImagePipeline, CheckedPipeline, AmusedLoraMixin):
             scheduler=as_infogain_scheduler(scheduler),
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, variant: str | None = None, **kwargs: Any
-    ) -> InfoGainPipeline:
-        """As `DiffusionPipeline.from_pretrained`; the name "demo" stands for the model that the package ships.
-
-        Weights are read from safetensors only, unless `use_safetensors=False` is given. Without a `dtype` they keep the one that
-        they are stored in.
-
-        Raises:
-            ValueError: For a folder of another pipeline, or weights with a missing or misshapen tensor.
-            TypeError: For an argument that there is not.
-        """
-        demo = pretrained_model_name_or_path == "demo"
-        folder = DEMO_MODEL if demo else pretrained_model_name_or_path
-        pipe = load_saved_or_published(cls, super().from_pretrained, folder, {"variant": variant, **kwargs})
-        if demo:
-            pipe.register_to_config(_name_or_path="demo")  # what images tell of their model
-        return pipe
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes `model_index.json` as an aMUSEd repository's."""

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .callbacks import StepCallback
 from .candidates import Generators
-from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_saved_or_published
-from .checkpoints.repository import local_folder
+from .checkpoints.published import CheckedPipeline, PublishedPipeline
+from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checkpoints.saved import load_tokenizer
 from .checkpoints.source import ModelSource
 from .checkpoints.stock import decode_vqvae, open_vqvae
@@ -31,9 +31,6 @@ from .image_generation import (
 )
 from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
 from .scheduling_infogain import InfoGainScheduler
-
-PUBLISHED_CLASS = "LuminaDiMOOPipeline"
-"""What the published model_index.json says."""
 
 PROMPT_TEMPLATE = "<system>Generate an image according to the text prompt.</system><user>{}</user>"
 UNCONDITION = "<uncondition>"
@@ -69,6 +66,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
             into the transformer's vocabulary.
     """
 
+    families = ("Lumina-DiMOO",)
     model_cpu_offload_seq = "transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
     family_guidance_scale = 4.0
@@ -132,18 +130,9 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
         return self.scheduler.config.mask_token_id if self.vqvae is None else self.vqvae.config.num_vq_embeddings
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainLuminaPipeline:
-        """Loads Lumina-DiMOO's published repository, or what `save_pretrained` or `diffusers-infogain convert` wrote.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            kwargs: For a published repository `dtype`, `scheduler` and those of `open_published`, else as in
-                `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
-        """
-        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
+    def is_published(cls, repository: Repository) -> bool:
+        """Whether its model_index.json is Lumina-DiMOO's."""
+        return repository.index is not None and repository.class_name == "LuminaDiMOOPipeline"
 
     @classmethod
     def open_published(
@@ -159,7 +148,7 @@ class InfoGainLuminaPipeline(ImagePipeline, CheckedPipeline):
         Raises:
             ValueError: For a repository of another family.
         """
-        folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **hub)
+        folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], HubArguments(**hub))
         config = read_json(folder / "config.json")
         if config.get("model_type") != "llada":
             raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'llada', got {config.get('model_type')!r}.")

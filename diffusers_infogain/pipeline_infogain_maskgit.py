@@ -15,8 +15,8 @@ from .callbacks import StepCallback
 from .candidates import Generators
 from .checkpoints import llamagen_vq
 from .checkpoints.llamagen_vq import open_llamagen_vq
-from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_published, load_saved_or_published
-from .checkpoints.repository import local_folder
+from .checkpoints.published import CheckedPipeline, PublishedPipeline
+from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checkpoints.stock import decode_vqvae
 from .checks import check_list
 from .components import ImagePipeline, check_components, check_given, in_float32
@@ -57,6 +57,8 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
             than `transformer`.
     """
 
+    families = ("MaskGIT (Halton)",)
+    repository_options = ("variant", "vqvae", "vqvae_revision")
     model_cpu_offload_seq = "transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
     family_guidance_scale = 0.5
@@ -83,28 +85,15 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str] = REPOSITORY, **kwargs: Any
-    ) -> InfoGainMaskGITPipeline:
-        """Loads the published weights, or what `save_pretrained` or `diffusers-infogain convert` wrote.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] = REPOSITORY, **kwargs: Any) -> Any:
+        """As in `CheckedPipeline`, also from a published .pth file; by default from the published Hub repository."""
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-        Args:
-            pretrained_model_name_or_path: Folder, Hub id, or a published .pth file.
-            kwargs: For published weights `dtype`, `scheduler` and those of `open_published`, else as in
-                `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: For weights of another family, a pickle of more than tensors, or a missing, extra or misshapen tensor.
-        """
-        if cls.is_published(pretrained_model_name_or_path):
-            return load_published(cls, pretrained_model_name_or_path, kwargs)
-        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
-
-    @staticmethod
-    def is_published(repository: str | os.PathLike[str]) -> bool:
+    @classmethod
+    def is_published(cls, repository: Repository) -> bool:
         """Whether this is a file or a folder of Halton-MaskGIT's, or their Hub repository."""
-        path = Path(repository)
-        return repository == REPOSITORY or (path.is_file() and path.suffix == ".pth") or any(path.glob("ImageNet_*.pth"))
+        path = repository.path
+        return repository.name == REPOSITORY or (path.is_file() and path.suffix == ".pth") or any(path.glob("ImageNet_*.pth"))
 
     @classmethod
     def open_published(
@@ -135,7 +124,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         file = Path(repository)
         if not file.is_file():
             name = f"ImageNet_{variant or DEFAULT_VARIANT}.pth"
-            folder = local_folder(repository, [name], **hub)
+            folder = local_folder(repository, [name], HubArguments(**hub))
             file = folder / name
             if not file.is_file():
                 there = ", ".join(sorted(path.stem.removeprefix("ImageNet_") for path in folder.glob("ImageNet_*.pth")))
@@ -148,7 +137,7 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
             vq_file = file.parent / llamagen_vq.WEIGHT_NAME if vqvae is None else Path(vqvae)
             if not vq_file.is_file():
                 place = VQ_REPOSITORY if vqvae is None else vqvae
-                folder = local_folder(place, [llamagen_vq.WEIGHT_NAME], **{**hub, "revision": vqvae_revision})
+                folder = local_folder(place, [llamagen_vq.WEIGHT_NAME], HubArguments(**{**hub, "revision": vqvae_revision}))
                 vq_file = folder / llamagen_vq.WEIGHT_NAME
             models["vqvae"] = open_llamagen_vq(vq_file)
         return PublishedPipeline(cls, models, {"scheduler": InfoGainScheduler(mask_token_id=mask_token_id)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from . import clip_generation
 from .callbacks import StepCallback
 from .candidates import Generators
 from .checkpoints.errors import one_sentence
-from .checkpoints.published import MODEL_INDEX, CheckedPipeline, PublishedPipeline, load_saved_or_published
-from .checkpoints.repository import local_folder
+from .checkpoints.published import CheckedPipeline, PublishedPipeline
+from .checkpoints.repository import MODEL_INDEX, HubArguments, Repository, local_folder
 from .checkpoints.saved import load_tokenizer
 from .checkpoints.source import ModelSource
 from .checkpoints.stock import open_clip_text_encoder, open_vqvae
@@ -55,6 +55,8 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`.
     """
 
+    families = ("Meissonic", "Monetico")
+    repository_options = ("variant", "text_encoder")
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     _callback_tensor_inputs = clip_generation.CALLBACK_TENSOR_INPUTS
     family_guidance_scale = 9.0
@@ -87,22 +89,9 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainMeissonicPipeline:
-        """Loads a published repository, or what `save_pretrained` or `diffusers-infogain convert` wrote.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            kwargs: For a published repository `dtype`, `scheduler` and those of `open_published`, else as in
-                `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
-        """
-        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
-
-    @staticmethod
-    def is_published(index: Mapping[str, Any]) -> bool:
-        """Whether this model_index.json is that of a published repository."""
+    def is_published(cls, repository: Repository) -> bool:
+        """Whether its model_index.json is Meissonic's or Monetico's."""
+        index = repository.index or {}
         return index.get("_class_name") == "Pipeline" and "Transformer2DModel" in (index.get("transformer") or [])
 
     @classmethod
@@ -131,8 +120,8 @@ class InfoGainMeissonicPipeline(ImagePipeline, CheckedPipeline):
         patterns = ["*.json", "*/*.json", "tokenizer/*", "transformer/*.safetensors", "vqvae/*.safetensors"]
         if text_encoder is None and "text_encoder" not in without:
             patterns.append("text_encoder/*.safetensors")
-        folder = local_folder(repository, patterns, **hub)
-        if not cls.is_published(read_json(folder / MODEL_INDEX)):
+        folder = local_folder(repository, patterns, HubArguments(**hub))
+        if not cls.is_published(Repository(folder)):
             raise ValueError(f"{folder / MODEL_INDEX} is not that of Meissonic or Monetico.")
         schedule_file = folder / "scheduler" / "scheduler_config.json"
         schedule = read_json(schedule_file)

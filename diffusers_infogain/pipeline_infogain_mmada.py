@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from .callbacks import StepCallback
 from .candidates import Generators
 from .checkpoints.errors import one_sentence
-from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_saved_or_published
-from .checkpoints.repository import local_folder
+from .checkpoints.published import CheckedPipeline, PublishedPipeline
+from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checkpoints.saved import load_tokenizer
 from .checks import check_integer, prompt_list, shown
 from .components import ImagePipeline, check_components, check_given, in_float32, tokenize
@@ -66,6 +66,8 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
             into the transformer's vocabulary.
     """
 
+    families = ("MMaDA",)
+    repository_options = ("vqvae", "vqvae_revision")
     model_cpu_offload_seq = "transformer->vqvae"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
     family_guidance_scale = 3.5
@@ -134,18 +136,9 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         return self.scheduler.config.mask_token_id if self.vqvae is None else self.vqvae.codebook_size
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainMMaDAPipeline:
-        """Loads MMaDA's published repository, or what `save_pretrained` or `diffusers-infogain convert` wrote.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            kwargs: For a published repository `dtype`, `scheduler` and those of `open_published`, else as in
-                `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: For a repository of another family, or weights with a missing, extra or misshapen tensor.
-        """
-        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
+    def is_published(cls, repository: Repository) -> bool:
+        """Whether its config.json is MMaDA's."""
+        return repository.config is not None and repository.config.get("model_type") == "mmada"
 
     @classmethod
     def open_published(
@@ -169,14 +162,14 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         Raises:
             ValueError: For a repository of another family.
         """
-        folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **hub)
+        folder = local_folder(repository, ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], HubArguments(**hub))
         config = read_json(folder / "config.json")
         if config.get("model_type") != "mmada":
             raise ValueError(f"{folder / 'config.json'}: `model_type` must be 'mmada', got {config.get('model_type')!r}.")
         codebook_size = config.get("codebook_size", DEFAULT_CODEBOOK_SIZE)
         models = {} if "transformer" in without else {"transformer": open_llada(folder)}
         if "vqvae" not in without:
-            place = local_folder(vqvae, ["*.json", "*.safetensors"], **{**hub, "revision": vqvae_revision})
+            place = local_folder(vqvae, ["*.json", "*.safetensors"], HubArguments(**{**hub, "revision": vqvae_revision}))
             models["vqvae"] = open_magvit_v2(place)
             codes = models["vqvae"].skeleton.codebook_size
             if config.get("codebook_size", codes) != codes:

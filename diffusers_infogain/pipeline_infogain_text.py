@@ -6,7 +6,6 @@ import inspect
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +13,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .callbacks import CallStateMixin, StepCallback
 from .candidates import Generators
-from .checkpoints.published import CheckedPipeline, PublishedPipeline, load_saved_or_published
+from .checkpoints.published import CheckedPipeline, PublishedPipeline
+from .checkpoints.repository import Repository
 from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
 from .components import check_components, check_given, tokenize
 from .models.chat_templates import chat_text
-from .models.text import TextFamily, open_text_model, text_family
+from .models.text import TextFamily, is_text_model, open_text_model, text_family
 from .models.wrapped import underlying
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, TextGeneration
 from .text_output import InfoGainTextOutput, TextBlock
-
-DEMO_TEXT_MODEL = str(Path(__file__).parent / "demo" / "text_model")
-"""Folder of the embedded text model."""
 
 DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "even"}
 """Settings of a new pipeline's scheduler: the paper's, with the gain summed over the masks (see docs/results.md), and the steps'
@@ -53,6 +50,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         ValueError: If `scheduler` is no `InfoGainScheduler`, or the family is not known.
     """
 
+    families = ("LLaDA", "Dream", "SDAR", "TraDo", "A2D", "an AutoModelForMaskedLM")
     model_cpu_offload_seq = "model"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
     _optional_components = ["model", "tokenizer", "scheduler"]  # None until a call needs them
@@ -94,22 +92,9 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         return TextFamily(**{**facts, "eos_token_ids": tuple(facts["eos_token_ids"])})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> InfoGainTextPipeline:
-        """Loads a published repository, or what `save_pretrained` wrote.
-
-        Args:
-            pretrained_model_name_or_path: Folder, Hub id, or "demo-text" for the model that the package ships.
-            kwargs: For a published repository `dtype`, `scheduler`, and `revision`, `cache_dir`, `token`, `local_files_only`,
-                else as in `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: For a model of no known family, or weights with a missing, extra or misshapen tensor.
-        """
-        if pretrained_model_name_or_path == "demo-text":
-            pretrained_model_name_or_path = DEMO_TEXT_MODEL
-            if "torch_dtype" not in kwargs:
-                kwargs.setdefault("dtype", torch.float32)  # stored in half precision to be small
-        return load_saved_or_published(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
+    def is_published(cls, repository: Repository) -> bool:
+        """Whether its config.json is of a known text family."""
+        return repository.config is not None and is_text_model(repository.config)
 
     @classmethod
     def open_published(

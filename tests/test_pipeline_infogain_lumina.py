@@ -427,5 +427,5 @@ def test_a_language_model_without_an_image_tokenizer_is_refused(lumina, tmp_path
     with pytest.raises(ValueError, match=r"vqvae.config.json is missing"):
         load(folder)
     (folder / "model_index.json").unlink()
-    with pytest.raises(ValueError, match="is a text model: `diffusers-infogain text` and `InfoGainTextPipeline` write with it"):
+    with pytest.raises(ValueError, match="is a text model: use it with `diffusers-infogain text` or `InfoGainTextPipeline`"):
         image_pipeline_class(folder)

@@ -159,5 +159,5 @@ def test_errors(pipe, repository, tmp_path):
     with pytest.raises(ValueError, match=r"has no weights: none of diffusion_pytorch_model.fp16.safetensors"):
         load(repository, variant="fp16")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AmusedPipeline"}))
-    with pytest.raises(ValueError, match=r"model_index.json is of a 'AmusedPipeline', not of a InfoGainMeissonicPipeline"):
+    with pytest.raises(ValueError, match=r"must name the pipeline InfoGainMeissonicPipeline, got 'AmusedPipeline'"):
         InfoGainMeissonicPipeline.from_pretrained(tmp_path)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import inspect
 import logging
+import re
 import threading
 import typing
 from collections.abc import Iterator, Mapping
@@ -30,6 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokeniz
 
 from ..checks import shown
 from ..files import read_json, regular_file
+from ..scheduling_infogain import InfoGainScheduler
 from .configs import check_fields, check_sizes, stock_config, stock_settings
 from .errors import one_sentence, some
 from .source import build_skeleton, check_tensors, computed_buffers
@@ -38,6 +41,8 @@ from .weights import Checkpoint, find_weights, has_weights, parse_dtype, weight_
 BASES = (ModelMixin, PreTrainedModel, SchedulerMixin, PreTrainedTokenizerBase)
 """What a component can be."""
 
+_OWN_MODULE = re.compile(r"diffusers_infogain\.(models\.[a-z0-9_]+|scheduling_infogain)")
+
 
 def component_class(library: Any, name: Any, where: str) -> type:
     """The class that a model_index.json names, if it is a component of diffusers, transformers or this package.
@@ -45,12 +50,6 @@ def component_class(library: Any, name: Any, where: str) -> type:
     Raises:
         ValueError: For anything else, naming `where` it stands.
     """
-    from ..models.llada import BidirectionalLlama
-    from ..models.magvit_v2 import MagvitV2Model
-    from ..models.maskgit_transformer import MaskGITTransformer2DModel
-    from ..models.meissonic_transformer import MeissonicTransformer2DModel
-    from ..scheduling_infogain import InfoGainScheduler
-
     kind: Any = None
     if [library, name] == ["diffusers", "AmusedScheduler"]:
         return InfoGainScheduler  # which reads its configuration
@@ -59,9 +58,9 @@ def component_class(library: Any, name: Any, where: str) -> type:
     elif library in ("diffusers", "transformers") and name.isidentifier():
         with one_sentence(where):
             kind = getattr(diffusers if library == "diffusers" else transformers, name, None)
-    else:
-        own = (InfoGainScheduler, BidirectionalLlama, MagvitV2Model, MaskGITTransformer2DModel, MeissonicTransformer2DModel)
-        kind = {(one.__module__, one.__name__): one for one in own}.get((library, name))
+    elif _OWN_MODULE.fullmatch(library) and importlib.util.find_spec(library) is not None:
+        kind = vars(importlib.import_module(library)).get(name)
+        kind = kind if getattr(kind, "__module__", None) == library else None
     if not (isinstance(kind, type) and issubclass(kind, BASES)):
         raise ValueError(
             f"{where} must be a model, tokenizer or scheduler of diffusers, transformers or diffusers_infogain, got "
@@ -75,8 +74,7 @@ def _types(hint: Any) -> list[Any]:
     return list(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, UnionType) else [hint]
 
 
-@functools.cache
-def _components(pipeline: type) -> dict[str, list[Any]]:
+def component_types(pipeline: type) -> dict[str, list[Any]]:
     """What the constructor of a pipeline takes, and of which types."""
     hints = typing.get_type_hints(pipeline.__init__)  # type: ignore[misc]
     parameters = list(inspect.signature(pipeline.__init__).parameters)[1:]  # type: ignore[misc]
@@ -97,7 +95,7 @@ def index_classes(pipeline: type, index: Mapping[str, Any], where: str, complete
     """
     check_fields(pipeline, {name: value for name, value in index.items() if not isinstance(value, list)}, where)
     found: dict[str, type] = {}
-    for name, allowed in _components(pipeline).items():
+    for name, allowed in component_types(pipeline).items():
         bases = tuple(kind for kind in allowed if isinstance(kind, type) and issubclass(kind, BASES))
         if not bases or name not in index:
             if bases and complete:

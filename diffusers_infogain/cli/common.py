@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
+from ..checkpoints.published import CheckedPipeline
 from ..checks import check_search
 from ..choices import PRESETS
 from ..evaluation.identity import pipeline_digest
@@ -25,16 +26,15 @@ from ..scheduling_infogain import InfoGainScheduler
 from .flags import SCHEDULER_FLAGS
 
 
-def loading_arguments(args: argparse.Namespace, load: Callable[..., Any]) -> dict[str, Any]:
+def loading_arguments(args: argparse.Namespace, cls: type[CheckedPipeline]) -> dict[str, Any]:
     """The flags of `add_loading_flags` that are given.
 
     Raises:
-        ValueError: If `load` does not take one of them.
+        ValueError: If the pipeline's `from_pretrained` does not take one of them.
     """
     given = {name: getattr(args, name) for name in ("variant", "vqvae") if getattr(args, name) is not None}
-    parameters = inspect.signature(load).parameters
     for name in given:
-        if name not in parameters:
+        if name not in cls.repository_options:
             raise ValueError(f"--{name} is not for this kind of checkpoint.")
     return given
 
@@ -53,7 +53,7 @@ def identity(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any
 def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     """The model of the flags, with no code of the repository run."""
     kind = image_pipeline_class(args.model)
-    options = loading_arguments(args, getattr(kind, "open_published", kind.from_pretrained))
+    options = loading_arguments(args, kind)
     return kind.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).to(args.device)
 
 

@@ -32,7 +32,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, 
 
 from ..checkpoints.configs import check_fields, check_sizes, require_fields, stock_config, stock_settings
 from ..checkpoints.errors import one_sentence, writing_natively
-from ..checkpoints.repository import local_folder
+from ..checkpoints.repository import HubArguments, local_folder
 from ..checkpoints.saved import load_component, load_tokenizer
 from ..checkpoints.source import SHARD_SIZE, ModelSource, build_skeleton, missing_tensors
 from ..checkpoints.weights import Checkpoint, find_weights
@@ -263,7 +263,8 @@ def open_text_model(repository: str | os.PathLike[str], *, block_length: int | N
         ValueError: If the model is of no family that is known here, saying what it is.
         OSError: If there is no such repository.
     """
-    folder = local_folder(repository, [*_CONFIG_FILES, *_TOKENIZER_FILES], **hub)
+    where = HubArguments(**hub)
+    folder = local_folder(repository, [*_CONFIG_FILES, *_TOKENIZER_FILES], where)
     file = folder / "config.json"
     settings = read_json(file)
     check_settings(settings, file)
@@ -276,9 +277,9 @@ def open_text_model(repository: str | os.PathLike[str], *, block_length: int | N
     family = text_family(settings, tokenizer, block_length, Path(repository).name)
     if tokenizer.mask_token_id is None and isinstance(name := tokenizer.convert_ids_to_tokens(family.mask_token_id), str):
         tokenizer.mask_token = name
-    folder = local_folder(repository, [*_CONFIG_FILES, "model*.safetensors*"], **hub)
+    folder = local_folder(repository, [*_CONFIG_FILES, "model*.safetensors*"], where)
     if not list(folder.glob("model*.safetensors*")):
-        folder = local_folder(repository, [*_CONFIG_FILES, "pytorch_model*.bin*"], **hub)
+        folder = local_folder(repository, [*_CONFIG_FILES, "pytorch_model*.bin*"], where)
     source = _open_model(folder, settings, family)
     build = source.build
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from text_helpers import load_text_model, masked_lm_logits
 
 from diffusers_infogain import InfoGainTextPipeline
+from diffusers_infogain.checkpoints.convert import write_pipeline
 from diffusers_infogain.models.text import TextFamily, open_text_model
 
 REFUSED = {
@@ -119,7 +120,7 @@ def test_sparse_attention_does_not_depend_on_earlier_texts(tmp_path, caplog):
 @torch.no_grad()
 def test_a_model_whose_tensors_have_other_names_in_files_is_converted(model_type, tmp_path):
     write_masked_lm(tmp_path / "model", model_type)
-    InfoGainTextPipeline.open_published(tmp_path / "model").write(tmp_path / "converted")
+    write_pipeline(InfoGainTextPipeline.open_published(tmp_path / "model"), tmp_path / "converted")
     ids = draw()
     where = torch.ones_like(ids, dtype=torch.bool)
     pipes = [InfoGainTextPipeline.from_pretrained(tmp_path / name) for name in ("model", "converted")]
