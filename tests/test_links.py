@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import unicodedata
@@ -62,3 +63,25 @@ def test_the_reference_has_every_public_name():
     assert public == set(re.findall(r"\]\[(\S+?)\]", (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")))
     for name in set(names) - public:
         assert importlib.util.find_spec(name), name
+
+
+def messages() -> list[str]:
+    """The texts in the package's source; what varies in them is "...", as in the FAQ."""
+    texts = []
+    for path in (ROOT / "diffusers_infogain").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def test_the_error_messages_of_the_faq_exist():
+    quoted = re.findall(r"^\*\*(`+) ?(.+?) ?\1\*\*$", (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(quoted) > 20
+    texts = messages()
+    for _, message in quoted:
+        parts = [part for part in message.split("...") if part.strip()]
+        pattern = re.compile(".*".join(map(re.escape, parts)), flags=re.DOTALL)
+        assert any(pattern.search(text) for text in texts), f"docs/faq.md explains a message that no longer exists: {message}"
