@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import make_llama, make_lumina_pipeline, make_mmada_pipeline, make_word_tokenizer
-from checkpoint_helpers_maskgit import write_maskgit_checkpoint
-from checkpoint_helpers_meissonic import write_meissonic_repository
-from conftest import make_components
 from diffusers.callbacks import SDCFGCutoffCallback
-from helpers import generators
+from helpers.amused import make_components
+from helpers.checkpoints import make_llama, make_lumina_pipeline, make_mmada_pipeline, make_word_tokenizer
+from helpers.checkpoints_maskgit import write_maskgit_checkpoint
+from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.sampling import generators
 
 from diffusers_infogain import (
     InfoGainMaskGITPipeline,

@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from helpers import chi_square, chi_square_bound, generators, probabilities, random_logits
+from helpers.reference import chi_square, chi_square_bound, probabilities
+from helpers.sampling import generators, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers_text import write_llada
 from filelock import FileLock
+from helpers.checkpoints_text import write_llada
 
 import diffusers_infogain
 from diffusers_infogain import load

@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import HashModel, generators, make_scheduler, plain_entropy, random_logits
+from helpers.reference import plain_entropy
+from helpers.sampling import HashModel, generators, make_scheduler, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

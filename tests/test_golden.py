@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_scheduler
+from helpers.sampling import make_scheduler
 from safetensors.torch import load_file
 
 from diffusers_infogain import InfoGainProposal, scoring

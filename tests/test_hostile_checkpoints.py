@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_helpers import make_mmada_pipeline
-from checkpoint_helpers_meissonic import write_meissonic_repository
-from checkpoint_helpers_text import write_bert, write_dream, write_llada, write_sdar
-from conftest import make_components
+from helpers.amused import make_components
+from helpers.checkpoints import make_mmada_pipeline
+from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_sdar
 
 from diffusers_infogain import InfoGainPipeline, load
 

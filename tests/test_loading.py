@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CODEBOOK_SIZE, GRID, generators, make_components
 from diffusers import AmusedPipeline, AmusedScheduler, DDIMScheduler, DiffusionPipeline, UVit2DModel
-from helpers import frequencies_file
+from helpers.amused import CODEBOOK_SIZE, GRID, make_components
+from helpers.sampling import frequencies_file, generators
 
 import diffusers_infogain
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import HashModel, generators, make_scheduler, random_logits
+from helpers.sampling import HashModel, generators, make_scheduler, random_logits
 
 from diffusers_infogain import decode, decode_beam, decode_best_of
 from diffusers_infogain.decoding import DecodingStep

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import make_components
 from diffusers import DiffusionPipeline
+from helpers.amused import make_components
 
 import diffusers_infogain
 from diffusers_infogain import InfoGainPipeline, load

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CODEBOOK_SIZE, GRID, generators
+from helpers.amused import CODEBOOK_SIZE, GRID
+from helpers.sampling import generators
 
 from diffusers_infogain import InfoGainScheduler
 

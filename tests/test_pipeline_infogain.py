@@ -11,8 +11,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CODEBOOK_SIZE, GRID, generators, make_components
 from diffusers.callbacks import PipelineCallback
+from helpers.amused import CODEBOOK_SIZE, GRID, make_components
+from helpers.sampling import generators
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
 from diffusers_infogain.candidates import split_generator

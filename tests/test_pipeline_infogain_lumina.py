@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers import (
+from helpers.checkpoints import (
     LUMINA_CONFIG,
     LUMINA_TINY,
     make_lumina_pipeline,
@@ -16,7 +16,7 @@ from checkpoint_helpers import (
     make_vqvae,
     write_lumina_repository,
 )
-from helpers import generators
+from helpers.sampling import generators
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checkpoint_helpers_maskgit import write_maskgit_checkpoint
-from helpers import generators
+from helpers.checkpoints_maskgit import write_maskgit_checkpoint
+from helpers.sampling import generators
 
 from diffusers_infogain import PRESETS, InfoGainMaskGITPipeline, InfoGainScheduler, decode
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from checkpoint_helpers_meissonic import write_meissonic_repository
-from helpers import generators, make_scheduler
+from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.sampling import generators, make_scheduler
 
 from diffusers_infogain import InfoGainMeissonicPipeline, InfoGainScheduler, decode, load
 from diffusers_infogain.cli import main

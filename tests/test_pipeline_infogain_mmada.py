@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
-from checkpoint_helpers import MMADA_CONFIG, MMADA_TINY, make_magvit, make_mmada_pipeline, make_word_tokenizer
-from helpers import generators, make_scheduler
+from helpers.checkpoints import MMADA_CONFIG, MMADA_TINY, make_magvit, make_mmada_pipeline, make_word_tokenizer
+from helpers.sampling import generators, make_scheduler
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM

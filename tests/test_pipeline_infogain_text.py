@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from checkpoint_helpers import make_word_tokenizer
 from diffusers.callbacks import PipelineCallback
-from helpers import generators
+from helpers.checkpoints import make_word_tokenizer
+from helpers.sampling import generators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers import write_magvit_repository, write_mmada_repository
-from checkpoint_helpers_maskgit import write_maskgit_checkpoint
-from checkpoint_helpers_text import write_bert, write_dream, write_llada, write_sdar
-from helpers import generators
+from helpers.checkpoints import write_magvit_repository, write_mmada_repository
+from helpers.checkpoints_maskgit import write_maskgit_checkpoint
+from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_sdar
+from helpers.sampling import generators
 from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMMaDAPipeline, InfoGainPipeline, InfoGainTextPipeline, load

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers import make_mmada_pipeline
+from helpers.checkpoints import make_mmada_pipeline
 
 from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline, cli
 from diffusers_infogain.evaluation.text_tasks import check_grid

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from diffusers import AmusedScheduler
-from helpers import make_scheduler
+from helpers.sampling import make_scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from diffusers import AmusedScheduler
-from helpers import generators, make_scheduler, random_logits
+from helpers.sampling import generators, make_scheduler, random_logits
 
 from diffusers_infogain import PRESETS, InfoGainScheduler
 from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS

@@ -7,20 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    HashModel,
-    generators,
-    make_scheduler,
-    plain_entropy,
-    plain_evaluation,
-    plain_frequencies,
-    plain_gumbel,
-    plain_kl,
-    plain_token,
-    probabilities,
-    random_logits,
-    top_positions,
-)
+from helpers.reference import plain_entropy, plain_evaluation, plain_gumbel, plain_kl, plain_token, probabilities, top_positions
+from helpers.sampling import HashModel, generators, make_scheduler, plain_frequencies, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file

@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from helpers import plain_entropy, plain_kl, probabilities, random_logits
+from helpers.reference import plain_entropy, plain_kl, probabilities
+from helpers.sampling import random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers import HashModel, generators, make_scheduler, plain_evaluation, plain_uncertainty, random_logits
+from helpers.reference import plain_evaluation, plain_uncertainty
+from helpers.sampling import HashModel, generators, make_scheduler, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import generators
-from models.masked_lm_helpers import VOCABULARY, tiny_model, word_tokenizer, write_masked_lm
+from helpers.masked_lm import VOCABULARY, tiny_model, word_tokenizer, write_masked_lm
+from helpers.sampling import generators
 
 from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers import (
+from diffusers import DiffusionPipeline
+from helpers.amused import make_components
+from helpers.checkpoints import (
     make_lumina_pipeline,
     make_mmada_pipeline,
     write_lumina_repository,
     write_magvit_repository,
     write_mmada_repository,
 )
-from checkpoint_helpers_maskgit import write_maskgit_checkpoint
-from checkpoint_helpers_meissonic import write_meissonic_repository
-from checkpoint_helpers_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
-from conftest import make_components
-from diffusers import DiffusionPipeline
+from helpers.checkpoints_maskgit import write_maskgit_checkpoint
+from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
 from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import CUSTOM_PIPELINE, InfoGainMeissonicPipeline, InfoGainPipeline, load

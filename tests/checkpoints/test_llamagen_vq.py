@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
-from checkpoint_helpers_maskgit import VQ_FILE, vq_shapes, write_maskgit_checkpoint
 from diffusers import VQModel
+from helpers.checkpoints_maskgit import VQ_FILE, vq_shapes, write_maskgit_checkpoint
 from safetensors.torch import load_file
 
 from diffusers_infogain.checkpoints.llamagen_vq import config_from_state_dict, convert_key, convert_tensor, llamagen_vq_config

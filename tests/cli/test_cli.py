@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import run
+from helpers.commands import run
 from PIL import Image, ImageChops
 
 import diffusers_infogain

@@ -5,9 +5,9 @@ import re
 import shutil
 import sys
 
-import metric_helpers  # noqa: F401, so that metrics can be imported without torchvision
 import PIL.Image
 import pytest
+from helpers import metrics  # noqa: F401, so that metrics can be imported without torchvision
 
 from diffusers_infogain import cli, load
 

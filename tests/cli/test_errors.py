@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run
+from helpers.commands import run
 from safetensors import SafetensorError
 
 from diffusers_infogain import cli

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import commands
+from helpers.commands import commands
 
 TASK = """
 task: tiny

@@ -6,7 +6,7 @@ import types
 import PIL.Image
 import pytest
 import torch
-from commands import run
+from helpers.commands import run
 from test_pipeline_infogain_text import make_pipe
 
 from diffusers_infogain import choices, cli

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_components
 from diffusers import AmusedPipeline
+from helpers.amused import make_components
 from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import InfoGainPipeline

@@ -8,8 +8,8 @@ import pickle
 import accelerate
 import pytest
 import torch
-from dialect_helpers import CLIP_FAMILIES, FAMILIES, PROMPT, call, make_pipe
 from diffusers import AmusedPipeline, AmusedScheduler
+from helpers.dialect import CLIP_FAMILIES, FAMILIES, PROMPT, call, make_pipe
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.components import in_float32

@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from dialect_helpers import CLIP_FAMILIES, FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, make_pipe, seeded
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.image_processor import VaeImageProcessor
+from helpers.dialect import CLIP_FAMILIES, FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, make_pipe, seeded
 
 from diffusers_infogain import InfoGainScheduler
 

@@ -10,9 +10,9 @@ import pickle
 import PIL.Image
 import pytest
 import torch
-from conftest import make_components
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline, AmusedScheduler
-from helpers import HashModel, make_scheduler
+from helpers.amused import make_components
+from helpers.sampling import HashModel, make_scheduler
 
 from diffusers_infogain import PRESETS, InfoGainScheduler, decode
 from diffusers_infogain.image_generation import as_infogain_scheduler

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from metric_helpers import TinyFeatures, metrics, random_images, save_tiny_clip
+from helpers.metrics import TinyFeatures, metrics, random_images, save_tiny_clip
 from PIL import Image
 
 from diffusers_infogain.demo import shapes

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from comparison_helpers import measured, result
+from helpers.comparison import measured, result
 
 from diffusers_infogain.evaluation import groups
 from diffusers_infogain.evaluation.groups import RIGHT, Quality

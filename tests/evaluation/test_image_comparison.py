@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from comparison_helpers import measured, result
+from helpers.comparison import measured, result
 
 from diffusers_infogain.evaluation import image_comparison
 from diffusers_infogain.evaluation.image_comparison import image_groups

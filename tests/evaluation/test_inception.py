@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from metric_helpers import metrics, random_images
+from helpers.metrics import metrics, random_images
 from safetensors.torch import save_file
 
 from diffusers_infogain.evaluation.features import InceptionFeatures

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metric_helpers import metrics as library
-from metric_helpers import save_tiny_clip
+from helpers.metrics import metrics as library
+from helpers.metrics import save_tiny_clip
 from PIL import Image, ImageOps
 
 from diffusers_infogain.demo import shapes

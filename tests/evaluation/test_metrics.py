@@ -7,7 +7,7 @@ import scipy.special
 import scipy.stats
 import torch
 import transformers
-from metric_helpers import TinyFeatures, metrics, random_images, save_tiny_clip
+from helpers.metrics import TinyFeatures, metrics, random_images, save_tiny_clip
 from torchmetrics.multimodal.clip_score import CLIPScore
 
 from diffusers_infogain.evaluation.features import ClipFeatures

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from comparison_helpers import result
+from helpers.comparison import result
 
 from diffusers_infogain.evaluation import plots
 from diffusers_infogain.evaluation.groups import RIGHT

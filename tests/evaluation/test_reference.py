@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from metric_helpers import TinyFeatures, metrics, random_images
+from helpers.metrics import TinyFeatures, metrics, random_images
 
 from diffusers_infogain.evaluation.reference import ReferenceStatistics, read_reference, with_reference, write_reference
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from comparison_helpers import result
+from helpers.comparison import result
 
 from diffusers_infogain.evaluation import tables
 from diffusers_infogain.evaluation.groups import RIGHT

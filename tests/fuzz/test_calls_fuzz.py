@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import make_lumina_pipeline, make_mmada_pipeline
-from checkpoint_helpers_maskgit import write_maskgit_checkpoint
-from checkpoint_helpers_meissonic import write_meissonic_repository
-from checkpoint_helpers_text import write_llada
-from conftest import make_components
-from fuzz_helpers import attempt, is_sentence, values
+from helpers.amused import make_components
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline
+from helpers.checkpoints_maskgit import write_maskgit_checkpoint
+from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.checkpoints_text import write_llada
+from helpers.fuzz import attempt, is_sentence, values
 
 from diffusers_infogain import (
     InfoGainMaskGITPipeline,

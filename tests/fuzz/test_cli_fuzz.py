@@ -16,9 +16,9 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from checkpoint_helpers_text import write_bert, write_llada
-from conftest import make_components
-from fuzz_helpers import SECONDS, HangError, is_sentence, limited
+from helpers.amused import make_components
+from helpers.checkpoints_text import write_bert, write_llada
+from helpers.fuzz import SECONDS, HangError, is_sentence, limited
 
 from diffusers_infogain import InfoGainPipeline, InfoGainTextPipeline, cli
 

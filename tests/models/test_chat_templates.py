@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from checkpoint_helpers import make_word_tokenizer
-from fuzz_helpers import limited
+from helpers.checkpoints import make_word_tokenizer
+from helpers.fuzz import limited
 
 from diffusers_infogain.models.chat_templates import chat_text
 

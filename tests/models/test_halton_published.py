@@ -7,7 +7,7 @@ from itertools import accumulate, count
 
 import pytest
 import torch
-from helpers import make_scheduler, random_logits
+from helpers.sampling import make_scheduler, random_logits
 
 from diffusers_infogain.scoring import halton_order
 

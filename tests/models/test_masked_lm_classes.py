@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from masked_lm_helpers import CLASSES, VOCABULARY, write_masked_lm
+from helpers.masked_lm import CLASSES, VOCABULARY, write_masked_lm
+from helpers.text import load_text_model, masked_lm_logits
 from safetensors.torch import load_file, save_file
-from text_helpers import load_text_model, masked_lm_logits
 
 from diffusers_infogain import InfoGainTextPipeline
 from diffusers_infogain.checkpoints.convert import write_pipeline

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload, init_empty_weights
-from checkpoint_helpers_maskgit import maskgit_shapes, write_maskgit_checkpoint
+from helpers.checkpoints_maskgit import maskgit_shapes, write_maskgit_checkpoint
 from safetensors.torch import load_file
 
 from diffusers_infogain.models.maskgit_transformer import (

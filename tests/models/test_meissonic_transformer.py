@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers_meissonic import VOCAB_SIZE, write_meissonic_repository
-from conftest import CODEBOOK_SIZE, GRID, make_components
 from diffusers import VQModel
 from diffusers.models.embeddings import get_timestep_embedding
+from helpers.amused import CODEBOOK_SIZE, GRID, make_components
+from helpers.checkpoints_meissonic import VOCAB_SIZE, write_meissonic_repository
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 

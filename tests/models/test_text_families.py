@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers import llada_tensors, make_word_tokenizer, write_shards
+from helpers.checkpoints import llada_tensors, make_word_tokenizer, write_shards
+from helpers.text import load_text_model, masked_lm_logits
 from safetensors.torch import load_file
-from text_helpers import load_text_model, masked_lm_logits
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from diffusers_infogain.models.llada import BidirectionalLlama, convert_key, llama_config

@@ -8,16 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers_text import (
-    write_bert,
-    write_dream,
-    write_llada,
-    write_mdlm_qwen3,
-    write_sdar,
-)
+from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
+from helpers.text import load_text_model, masked_lm_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_helpers import load_text_model, masked_lm_logits
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
 from diffusers_infogain.models.text import TextFamily

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import write_mmada_repository
-from checkpoint_helpers_text import (
+from helpers.checkpoints import write_mmada_repository
+from helpers.checkpoints_text import (
     DREAM_CONFIG,
     SDAR_CONFIG,
     random_weights,
@@ -22,8 +22,8 @@ from checkpoint_helpers_text import (
     write_mdlm_qwen3,
     write_sdar,
 )
+from helpers.text import load_text_model, masked_lm_logits
 from safetensors.torch import load_file, save_file
-from text_helpers import load_text_model, masked_lm_logits
 from transformers import (
     BertForMaskedLM,
     FNetConfig,

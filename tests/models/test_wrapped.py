@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
-from text_helpers import masked_lm_logits
+from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
+from helpers.text import masked_lm_logits
 
 from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.models.wrapped import underlying

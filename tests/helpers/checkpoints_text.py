@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint_helpers import MMADA_CONFIG, llada_tensors, make_word_tokenizer, write_shards
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -19,6 +18,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from helpers.checkpoints import MMADA_CONFIG, llada_tensors, make_word_tokenizer, write_shards
 
 FORBIDDEN = "raise RuntimeError('code of the checkpoint was run')\n"
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

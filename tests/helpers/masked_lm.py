@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint_helpers_text import random_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+from helpers.checkpoints_text import random_weights
 
 VOCABULARY = 40
 CLASSES: dict[str, tuple[Any, type[PreTrainedModel]]] = {

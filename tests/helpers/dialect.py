@@ -7,12 +7,12 @@ import functools
 from typing import Any
 
 import torch
-from checkpoint_helpers import make_lumina_pipeline, make_mmada_pipeline, make_vqvae
-from conftest import make_components
 
 from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMeissonicPipeline, InfoGainPipeline, InfoGainScheduler
 from diffusers_infogain.models.maskgit_transformer import MaskGITTransformer2DModel
 from diffusers_infogain.models.meissonic_transformer import MeissonicTransformer2DModel
+from helpers.amused import make_components
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_vqvae
 
 PROMPT = {"amused": "a cat", "meissonic": "a cat", "maskgit": 207, "mmada": "a red cat", "lumina": "a red cat"}
 OTHER = {"amused": "dogs", "meissonic": "dogs", "maskgit": 1, "mmada": "two dogs", "lumina": "two dogs"}

@@ -7,9 +7,9 @@ from unittest import mock
 
 import torch
 import transformers
-from conftest import make_tokenizer
 
 from diffusers_infogain.evaluation.features import FeatureExtractor
+from helpers.amused import make_tokenizer
 
 
 def import_torch_fidelity() -> None:

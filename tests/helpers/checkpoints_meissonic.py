@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import CODEBOOK_SIZE, make_components
 from safetensors.torch import save_file
 
 from diffusers_infogain.models.meissonic_transformer import MeissonicTransformer2DModel
+from helpers.amused import CODEBOOK_SIZE, make_components
 
 # The last id of the vocabulary is the mask.
 VOCAB_SIZE = CODEBOOK_SIZE + 2
