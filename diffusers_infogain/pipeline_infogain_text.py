@@ -124,7 +124,12 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         messages: Messages | list[Messages] | None = None,
         input_ids: Sequence[Sequence[int]] | torch.Tensor | None = None,
     ) -> list[list[int]]:
-        """Token ids of every prompt, from one of the three: texts, chats (by the tokenizer's template), or the ids themselves.
+        """Token ids of every prompt, from exactly one of the arguments.
+
+        Args:
+            prompt: Text or texts.
+            messages: A chat or chats, laid out by the tokenizer's template.
+            input_ids: The ids themselves.
 
         Raises:
             ValueError: If not exactly one is given, or it is empty.
@@ -135,44 +140,41 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             raise ValueError(
                 f"Exactly one of `prompt`, `messages` and `input_ids` must be given, got {', '.join(names) or 'none'}."
             )
-        if input_ids is None:
-            check_components(self, "tokenizer")
+        if input_ids is not None:
+            return _id_lists(input_ids)
+        check_components(self, "tokenizer")
         if prompt is not None:
             return [list(tokenize(self.tokenizer, text).input_ids) for text in prompt_list("prompt", prompt)]
-        if messages is not None:
-            described = "a chat or a list of chats that is not empty, each a list of dictionaries"
-            chats = check_list("messages", messages, (dict, list, tuple), described)
-            chats = [chats] if isinstance(chats[0], dict) else chats
-            for chat in chats:
-                check_list("messages", chat, dict, described)
-            texts = [chat_text(self.tokenizer, chat) for chat in chats]
-            return [list(tokenize(self.tokenizer, text, add_special_tokens=False).input_ids) for text in texts]
-        rows = [one.tolist() if isinstance(one, torch.Tensor) else one for one in (() if input_ids is None else input_ids)]
-        if (
-            not rows
-            or not all(isinstance(row, (list, tuple)) and row for row in rows)
-            or not all(isinstance(one, int) for row in rows for one in row)
-        ):
-            raise ValueError("`input_ids` must be a list of lists of token ids or a tensor (B, L), none of them empty.")
-        return [list(row) for row in rows]
+        described = "a chat or a list of chats that is not empty, each a list of dictionaries"
+        chats = check_list("messages", messages, (dict, list, tuple), described)
+        chats = [chats] if isinstance(chats[0], dict) else chats
+        for chat in chats:
+            check_list("messages", chat, dict, described)
+        texts = [chat_text(self.tokenizer, chat) for chat in chats]
+        return [list(tokenize(self.tokenizer, text, add_special_tokens=False).input_ids) for text in texts]
 
-    def _generation(self, arguments: dict[str, Any]) -> TextGeneration:
-        """A call, checked; `arguments` are those of `__call__` by name."""
+    def _generation(
+        self, *, prompt: Any, messages: Any, input_ids: Any, num_texts_per_prompt: int, **arguments: Any
+    ) -> TextGeneration:
+        """Checks a call and lays out its canvas. Takes the arguments of `__call__`."""
         check_components(self, "model", "tokenizer", "scheduler")
-        rest = dict(arguments)
-        rows = self.encode(*(rest.pop(name) for name in ("prompt", "messages", "input_ids")))
-        copies = rest.pop("num_texts_per_prompt")
-        check_integer("num_texts_per_prompt", copies, 1)
-        ends = self._num_end_tokens() if arguments["prompt"] is not None else 0
-        return TextGeneration(pipe=self, prompts=[row for row in rows for _ in range(copies)], num_end_tokens=ends, **rest)
+        prompts = self.encode(prompt, messages, input_ids)
+        check_integer("num_texts_per_prompt", num_texts_per_prompt, 1)
+        return TextGeneration(
+            pipe=self,
+            prompts=[ids for ids in prompts for _ in range(num_texts_per_prompt)],
+            num_end_tokens=0 if prompt is None else self._num_end_tokens(),
+            **arguments,
+        )
 
     def _num_end_tokens(self) -> int:
-        """How many tokens an encoder's tokenizer puts behind a text."""
+        """How many special tokens an encoder's tokenizer appends to a text."""
         if self.family.name != "masked_lm":
             return 0
-        text, whole = tokenize(self.tokenizer, "a", add_special_tokens=False).input_ids, tokenize(self.tokenizer, "a").input_ids
-        place = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), len(whole))
-        return max(len(whole) - place - len(text), 0)
+        text = tokenize(self.tokenizer, "a", add_special_tokens=False).input_ids
+        whole = tokenize(self.tokenizer, "a").input_ids
+        start = next((start for start in range(len(whole)) if whole[start : start + len(text)] == text), len(whole))
+        return max(len(whole) - start - len(text), 0)
 
     @torch.no_grad()
     def __call__(
@@ -198,32 +200,33 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         r"""Writes texts, or fills in masks.
 
         Args:
-            prompt: The prompt or prompts, of any lengths. What an encoder's tokenizer puts behind a text, as BERT's [SEP], stays
-                behind the new tokens too.
-            messages: A chat or chats in place of `prompt`, laid out by the tokenizer's template.
-            input_ids: Token ids in place of `prompt`; new tokens follow the last of them, whatever it is. Ids with the mask id
-                among them are infilled; give `max_new_tokens=0` to write nothing behind them.
-            max_new_tokens: Masks behind every prompt.
-            block_length: Decode blocks of so many tokens one after the other; by default all at once, or the blocks of a
-                block-causal model, of whose length it must be a multiple.
-            num_inference_steps: Steps in all, shared out over a text's blocks, with at least one for each. By default as many as
-                the scheduler's `tokens_per_step`, or one token a step, takes.
-            num_texts_per_prompt: The texts of a prompt follow each other in the output.
-            generator: One `torch.Generator`, from which every text gets its own, or a list with one per text; with a list a text
-                comes out the same alone and in any batch (up to rounding in the model).
+            prompt: The prompt or prompts, of any lengths. Special tokens that an encoder's tokenizer appends to a text, such as
+                BERT's [SEP], stay behind the new tokens.
+            messages: A chat or chats instead of `prompt`, laid out by the tokenizer's template.
+            input_ids: Token ids instead of `prompt`; new tokens follow the last of them, whatever it is. Mask ids among them are
+                filled in; with `max_new_tokens=0` nothing is written behind them.
+            max_new_tokens: Number of new tokens of each text.
+            block_length: Number of tokens in a block; blocks are decoded one after the other. By default all new tokens are one
+                block. For a block-causal model, a multiple of the model's own block length, which is the default.
+            num_inference_steps: Steps in total, shared over the blocks of a text, with at least one for each. By default as many
+                as the scheduler's `tokens_per_step` takes, or one for each token.
+            num_texts_per_prompt: Number of texts for each prompt; they follow each other in the output.
+            generator: One `torch.Generator`, from which every text gets its own, or a list with one for each text. With a list a
+                text comes out the same alone and in any batch (up to rounding in the model).
             stop_at_eos: Whether a text is finished with the block in which it ends. An end of text counts once everything
                 before it is decoded.
             return_dict: Whether to return an `InfoGainTextOutput` instead of a tuple.
-            callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block.
-                Changed "tokens" replace the block's, and the model runs on them anew.
+            callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block. If it
+                changes "tokens", they replace those of the block, and the model runs again.
             callback_on_step_end_tensor_inputs: What `kwargs` holds: "tokens" (R, block), "logits" (R, block, V) that are 0 at
-                known tokens, "scores" (R, N), and "sample_index" (R,), the texts of the batch that these are: texts whose block
+                known tokens, "scores" (R, N), and "sample_index" (R,), the index of these texts in the batch. Texts whose block
                 differs in width or in its number of steps are decoded one group after the other.
-            lookahead_batch_size: The most states that go through the model at once, texts times candidates.
-            num_beams, num_runs: Above 1: beam search, or the best of so many runs, of every block.
-            cache: "none"; "exact" for block-causal models, whose finished blocks are then not run again, with the same logits; or
-                "prefix" for models with full attention, an approximation that takes what stands before a block as it was when
-                the block began. By default exact where that is possible.
+            lookahead_batch_size: The largest number of states (texts times candidates) in one forward pass.
+            num_beams: Above 1: beam search in every block.
+            num_runs: Above 1: every block is decoded this often, and the best run is kept.
+            cache: "none"; "exact" for block-causal models, which does not run finished blocks again and gives the same logits; or
+                "prefix" for models with full attention, an approximation in which tokens before a block see the block as it was
+                when it began. By default "exact" if the model allows it, else "none".
             pack_candidates: With the exact cache, run the candidates of a text as one sequence over one copy of its keys and
                 values, which saves memory.
 
@@ -231,28 +234,26 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             `InfoGainTextOutput`, or (texts, sequences, attention_mask, trace).
 
         Raises:
-            ValueError: For arguments that do not fit, naming the first.
+            ValueError: For the first argument that does not fit.
         """
         check_bool("return_dict", return_dict)
         generation = self._generation(
-            {
-                "prompt": prompt,
-                "messages": messages,
-                "input_ids": input_ids,
-                "max_new_tokens": max_new_tokens,
-                "block_length": block_length,
-                "num_inference_steps": num_inference_steps,
-                "num_texts_per_prompt": num_texts_per_prompt,
-                "generator": generator,
-                "stop_at_eos": stop_at_eos,
-                "callback_on_step_end": callback_on_step_end,
-                "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-                "lookahead_batch_size": lookahead_batch_size,
-                "num_beams": num_beams,
-                "num_runs": num_runs,
-                "cache": cache,
-                "pack_candidates": pack_candidates,
-            }
+            prompt=prompt,
+            messages=messages,
+            input_ids=input_ids,
+            max_new_tokens=max_new_tokens,
+            block_length=block_length,
+            num_inference_steps=num_inference_steps,
+            num_texts_per_prompt=num_texts_per_prompt,
+            generator=generator,
+            stop_at_eos=stop_at_eos,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            lookahead_batch_size=lookahead_batch_size,
+            num_beams=num_beams,
+            num_runs=num_runs,
+            cache=cache,
+            pack_candidates=pack_candidates,
         )
         total = generation.num_masks()
         with self.progress_bar(total=total) as progress_bar:
@@ -263,23 +264,35 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         return output if return_dict else (output.texts, output.sequences, output.attention_mask, output.trace)
 
     def stream(self, prompt: str | list[str] | None = None, **call: Any) -> Iterator[TextBlock]:
-        """Yields every block as soon as it is decoded; arguments as in a call.
+        """Yields every block as soon as it is decoded. Takes the arguments of `__call__` except `return_dict`.
 
         Raises:
-            TypeError: For an argument that a call does not take.
-            ValueError: As a call.
+            TypeError: For an argument that `__call__` does not take.
+            ValueError: As `__call__`.
         """
         parameters = inspect.signature(type(self).__call__).parameters
-        arguments = {name: value.default for name, value in parameters.items() if name not in ("self", "return_dict")}
+        arguments = {name: parameter.default for name, parameter in parameters.items() if name not in ("self", "return_dict")}
         unknown = [name for name in call if name not in arguments]
         if unknown:
             raise TypeError(f"stream() got an unexpected keyword argument {unknown[0]!r}")
-        generation = self._generation({**arguments, "prompt": prompt, **call})
+        generation = self._generation(**{**arguments, "prompt": prompt, **call})
 
-        def blocks() -> Iterator[TextBlock]:
+        def blocks() -> Iterator[TextBlock]:  # a generator of its own, so that arguments are checked before the first block
             try:
                 yield from generation.run()
             finally:
                 self.maybe_free_model_hooks()
 
         return blocks()
+
+
+def _id_lists(input_ids: Any) -> list[list[int]]:
+    """`input_ids` as lists, from lists or tensors."""
+    prompts = [ids.tolist() if isinstance(ids, torch.Tensor) else ids for ids in input_ids]
+    if (
+        not prompts
+        or not all(isinstance(ids, (list, tuple)) and ids for ids in prompts)
+        or not all(isinstance(token, int) for ids in prompts for token in ids)
+    ):
+        raise ValueError("`input_ids` must be a list of lists of token ids or a tensor (B, L), none of them empty.")
+    return [list(ids) for ids in prompts]
