@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
@@ -86,17 +87,19 @@ class ModelSource:
         """Name and value of every tensor of the model that is in the checkpoint, file by file.
 
         Args:
-            dtype: Of floating-point tensors, except those that the model keeps in float32; by default as stored, or where the
+            dtype: Of floating-point tensors, except those that the model keeps in float32; by default the stored one, or if the
                 checkpoint has several, that of the most elements.
         """
-        float32 = set(getattr(self.skeleton, "_keep_in_fp32_modules", None) or ())
-        dtype = self.checkpoint.computing_dtype(dtype)
-        order = {file: place for place, file in enumerate(self.checkpoint.files)}
+        order = {file: number for number, file in enumerate(self.checkpoint.files)}
         for name, key in sorted(self.keys.items(), key=lambda item: order[self.checkpoint.file_of(item[1])]):
-            tensor = self.convert_tensor(name, self.checkpoint.tensor(key))
-            if tensor.is_floating_point():
-                tensor = tensor.to(torch.float32 if float32 & set(name.split(".")) else dtype)
-            yield name, tensor
+            yield name, self._converted(name, self.checkpoint.tensor(key), dtype)
+
+    def _converted(self, name: str, stored: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+        tensor = self.convert_tensor(name, stored)
+        if not tensor.is_floating_point():
+            return tensor
+        float32 = set(getattr(self.skeleton, "_keep_in_fp32_modules", None) or ())
+        return tensor.to(torch.float32 if float32 & set(name.split(".")) else self.checkpoint.computing_dtype(dtype))
 
     def load(self, dtype: torch.dtype | None = None) -> Any:
         """The model with its weights, in evaluation mode; its memory and one tensor more are all that is needed."""
@@ -137,44 +140,28 @@ class ModelSource:
                 model.config.architectures = [type(model).__name__]
                 model.config.dtype = self.checkpoint.computing_dtype(dtype)
                 model.config.save_pretrained(folder)
-        # Of tied names, which are one tensor, the first that is there is written.
-        repeated = {name for names in tied_names(model) for name in [one for one in self.keys if one in names][1:]}
-        shards: list[list[str]] = []
-        pending: dict[str, torch.Tensor] = {}
-        pending_bytes = total = 0
-
-        def flush() -> None:
-            if pending:
-                file = folder / f"{stem}-{len(shards) + 1:05d}.safetensors"
-                with writing_natively(file):
-                    save_file(pending, file, metadata={"format": "pt"})
-                    # The library lets nobody but the owner read its files. The folder has what the umask leaves.
-                    file.chmod(folder.stat().st_mode & 0o666)
-                shards.append(list(pending))
-                pending.clear()
-
-        for name, tensor in self.tensors(dtype):
-            if name in repeated:
-                continue
-            size = tensor.numel() * tensor.element_size()
-            if pending and pending_bytes + size > shard_size:
-                flush()
-                pending_bytes = 0
-            pending[name] = tensor.contiguous()
-            pending_bytes, total = pending_bytes + size, total + size
-            del tensor
-        flush()
-        if len(shards) == 1:
-            (folder / f"{stem}-00001.safetensors").rename(folder / f"{stem}.safetensors")
-            return total
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(shards, 1):
-            final = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-            (folder / f"{stem}-{number:05d}.safetensors").rename(folder / final)
-            weight_map |= dict.fromkeys(names, final)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        save_json(index, folder / f"{stem}.safetensors.index.json")
-        return total
+        # Of tied names, which are one tensor, the first in the checkpoint is written.
+        repeated = {name for names in tied_names(model) for name in [name for name in self.keys if name in names][1:]}
+        keys = {name: key for name, key in self.keys.items() if name not in repeated}
+        empty = {name: self._converted(name, self.checkpoint.empty(key), dtype) for name, key in keys.items()}
+        shards = split_state_dict_into_shards_factory(
+            empty,
+            get_storage_size=lambda tensor: tensor.nbytes,
+            filename_pattern=stem + "{suffix}.safetensors",
+            max_shard_size=shard_size,
+        )
+        for file_name, names in shards.filename_to_tensors.items():
+            file = folder / file_name
+            tensors = {name: self._converted(name, self.checkpoint.tensor(keys[name]), dtype).contiguous() for name in names}
+            with writing_natively(file):
+                save_file(tensors, file, metadata={"format": "pt"})
+                # The library makes files that only their owner can read; the folder has the permissions that the umask allows.
+                file.chmod(folder.stat().st_mode & 0o666)
+            del tensors  # before those of the next shard are read
+        if shards.is_sharded:
+            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+            save_json(index, folder / f"{stem}.safetensors.index.json")
+        return shards.metadata["total_size"]
 
 
 def tied_names(model: torch.nn.Module) -> list[set[str]]:

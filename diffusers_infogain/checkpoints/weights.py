@@ -139,6 +139,11 @@ class Checkpoint:
         """How a key is stored."""
         return self._entries[key].dtype
 
+    def empty(self, key: str) -> torch.Tensor:
+        """A tensor of the stored shape and dtype on the device "meta"."""
+        entry = self._entries[key]
+        return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+
     def tensor(self, key: str) -> torch.Tensor:
         """Reads a tensor."""
         if key in self._pickled:

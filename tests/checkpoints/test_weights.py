@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusers_infogain.checkpoints.repository import local_folder
+from diffusers_infogain.checkpoints.repository import HubArguments, local_folder
 from diffusers_infogain.checkpoints.source import ModelSource
 from diffusers_infogain.checkpoints.weights import Checkpoint, find_weights
 from diffusers_infogain.files import read_json
@@ -157,4 +157,4 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"config.json is not JSON"):
         read_json(tmp_path / "config.json")
     with pytest.raises(OSError, match=r"'no/such' is neither a folder nor a Hub repository that can be read"):
-        local_folder("no/such", ["*"], local_files_only=True)
+        local_folder("no/such", ["*"], HubArguments(local_files_only=True))
