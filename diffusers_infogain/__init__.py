@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .choices import PRESETS
     from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
-    from .image_generation import InfoGainPipelineOutput
+    from .image_pipeline import InfoGainPipelineOutput
     from .loading import load
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
     from .pipeline_infogain_lumina import InfoGainLuminaPipeline
@@ -59,7 +59,7 @@ _MODULES = {
     "InfoGainMaskGITPipeline": "pipeline_infogain_maskgit",
     "InfoGainMeissonicPipeline": "pipeline_infogain_meissonic",
     "InfoGainPipeline": "pipeline_infogain",
-    "InfoGainPipelineOutput": "image_generation",
+    "InfoGainPipelineOutput": "image_pipeline",
     "InfoGainProposal": "scheduling_infogain",
     "InfoGainScheduler": "scheduling_infogain",
     "InfoGainSchedulerOutput": "scheduling_infogain",

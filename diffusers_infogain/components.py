@@ -13,9 +13,7 @@ from diffusers import SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import is_compiled_module
 from transformers import PreTrainedTokenizerBase
 
-from .callbacks import CallStateMixin
-from .checks import LARGEST_NUMBER, check_integer, check_number, check_type
-from .progress import ProgressPipeline
+from .checks import check_type
 from .scheduling_infogain import InfoGainScheduler
 
 PUBLISHED_SCALE_FACTOR = 16
@@ -33,6 +31,30 @@ def converted_scheduler(scheduler: Any) -> Any:
     # diffusers would take what was given by position for a default, and leave it out.
     config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
     return InfoGainScheduler.from_config(config)
+
+
+def check_scheduler(scheduler: Any) -> InfoGainScheduler:
+    """The scheduler.
+
+    Raises:
+        ValueError: If it is no `InfoGainScheduler`.
+    """
+    if not isinstance(scheduler, InfoGainScheduler):
+        raise ValueError(
+            f"`scheduler` must be an InfoGainScheduler or an AmusedScheduler, got {type(scheduler).__name__}: "
+            "InfoGainScheduler.from_config(...) converts an AmusedScheduler's config."
+        )
+    return scheduler
+
+
+def as_infogain_scheduler(scheduler: Any) -> Any:
+    """An `InfoGainScheduler` as it is, an `AmusedScheduler` converted; None stays None.
+
+    Raises:
+        ValueError: For any other scheduler.
+    """
+    scheduler = converted_scheduler(scheduler)
+    return None if scheduler is None else check_scheduler(scheduler)
 
 
 def check_components(pipe: Any, *names: str) -> None:
@@ -87,51 +109,6 @@ def keep_scale_factor(
         except OSError:  # saved without one
             return
         pipe.vae_scale_factor = scale_factor(config)
-
-
-class ImagePipeline(CallStateMixin, ProgressPipeline):
-    """What the image pipelines share of diffusers' dialect. Every component may be None until a call needs it.
-
-    An `AmusedScheduler` that is set as `scheduler` is converted.
-    """
-
-    _optional_components = ["vqvae", "tokenizer", "text_encoder", "transformer", "scheduler"]
-
-    vqvae: Any
-    _scale_factor = PUBLISHED_SCALE_FACTOR
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, converted_scheduler(value) if name == "scheduler" else value)
-
-    family_guidance_scale: float
-    """`guidance_scale` for models of the family that have none of their own."""
-
-    def keep_default_guidance_scale(self, value: float | None) -> None:
-        """Keeps the `guidance_scale` of calls that give none, which then is saved with the model; None leaves the family's.
-
-        Raises:
-            ValueError: If it is no finite number.
-        """
-        if value is not None:
-            check_number("default_guidance_scale", value, -LARGEST_NUMBER)
-            self.register_to_config(default_guidance_scale=value)
-
-    @property
-    def default_guidance_scale(self) -> float:
-        """The `guidance_scale` of calls that give none: the model's own, as its repository says, else its family's."""
-        return self.config.get("default_guidance_scale", self.family_guidance_scale)
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels a token, along one side: the `vqvae`'s; without one, what it was last, or 16 as of all published models."""
-        if self.vqvae is not None:
-            self._scale_factor = scale_factor(self.vqvae.config)
-        return self._scale_factor
-
-    @vae_scale_factor.setter
-    def vae_scale_factor(self, value: int) -> None:
-        check_integer("vae_scale_factor", value, 1)
-        self._scale_factor = value
 
 
 def in_float32(model: Any, needed: bool = True) -> Any:

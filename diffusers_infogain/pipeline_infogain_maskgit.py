@@ -9,23 +9,17 @@ from typing import Any
 
 import torch
 from diffusers import VQModel
-from diffusers.image_processor import VaeImageProcessor
 
 from .callbacks import StepCallback
 from .candidates import Generators
 from .checkpoints import llamagen_vq
 from .checkpoints.llamagen_vq import open_llamagen_vq
-from .checkpoints.published import CheckedPipeline, PublishedPipeline
+from .checkpoints.published import PublishedPipeline
 from .checkpoints.repository import HubArguments, Repository, local_folder
-from .checkpoints.stock import decode_vqvae
 from .checks import check_list
-from .components import ImagePipeline, check_components, check_given, in_float32
-from .image_generation import (
-    CALLBACK_TENSOR_INPUTS,
-    ImageGeneration,
-    InfoGainPipelineOutput,
-    as_infogain_scheduler,
-)
+from .decoding import DecodingTrace
+from .image_call import Canvas, Condition, ImageCall
+from .image_pipeline import InfoGainImagePipeline, InfoGainPipelineOutput
 from .models.imagenet import imagenet_class_ids
 from .models.maskgit_transformer import MaskGITTransformer2DModel, open_maskgit
 from .scheduling_infogain import InfoGainScheduler
@@ -37,10 +31,9 @@ VQ_REPOSITORY = "FoundationVision/LlamaGen"
 """Where their image tokenizer is published."""
 
 DEFAULT_VARIANT = "384_large"
-DEFAULT_NUM_INFERENCE_STEPS = 32
 
 
-class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
+class InfoGainMaskGITPipeline(InfoGainImagePipeline):
     r"""Class-to-image generation on ImageNet with MaskGIT, decoded by information gain or any rule it is compared with.
 
     The models are those of "Halton Scheduler for Masked Generative Image Transformer" (arXiv 2503.17076); its own sampler is
@@ -60,8 +53,11 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
     families = ("MaskGIT (Halton)",)
     repository_options = ("variant", "vqvae", "vqvae_revision")
     model_cpu_offload_seq = "transformer->vqvae"
-    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    default_num_inference_steps = 32
     family_guidance_scale = 0.5
+    guidance_offset = 1
+    pixel_range = (-1, 1)
+    recorded_inputs = ("class_labels",)
 
     vqvae: VQModel
     transformer: MaskGITTransformer2DModel
@@ -75,14 +71,11 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
-        check_given({"vqvae": vqvae, "transformer": transformer})
-        self.keep_default_guidance_scale(default_guidance_scale)
+        self.register_family(default_guidance_scale, vqvae=vqvae, transformer=transformer, scheduler=scheduler)
         if vqvae is not None and transformer is not None:
             codes, codebook_size = vqvae.config.num_vq_embeddings, transformer.config.codebook_size
             if codes != codebook_size:
                 raise ValueError(f"`vqvae` must have the {codebook_size} codes of `transformer`, got {codes}.")
-        self.register_modules(vqvae=vqvae, transformer=transformer, scheduler=as_infogain_scheduler(scheduler))
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] = REPOSITORY, **kwargs: Any) -> Any:
@@ -142,8 +135,28 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
             models["vqvae"] = open_llamagen_vq(vq_file)
         return PublishedPipeline(cls, models, {"scheduler": InfoGainScheduler(mask_token_id=mask_token_id)})
 
+    def canvas(self) -> Canvas:
+        """The image tokens of the model."""
+        config = self.transformer.config
+        return Canvas(config.codebook_size, config.vocab_size, config.sample_size, only_side=True)
+
+    def check_inputs(self, class_labels: list[int]) -> int:  # type: ignore[override]
+        """The number of classes."""
+        return len(class_labels)
+
+    def encode(self, call: ImageCall, class_labels: list[int]) -> tuple[Condition, Condition]:
+        """The ids of the classes, and that of no class."""
+        class_ids = torch.tensor(call.per_image(class_labels), device=self._execution_device)
+        return {"class_ids": class_ids}, {"class_ids": torch.full_like(class_ids, self.transformer.config.num_classes)}
+
+    def predict(self, tokens: torch.Tensor, class_ids: torch.Tensor, call: ImageCall) -> torch.Tensor:
+        """Logits (M, V) at the M masks of tokens (R, h, w), without guidance."""
+        sequence = tokens.flatten(1)
+        where = sequence == call.mask_token_id
+        return self.transformer(sequence.masked_fill(where, self.transformer.config.vocab_size - 1), class_ids, where)
+
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         class_labels: str | int | list[str | int],
         height: int | None = None,
@@ -161,85 +174,19 @@ class InfoGainMaskGITPipeline(ImagePipeline, CheckedPipeline):
         lookahead_batch_size: int | None = None,
         num_beams: int = 1,
         num_runs: int = 1,
-    ) -> InfoGainPipelineOutput | tuple[Any, ...]:
+    ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         r"""Generates images.
 
         Args:
             class_labels: ImageNet classes, by id (207 or "207") or by name ("golden retriever").
-            height, width: In pixels: the model's own size (256 or 384), the only one that it can do.
-            num_inference_steps: By default 32, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
-            guidance_scale: w of classifier-free guidance in MaskGIT's form, logits = (1 + w) · cond - w · uncond; 0 or less
-                switches it off. Published for the Halton sampler: 1.5 for tiny, 1.0 for small, 0.7 for base, 0.5 for large.
-                By default `default_guidance_scale`.
-            guidance_schedule: How guidance grows with the share of the image that is decoded: "constant" (full from the start),
-                "linear" or "cosine".
             num_images_per_prompt: The images of a class follow each other in the output.
-            generator, latents, output_type, return_dict: As in `InfoGainPipeline`.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: As in `InfoGainPipeline`; "logits" are 0 at known tokens.
-            lookahead_batch_size, num_beams, num_runs: As in `InfoGainPipeline`.
 
         Returns:
             `InfoGainPipelineOutput`, or (images, trace).
 
         Raises:
-            ValueError: For a class that does not exist (naming the nearest), or other arguments that do not fit.
+            ValueError: For a class that does not exist (naming the nearest), or for the first other argument that does not fit.
         """
-        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         if not isinstance(class_labels, (str, int)):
             check_list("class_labels", class_labels, (str, int), "a class or a list of classes that is not empty")
-        labels = imagenet_class_ids(class_labels)
-        check_components(
-            self, "transformer", "scheduler", *(() if isinstance(output_type, str) and output_type == "latent" else ("vqvae",))
-        )
-        config = self.transformer.config
-        generation = ImageGeneration(
-            pipe=self,
-            codebook_size=config.codebook_size,
-            vocab_size=config.vocab_size,
-            scale_factor=self.vae_scale_factor,
-            unit=self.vae_scale_factor,
-            default_size=config.sample_size,
-            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
-            num_prompts=len(labels),
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_schedule=guidance_schedule,
-            num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            lookahead_batch_size=lookahead_batch_size,
-            num_beams=num_beams,
-            num_runs=num_runs,
-            asked={"class_labels": labels},
-            guidance_offset=1,
-        )
-        if generation.grid != (config.sample_size, config.sample_size):
-            side = config.sample_size * self.vae_scale_factor
-            raise ValueError(
-                f"`height` and `width` must be {side}, the only size of this model, got {generation.height} and "
-                f"{generation.width}."
-            )
-        device = self._execution_device
-        classes = torch.tensor(labels, device=device).repeat_interleave(num_images_per_prompt)
-        no_class = torch.full_like(classes, config.num_classes)
-        mask_token_id, model_mask_id = generation.mask_token_id, config.vocab_size - 1
-
-        def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            where = tokens == mask_token_id
-            inputs = tokens.masked_fill(where, model_mask_id)
-            if not generation.guided:
-                return self.transformer(inputs, classes[rows], where)
-            both = torch.cat([classes[rows], no_class[rows]])
-            cond, uncond = self.transformer(torch.cat([inputs, inputs]), both, torch.cat([where, where])).chunk(2)
-            return generation.guide(cond, uncond, tokens)
-
-        def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
-            return decode_vqvae(in_float32(self.vqvae, self.vqvae.config.force_upcast), tokens).clamp(-1, 1)
-
-        return generation.run(denoise, to_pixels)
+        return self.generate({**locals(), "class_labels": imagenet_class_ids(class_labels)})

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .callbacks import StepCallback
-from .candidates import Generators
 from .checkpoints.errors import one_sentence
-from .checkpoints.published import CheckedPipeline, PublishedPipeline
+from .checkpoints.published import PublishedPipeline
 from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checkpoints.saved import load_tokenizer
 from .checks import check_integer, prompt_list, shown
-from .components import ImagePipeline, check_components, check_given, in_float32, tokenize
+from .components import check_components, in_float32, tokenize
 from .files import read_json
-from .image_generation import (
-    CALLBACK_TENSOR_INPUTS,
-    ImageGeneration,
-    InfoGainPipelineOutput,
-    as_infogain_scheduler,
-    check_prompts,
-    repeat_prompts,
-)
-from .models.llada import BidirectionalLlama, check_image_tokens, open_llada, pad_prompts, predict_after_prompts
+from .image_pipeline_sequence import SequenceImagePipeline
+from .models.llada import BidirectionalLlama, open_llada, pad_prompts
 from .models.magvit_v2 import MagvitV2Model, open_magvit_v2
 from .scheduling_infogain import InfoGainScheduler
 
@@ -38,10 +28,9 @@ VQ_REPOSITORY = "showlab/magvitv2"
 """Where MMaDA's image tokenizer is published."""
 
 DEFAULT_CODEBOOK_SIZE = 8192
-DEFAULT_NUM_INFERENCE_STEPS = 15
 
 
-class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
+class InfoGainMMaDAPipeline(SequenceImagePipeline):
     r"""Text-to-image generation with MMaDA (arXiv 2505.15809), decoded by information gain or any rule it is compared with.
 
     `from_pretrained` loads the published repositories as they are (`Gen-Verse/MMaDA-8B-MixCoT`), or a folder that
@@ -68,9 +57,9 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
 
     families = ("MMaDA",)
     repository_options = ("vqvae", "vqvae_revision")
-    model_cpu_offload_seq = "transformer->vqvae"
-    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+    default_num_inference_steps = 15
     family_guidance_scale = 3.5
+    pixel_range = (-1, 1)
 
     vqvae: MagvitV2Model
     tokenizer: PreTrainedTokenizerBase
@@ -93,46 +82,23 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
-        check_given({"vqvae": vqvae, "tokenizer": tokenizer, "transformer": transformer})
-        integers = {
-            "task_token_id": task_token_id,
-            "image_start_token_id": image_start_token_id,
-            "image_end_token_id": image_end_token_id,
-            "pad_token_id": pad_token_id,
-            "max_prompt_length": max_prompt_length,
-            "sample_size": sample_size,
-        }
-        for name, value in integers.items():
-            check_integer(name, value, 0)
         check_integer("image_token_offset", image_token_offset, 0, optional=True)
-        self.keep_default_guidance_scale(default_guidance_scale)
-        self.register_modules(
-            vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=as_infogain_scheduler(scheduler)
+        self.register_family(
+            default_guidance_scale, vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
         )
-        if image_token_offset is None and tokenizer is not None:
-            image_token_offset = len(tokenizer)
-        if image_token_offset is not None and vqvae is not None and transformer is not None:
-            check_image_tokens(image_token_offset, self.codebook_size, transformer.config.vocab_size)
-        self.register_to_config(
-            image_token_offset=image_token_offset,
+        self.register_layout(
+            len(tokenizer) if image_token_offset is None and tokenizer is not None else image_token_offset,
+            sample_size,
             task_token_id=task_token_id,
             image_start_token_id=image_start_token_id,
             image_end_token_id=image_end_token_id,
             pad_token_id=pad_token_id,
             max_prompt_length=max_prompt_length,
-            sample_size=sample_size,
         )
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-
-    @property
-    def image_token_offset(self) -> int:
-        """Id of image code 0."""
-        offset = self.config.image_token_offset
-        return len(self.tokenizer) if offset is None else offset
 
     @property
     def codebook_size(self) -> int:
-        """Number of image codes; without a `vqvae`, by the mask id of the scheduler, which follows them."""
+        """Number of image codes: that of `vqvae`, or, without one, the scheduler's mask id, which follows the codes."""
         return self.scheduler.config.mask_token_id if self.vqvae is None else self.vqvae.codebook_size
 
     @classmethod
@@ -207,129 +173,22 @@ class InfoGainMMaDAPipeline(ImagePipeline, CheckedPipeline):
             rows.append(ids)
         return pad_prompts(rows, config.pad_token_id, self._execution_device)
 
-    def predict(
-        self, tokens: torch.Tensor, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, where: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits of the image codes, without guidance.
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and image together, at most."""
+        return self.transformer.config.max_position_embeddings
 
-        No tensor with a column for every word of the vocabulary is made.
+    def image_length(self, height: int, width: int) -> int:
+        """Tokens that `lay_out` makes of a grid."""
+        return height * width + 2
 
-        Args:
-            tokens: (R, L) long, codes, or the scheduler's mask id.
-            prompt_ids, prompt_mask: (R, P) each, from `encode_prompt`.
-            where: (R, L) bool, the positions whose logits are wanted; by default the masked ones.
+    def lay_out(self, image: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[image start] image tokens [image end]`."""
+        codes = image.flatten(1)
+        one = torch.ones_like(codes[:, :1])
+        sequence = torch.cat([self.config.image_start_token_id * one, codes, self.config.image_end_token_id * one], dim=1)
+        return sequence, torch.nn.functional.pad(where.flatten(1), (1, 1))
 
-        Returns:
-            (M, V) for the M positions of `where`, in row-major order.
-        """
-        config = self.config
-        masked = tokens == self.scheduler.config.mask_token_id
-        where = masked if where is None else where
-        image = torch.where(masked, self.transformer.config.mask_token_id, tokens + self.image_token_offset)
-        one = torch.ones_like(tokens[:, :1])
-        return predict_after_prompts(
-            self.transformer,
-            prompt_ids,
-            prompt_mask,
-            torch.cat([config.image_start_token_id * one, image, config.image_end_token_id * one], dim=1),
-            torch.nn.functional.pad(where, (1, 1)),
-            (self.image_token_offset, self.image_token_offset + self.codebook_size),
-        )
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompt: str | list[str],
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_schedule: str = "constant",
-        negative_prompt: str | list[str] | None = None,
-        num_images_per_prompt: int = 1,
-        generator: Generators = None,
-        latents: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: StepCallback = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        lookahead_batch_size: int | None = None,
-        num_beams: int = 1,
-        num_runs: int = 1,
-    ) -> InfoGainPipelineOutput | tuple[Any, ...]:
-        r"""Generates images.
-
-        Args:
-            prompt: The prompt or prompts.
-            height, width: In pixels, multiples of 16; by default 512, which MMaDA was trained on, or what `latents` have.
-            num_inference_steps: By default 15, or, if the scheduler's `tokens_per_step` is set, as many as that takes.
-            guidance_scale: g of classifier-free guidance in MMaDA's form, logits = (1 + g) · cond - g · uncond; 0 or less
-                switches it off.
-                By default `default_guidance_scale`.
-            guidance_schedule: How guidance grows with the share of the image that is decoded: "constant" (full from the start),
-                "linear" or "cosine".
-            negative_prompt: What to steer away from, in place of the empty prompt; one for all prompts or one each. Ignored
-                without guidance.
-            num_images_per_prompt, generator, latents, output_type, return_dict: As in `InfoGainPipeline`.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: As in `InfoGainPipeline`; "logits" are 0 at known tokens.
-            lookahead_batch_size, num_beams, num_runs: As in `InfoGainPipeline`.
-
-        Returns:
-            `InfoGainPipelineOutput`, or (images, trace).
-
-        Raises:
-            ValueError: For arguments that do not fit, naming the first.
-        """
-        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        check_components(
-            self, "transformer", "scheduler", *(() if isinstance(output_type, str) and output_type == "latent" else ("vqvae",))
-        )
-        num_prompts = check_prompts(prompt, negative_prompt)
-        generation = ImageGeneration(
-            pipe=self,
-            codebook_size=self.codebook_size,
-            vocab_size=self.transformer.config.vocab_size,
-            scale_factor=self.vae_scale_factor,
-            unit=self.vae_scale_factor,
-            default_size=self.config.sample_size,
-            default_num_inference_steps=DEFAULT_NUM_INFERENCE_STEPS,
-            num_prompts=num_prompts,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_schedule=guidance_schedule,
-            num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            lookahead_batch_size=lookahead_batch_size,
-            num_beams=num_beams,
-            num_runs=num_runs,
-            asked={"prompt": prompt, "negative_prompt": negative_prompt},
-            guidance_offset=1,
-        )
-        prompt_ids, prompt_mask = self.encode_prompt(repeat_prompts(prompt, num_prompts, num_images_per_prompt))
-        longest, negative = prompt_ids.shape[1], None
-        if generation.guided:
-            negative = self.encode_prompt(repeat_prompts(negative_prompt or "", num_prompts, num_images_per_prompt))
-            longest = max(longest, negative[0].shape[1])
-        length = longest + generation.grid[0] * generation.grid[1] + 2
-        generation.check_sequence_length(length, self.transformer.config.max_position_embeddings)
-
-        def denoise(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            guided = generation.guided
-            cond = self.predict(tokens, prompt_ids[rows], prompt_mask[rows])
-            if negative is None or not guided:
-                return cond
-            # One after the other: the prompts' lengths differ, and neither branch then needs the other's padding.
-            uncond = self.predict(tokens, negative[0][rows], negative[1][rows])
-            return generation.guide(cond, uncond, tokens)
-
-        def to_pixels(tokens: torch.Tensor) -> torch.Tensor:
-            return in_float32(self.vqvae).decode(tokens)
-
-        return generation.run(denoise, to_pixels)
+    def to_pixels(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) of tokens (B, h, w), in float32."""
+        return in_float32(self.vqvae).decode(tokens)

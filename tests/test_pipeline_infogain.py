@@ -180,7 +180,7 @@ def test_long_prompts_are_cut_with_a_warning(pipe, monkeypatch):
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    monkeypatch.setattr(logging.getLogger("diffusers.diffusers_infogain.clip_generation"), "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger("diffusers.diffusers_infogain.image_pipeline_clip"), "handlers", [handler])
     fitting = tokens_of(pipe, "a b c d e f g h i j", generator=generators(0))
     assert messages == []
     cut = tokens_of(pipe, "a b c d e f g h i j k", generator=generators(0))

@@ -15,7 +15,7 @@ from helpers.amused import make_components
 from helpers.sampling import HashModel, make_scheduler
 
 from diffusers_infogain import PRESETS, InfoGainScheduler, decode
-from diffusers_infogain.image_generation import as_infogain_scheduler
+from diffusers_infogain.components import as_infogain_scheduler
 from diffusers_infogain.scheduling_infogain import SAMPLERS
 
 MASK = 25

@@ -1,0 +1,288 @@
+"""One call of an image pipeline: its arguments, checked, and the guidance and schedule that follow from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from .callbacks import CallState, StepCallback, tensor_inputs
+from .candidates import Generators, check_generator
+from .checks import check_bool, check_choice, check_integer, check_number, check_search, check_type
+from .components import check_scheduler
+from .printing import shown
+from .scheduling_infogain import InfoGainScheduler
+
+GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "linear": lambda u: u,
+    "cosine": lambda u: (1 - math.cos(math.pi * u)) / 2,
+}
+"""The share of the guidance that is applied once the share u of the canvas is decoded."""
+
+_STRONGEST_GUIDANCE = 1e6
+_LARGEST_SIDE = 2**16
+
+Condition = dict[str, torch.Tensor]
+"""Tensors that a model is conditioned on, by their argument of the pipeline's `predict`, with one entry per image."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The image tokens of a model.
+
+    Attributes:
+        codebook_size: The image codes are 0 to `codebook_size` - 1.
+        vocab_size: Number of ids that the transformer knows; the scheduler's mask id is one of them, above the codes.
+        side: Tokens along one side of an image, by default.
+        multiple: Rows and columns of tokens must be multiples of this.
+        only_side: Whether `side` is the only size that the model can generate.
+    """
+
+    codebook_size: int
+    vocab_size: int
+    side: int
+    multiple: int = 1
+    only_side: bool = False
+
+
+def check_one_each(name: str, value: Any, num_prompts: int) -> None:
+    """Raises a ValueError if `value` is a list or tensor with neither one entry nor one for each prompt."""
+    if value is not None and not isinstance(value, str) and len(value) not in (1, num_prompts):
+        raise ValueError(f"`{name}` must have one entry, or one for each of the {num_prompts} prompts, got {len(value)}.")
+
+
+def check_latents(latents: torch.Tensor, shape: tuple[int, int, int], codebook_size: int, mask_token_id: int) -> None:
+    """Raises a ValueError if `latents` are not (B, h, w) ids of the codebook or the mask id."""
+    if not isinstance(latents, torch.Tensor) or latents.shape != shape or latents.dtype != torch.long:
+        found = f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, torch.Tensor) else shown(latents)
+        raise ValueError(f"`latents` must be a long tensor of token ids of shape {shape}, got {found}.")
+    known = latents[latents != mask_token_id]
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < codebook_size:
+        raise ValueError(
+            f"`latents` must hold ids from 0 to {codebook_size - 1} or the mask id {mask_token_id}, got ids from "
+            f"{int(known.min())} to {int(known.max())}."
+        )
+
+
+def guide(
+    cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor, mask_token_id: int, guidance_scale: float, schedule: str
+) -> torch.Tensor:
+    """uncond + g · (cond - uncond) in float32; g grows from 1 to `guidance_scale` with the decoded share of the canvas.
+
+    Args:
+        cond, uncond: Logits (R, L, V), or (M, V) at the M masks of `tokens`.
+        tokens: (R, L) long.
+        schedule: One of `GUIDANCE_SCHEDULES`.
+    """
+    masks = (tokens == mask_token_id).sum(-1)
+    ramp = [GUIDANCE_SCHEDULES[schedule](u) for u in (1 - masks.double() / tokens.shape[1]).tolist()]
+    scales = 1 + (guidance_scale - 1) * torch.tensor(ramp, dtype=torch.float32, device=tokens.device)
+    scales = scales.repeat_interleave(masks)[:, None] if cond.ndim == 2 else scales[:, None, None]
+    cond, uncond = cond.float(), uncond.float()
+    return uncond + scales * (cond - uncond)
+
+
+@dataclass(kw_only=True)
+class ImageCall:
+    """One running call of an image pipeline.
+
+    It belongs to one thread, unlike the pipeline: nothing of a call is kept on the pipeline itself.
+
+    Attributes:
+        pipe: The pipeline.
+        inputs: The arguments of the call that say what the images show, by name, such as `prompt`.
+        num_prompts: Each of them gives `num_images_per_prompt` images.
+        canvas: The pipeline's.
+        grid: Rows and columns of image tokens, (h, w).
+        scheduler: A copy of the pipeline's, with the timesteps of this call.
+        state: What callbacks and other threads may read and change while the call runs.
+
+    The others are arguments of `InfoGainImagePipeline.__call__`; `height` and `width` are numbers after the checks.
+
+    Raises:
+        ValueError: For the first argument that does not fit.
+    """
+
+    pipe: DiffusionPipeline
+    inputs: Mapping[str, Any]
+    num_prompts: int
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    guidance_scale: float
+    guidance_schedule: str
+    num_images_per_prompt: int
+    generator: Generators
+    latents: torch.Tensor | None
+    output_type: str
+    return_dict: bool
+    callback_on_step_end: StepCallback
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    lookahead_batch_size: int | None
+    num_beams: int
+    num_runs: int
+    canvas: Canvas = field(init=False)
+    grid: tuple[int, int] = field(init=False)
+    scheduler: InfoGainScheduler = field(init=False)
+    state: CallState = field(init=False)
+    _condition: Condition = field(init=False)
+    _negative: Condition | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.canvas = self.pipe.canvas()
+        pixels = self.pipe.vae_scale_factor
+        rows, columns = self.canvas.side, self.canvas.side
+        if isinstance(self.latents, torch.Tensor) and self.latents.ndim == 3:
+            rows, columns = self.latents.shape[1:]
+        height = self.height = rows * pixels if self.height is None else self.height
+        width = self.width = columns * pixels if self.width is None else self.width
+        self._check_mask_token()
+        check_integer("num_images_per_prompt", self.num_images_per_prompt, 1)
+        for name in ("num_inference_steps", "lookahead_batch_size"):
+            check_integer(name, getattr(self, name), 1, optional=True)
+        check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
+        self._check_size(height, width)
+        self._check_choices()
+        self._check_generator()
+        self.callback_on_step_end_tensor_inputs = tensor_inputs(
+            self.callback_on_step_end, self.callback_on_step_end_tensor_inputs, self.pipe._callback_tensor_inputs
+        )
+        self.grid = (height // pixels, width // pixels)
+        if self.latents is not None:
+            self.check_latents(self.latents)
+        self.state = CallState(self.guidance_scale, unguided=1 - self.pipe.guidance_offset)
+        self.scheduler = self._own_scheduler()
+        self.state.num_timesteps = len(self.scheduler.timesteps)
+        side = self.canvas.side
+        if self.canvas.only_side and self.grid != (side, side):
+            raise ValueError(
+                f"`height` and `width` must be {side * pixels}, the only size of this model, got {height} and {width}."
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images."""
+        return self.num_prompts * self.num_images_per_prompt
+
+    @property
+    def mask_token_id(self) -> int:
+        """The scheduler's."""
+        return self.pipe.scheduler.config.mask_token_id
+
+    def _check_mask_token(self) -> None:
+        mask_token_id = check_scheduler(self.pipe.scheduler).config.mask_token_id
+        codebook_size, vocab_size = self.canvas.codebook_size, self.canvas.vocab_size
+        if not codebook_size <= mask_token_id < vocab_size:
+            raise ValueError(
+                f"`mask_token_id` of the scheduler must be at least the codebook's size {codebook_size} and below the "
+                f"transformer's vocabulary size {vocab_size}, got {mask_token_id}."
+            )
+
+    def _check_size(self, height: int, width: int) -> None:
+        for name, side in (("height", height), ("width", width)):
+            check_type(name, side, int, "an integer or None")
+        unit = self.pipe.vae_scale_factor * self.canvas.multiple
+        if height % unit or width % unit or height <= 0 or width <= 0:
+            raise ValueError(f"`height` and `width` must be positive multiples of {unit}, got {height} and {width}.")
+        if max(height, width) > _LARGEST_SIDE:
+            raise ValueError(f"`height` and `width` must be at most {_LARGEST_SIDE}, got {height} and {width}.")
+
+    def _check_choices(self) -> None:
+        check_number("guidance_scale", self.guidance_scale, -_STRONGEST_GUIDANCE, _STRONGEST_GUIDANCE)
+        check_choice("guidance_schedule", self.guidance_schedule, tuple(GUIDANCE_SCHEDULES))
+        check_choice("output_type", self.output_type, ("pil", "np", "pt", "latent"))
+        check_bool("return_dict", self.return_dict)
+
+    def _check_generator(self) -> None:
+        if isinstance(self.generator, (list, tuple)) and len(self.generator) != self.batch_size:
+            raise ValueError(
+                f"`generator` must have one entry for each of the {self.batch_size} images ({self.num_prompts} prompts x "
+                f"{self.num_images_per_prompt} images per prompt), got a list of {len(self.generator)}."
+            )
+        check_generator(self.generator, self.batch_size)
+
+    def check_latents(self, latents: torch.Tensor) -> None:
+        """Raises a ValueError if these are not token ids (B, h, w) for the canvas of the call."""
+        check_latents(latents, (self.batch_size, *self.grid), self.canvas.codebook_size, self.mask_token_id)
+
+    def check_sequence_length(self, length: int, limit: int) -> None:
+        """Raises a ValueError if prompt and image together are more tokens than a language model takes."""
+        if length > limit:
+            raise ValueError(
+                f"`height` {self.height} and `width` {self.width} need {self.grid[0] * self.grid[1]} image tokens, which make a "
+                f"sequence of {length} with the prompt; the model takes {limit}."
+            )
+
+    def _own_scheduler(self) -> InfoGainScheduler:
+        scheduler, length, steps = self.pipe.scheduler, self.grid[0] * self.grid[1], self.num_inference_steps
+        if steps is None:
+            per_step, masked = scheduler.config.tokens_per_step, length
+            if self.latents is not None:
+                masked = int((self.latents == self.mask_token_id).flatten(1).sum(-1).max())
+            steps = max(1, math.ceil(masked / per_step)) if per_step else self.pipe.default_num_inference_steps
+        # Every step decodes at least one token. The limit is the canvas, not its masks: their number differs within a batch.
+        return scheduler.with_timesteps(min(steps, length), device=self.pipe._execution_device)
+
+    def per_image(self, values: Any) -> list[Any]:
+        """A value for every image, from one for all prompts or a list with one for each."""
+        entries = list(values) if isinstance(values, (list, tuple)) else [values]
+        entries = entries * self.num_prompts if len(entries) == 1 else entries
+        return [entry for entry in entries for _ in range(self.num_images_per_prompt)]
+
+    def start_tokens(self) -> torch.Tensor:
+        """The canvas (B, L) that decoding starts from: `latents`, or nothing but masks."""
+        device = self.pipe._execution_device
+        if self.latents is not None:
+            return self.latents.to(device).flatten(1)
+        return torch.full((self.batch_size, self.grid[0] * self.grid[1]), self.mask_token_id, dtype=torch.long, device=device)
+
+    # Conditions and guidance
+
+    def condition_on(self, condition: Condition, negative: Condition | None) -> None:
+        """Sets what the model is conditioned on, and what guidance steers away from (None without guidance).
+
+        Callbacks can read and replace those tensors that the pipeline names in `_callback_tensor_inputs`.
+        """
+        self._condition, self._negative = condition, negative
+        named = {**condition, **{f"negative_{name}": negative and negative[name] for name in condition}}
+        self.state.conditions = {name: value for name, value in named.items() if name in self.pipe._callback_tensor_inputs}
+
+    def condition(self, sample_index: torch.Tensor) -> Condition:
+        """The condition of some images, as callbacks have left it."""
+        return {name: self.state.conditions.get(name, value)[sample_index] for name, value in self._condition.items()}
+
+    def negative(self, sample_index: torch.Tensor) -> Condition:
+        """The negative condition of some images, as callbacks have left it."""
+        current, negative = self.state.conditions, self._negative or {}
+        return {name: current.get(f"negative_{name}", value)[sample_index] for name, value in negative.items()}
+
+    @property
+    def guided(self) -> bool:
+        """Whether the next forward pass is guided: a callback may have changed the scale.
+
+        Raises:
+            ValueError: If it is although the call began without guidance, and so without a negative condition.
+        """
+        guided = self.state.do_classifier_free_guidance
+        if guided and self.guidance_scale <= self.state.unguided:
+            raise ValueError(
+                f"`_guidance_scale` must stay at {self.state.unguided:g} or below in a call that began so, got "
+                f"{self.state.guidance_scale}."
+            )
+        return guided
+
+    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Guided logits, with the call's schedule and its current guidance scale."""
+        scale = self.state.guidance_scale + self.pipe.guidance_offset
+        return guide(cond, uncond, tokens, self.mask_token_id, scale, self.guidance_schedule)
+
+
+CALL_OPTIONS = tuple(
+    option.name for option in fields(ImageCall) if option.init and option.name not in ("pipe", "inputs", "num_prompts")
+)
+"""The arguments that the calls of all families have."""

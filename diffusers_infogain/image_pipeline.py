@@ -1,0 +1,391 @@
+"""The base class of the image pipelines: the call, guidance, callbacks, and images that know how they were made.
+
+A family of models adds a constructor and what differs: its canvas, what its prompts become, `predict`, and its defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+
+from . import __version__
+from .callbacks import CallStateMixin, StepCallback, call_back
+from .candidates import Generators
+from .checkpoints.published import CheckedPipeline
+from .checkpoints.stock import decode_vqvae
+from .checks import LARGEST_NUMBER, check_integer, check_number, prompt_list
+from .components import (
+    PUBLISHED_SCALE_FACTOR,
+    as_infogain_scheduler,
+    check_components,
+    check_given,
+    converted_scheduler,
+    in_float32,
+    scale_factor,
+)
+from .decoding import DecodingOutput, DecodingStep, DecodingTrace, decode_or_search
+from .image_call import CALL_OPTIONS, Canvas, Condition, ImageCall, check_one_each
+from .pictures import Picture
+from .printing import summary
+from .progress import ProgressPipeline
+
+CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
+
+
+@dataclass
+class InfoGainPipelineOutput(BaseOutput):
+    """Images, and how they were decoded.
+
+    Attributes:
+        images: PIL images, whose PNG files carry their settings, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
+            or tokens (B, h, w), by `output_type`.
+        trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and model rows per step and image.
+        seeds: The seed of every image: `generator=torch.Generator(device).manual_seed(seed)` generates it again on its own.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    trace: DecodingTrace
+    seeds: list[int]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+
+class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
+    """Base class of the pipelines that generate images.
+
+    A family of models is a subclass with a constructor, which calls `register_family`, with these class attributes, and with the
+    methods `canvas`, `predict`, and, unless its models suit the default, `check_inputs`, `encode` and `to_pixels`. A family whose
+    call takes other arguments than `prompt` and `negative_prompt` also has a `__call__` of its own: the signature, the docstring
+    of the arguments that are its own, and `return self.generate(locals())`.
+
+    Every component may be None until a call needs it. An `AmusedScheduler` that is set as `scheduler` is converted.
+
+    Attributes:
+        default_num_inference_steps: Steps of calls that give none.
+        family_guidance_scale: `guidance_scale` of calls that give none, for models that have no default of their own.
+        guidance_offset: 0 where logits = uncond + g · (cond - uncond), so that a scale of 1 or less switches guidance off, and 1
+            where logits = (1 + g) · cond - g · uncond, so that 0 or less does.
+        batches_guidance: Whether the unconditional states go through the transformer in one batch with the conditional ones,
+            before them, or, since conditions differ in shape, in a forward pass of their own.
+        pixel_range: Of what `to_pixels` returns: (0, 1) or (-1, 1).
+        recorded_inputs: Those of the family's arguments that PNG files record.
+    """
+
+    _optional_components = ["vqvae", "tokenizer", "text_encoder", "transformer", "scheduler"]
+    _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
+
+    default_num_inference_steps: ClassVar[int]
+    family_guidance_scale: ClassVar[float]
+    guidance_offset: ClassVar[int] = 0
+    batches_guidance: ClassVar[bool] = True
+    pixel_range: ClassVar[tuple[int, int]] = (0, 1)
+    recorded_inputs: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")
+
+    vqvae: Any
+    transformer: Any
+    scheduler: Any
+    image_processor: VaeImageProcessor
+    _scale_factor = PUBLISHED_SCALE_FACTOR
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Completes the docstring of a `__call__` of the class's own with the arguments that it shares, for `help`."""
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("__call__")
+        if own is not None and own.__doc__:
+            own.__doc__ = _with_arguments_of(own, super(cls, cls).__call__)
+
+    # What a family defines
+
+    def canvas(self) -> Canvas:
+        """The image tokens of the model."""
+        raise NotImplementedError(f"{type(self).__name__} must define `canvas`.")
+
+    def check_inputs(self, prompt: Any, negative_prompt: Any) -> int:
+        """Checks the arguments of a call that are the family's own; returns the number of prompts.
+
+        Raises:
+            ValueError: If a prompt is neither a string nor a list of strings, or there are not as many negative ones.
+        """
+        num_prompts = len(prompt_list("prompt", prompt))
+        if negative_prompt is not None:
+            prompt_list("negative_prompt", negative_prompt)
+            check_one_each("negative_prompt", negative_prompt, num_prompts)
+        return num_prompts
+
+    def encode(self, call: ImageCall, *args: Any, **inputs: Any) -> tuple[Condition, Condition | None]:
+        """What the model is conditioned on in a call.
+
+        Args:
+            call: Its checked arguments; `call.per_image` repeats prompts, `call.guided` tells whether there is guidance.
+            inputs: The arguments that are the family's own, such as `prompt` and `negative_prompt`.
+
+        Returns:
+            The condition, tensors by their argument of `predict`, with one entry per image; and the condition that guidance
+            steers away from, which may be None without guidance.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `encode`.")
+
+    def predict(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Logits of some states, without guidance.
+
+        Args:
+            tokens: (R, h, w) long, image codes, or the scheduler's mask id.
+            call: The `ImageCall`, for what belongs to the call.
+            kwargs: The tensors of the condition, with R entries each.
+
+        Returns:
+            (R, L, V), or (M, V) at the M masks, in row-major order, which takes less memory.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `predict`.")
+
+    def to_pixels(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) in `pixel_range` of tokens (B, h, w), by a `VQModel`, in float32 where it asks for that."""
+        vqvae = in_float32(self.vqvae, self.vqvae.config.force_upcast)
+        return decode_vqvae(vqvae, tokens).clamp(*self.pixel_range)
+
+    # Components
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, converted_scheduler(value) if name == "scheduler" else value)
+
+    def register_family(self, default_guidance_scale: float | None, *, scheduler: Any, **components: Any) -> None:
+        """Checks and registers the components of a family, in its constructor.
+
+        Args:
+            default_guidance_scale: `guidance_scale` of calls that give none, which is saved with the model; None leaves the
+                family's.
+            scheduler: An `InfoGainScheduler`, or an `AmusedScheduler`, which is converted.
+            components: The others, by name.
+
+        Raises:
+            ValueError: If a component is of another type, or the scale no finite number.
+        """
+        check_given(components)
+        if default_guidance_scale is not None:
+            check_number("default_guidance_scale", default_guidance_scale, -LARGEST_NUMBER)
+            self.register_to_config(default_guidance_scale=default_guidance_scale)
+        self.register_modules(**components, scheduler=as_infogain_scheduler(scheduler))
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=self.pixel_range == (-1, 1))
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """The `guidance_scale` of calls that give none: the one saved with the model, or else that of its family."""
+        return self.config.get("default_guidance_scale", self.family_guidance_scale)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per token along one side: those of `vqvae`, or, without one, the last known, 16 at first."""
+        if self.vqvae is not None:
+            self._scale_factor = scale_factor(self.vqvae.config)
+        return self._scale_factor
+
+    @vae_scale_factor.setter
+    def vae_scale_factor(self, value: int) -> None:
+        check_integer("vae_scale_factor", value, 1)
+        self._scale_factor = value
+
+    # The call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_schedule: str = "constant",
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        lookahead_batch_size: int | None = None,
+        num_beams: int = 1,
+        num_runs: int = 1,
+    ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
+        r"""Generates images.
+
+        The defaults of a family, its form of guidance and the sizes of its models stand in the docstring of its class.
+
+        Args:
+            prompt: The prompt or prompts.
+            height, width: In pixels; by default the size that the model was trained on, or that of `latents`.
+            num_inference_steps: By default the class's `default_num_inference_steps`, or, if the scheduler's `tokens_per_step` is
+                set, as many as that takes.
+            guidance_scale: g of classifier-free guidance; by default the pipeline's `default_guidance_scale`. The class's
+                `guidance_offset` decides the form: with 0 logits = uncond + g · (cond - uncond), which 1 or less switches off;
+                with 1 logits = (1 + g) · cond - g · uncond, which 0 or less switches off.
+            guidance_schedule: How guidance grows to its full strength with the share of the image that is decoded: "constant"
+                (full from the start), "linear" or "cosine".
+            negative_prompt: What to steer away from, instead of the empty prompt: one for all prompts, or one for each. Ignored
+                without guidance.
+            num_images_per_prompt: The images of a prompt follow each other in the output.
+            generator: One `torch.Generator`, from which every image gets its own, or a list with one per image. An image then
+                does not depend on the batch that it is generated in (up to rounding in the model).
+            latents: Token ids (B, h, w), long, with the scheduler's `mask_token_id` where tokens are to be generated. Known
+                tokens are kept, so this also inpaints.
+            output_type: "pil", "np", "pt" or "latent" (tokens).
+            return_dict: Whether to return an `InfoGainPipelineOutput` instead of a tuple.
+            callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step. Changed
+                "latents" replace the tokens, and the model runs again on them.
+            callback_on_step_end_tensor_inputs: What `kwargs` holds: "latents" (B, h, w); "logits" (B, h · w, V) that the step
+                decided on, 0 where the model computes none for known tokens; "scores" (B, N), the objective of every candidate;
+                others that the class lists in `_callback_tensor_inputs`.
+            lookahead_batch_size: The most states, images times candidates, that go through the transformer at once; guidance
+                doubles the rows. By default all of them; lower it if memory runs out.
+            num_beams: Above 1, decodes by Info-Gain beam search (`decode_beam`), with the sampler "info_gain" only.
+            num_runs: Above 1, decodes every image that many times and keeps the run with the smallest cumulative entropy
+                (`decode_best_of`). Neither search can be combined with the other or with a callback.
+
+        Returns:
+            `InfoGainPipelineOutput`, or (images, trace).
+
+        Raises:
+            ValueError: For the first argument that does not fit.
+        """
+        return self.generate(locals())
+
+    def generate(self, arguments: dict[str, Any]) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
+        """Runs a call.
+
+        Args:
+            arguments: All arguments of a `__call__` by name, those of the base class and the family's own.
+        """
+        options = {name: arguments[name] for name in CALL_OPTIONS}
+        inputs = {name: value for name, value in arguments.items() if name not in ("self", *CALL_OPTIONS)}
+        if options["guidance_scale"] is None:
+            options["guidance_scale"] = self.default_guidance_scale
+        tokens_only = isinstance(options["output_type"], str) and options["output_type"] == "latent"
+        check_components(self, "transformer", "scheduler", *(() if tokens_only else ("vqvae",)))
+        num_prompts = self.check_inputs(**inputs)
+        call = ImageCall(pipe=self, inputs=inputs, num_prompts=num_prompts, **options)
+        call.condition_on(*self.encode(call, **inputs))
+        with self.running(call.state):
+            output = self._decode(call)
+            images = self._images(call, output)
+            self.maybe_free_model_hooks()
+        if not call.return_dict:
+            return images, output.trace
+        return InfoGainPipelineOutput(images=images, trace=output.trace, seeds=output.seeds)
+
+    def _denoise(self, call: ImageCall, states: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
+        """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is."""
+        tokens, condition = states.unflatten(1, call.grid), call.condition(sample_index)
+        if not call.guided:
+            return self.predict(tokens, call=call, **condition)
+        negative = call.negative(sample_index)
+        if self.batches_guidance:
+            both = {name: torch.cat([negative[name], value]) for name, value in condition.items()}
+            uncond, cond = self.predict(torch.cat([tokens, tokens]), call=call, **both).chunk(2)
+        else:
+            cond = self.predict(tokens, call=call, **condition)
+            uncond = self.predict(tokens, call=call, **negative)
+        return call.guide(cond, uncond, states)
+
+    def _decode(self, call: ImageCall) -> DecodingOutput:
+        tokens = call.start_tokens()
+        total = int((tokens == call.mask_token_id).sum())
+
+        with self.progress_bar(total=total) as progress_bar:
+
+            def show(tokens: torch.Tensor) -> None:
+                progress_bar.update(total - int((tokens == call.mask_token_id).sum()) - progress_bar.n)
+
+            def after_step(step: DecodingStep) -> torch.Tensor | None:
+                show(step.tokens)
+                if call.callback_on_step_end is None:
+                    return None
+                latents, names = step.tokens.unflatten(1, call.grid), call.callback_on_step_end_tensor_inputs
+                edited = call_back(self, call.callback_on_step_end, step, names, "latents", call.state, latents=latents)
+                edited = latents if edited is None else edited
+                call.check_latents(edited)
+                return edited.flatten(1)
+
+            output = decode_or_search(
+                partial(self._denoise, call),
+                call.scheduler,
+                tokens,
+                num_beams=call.num_beams,
+                num_runs=call.num_runs,
+                callback=after_step,
+                generator=call.generator,
+                lookahead_batch_size=call.lookahead_batch_size,
+                grid=call.grid,
+                interrupted=lambda: call.state.interrupt,
+            )
+            show(output.tokens)
+        call.state.num_timesteps = len(output.trace.winner)
+        return output
+
+    # Images
+
+    def _images(self, call: ImageCall, output: DecodingOutput) -> Any:
+        """The decoded tokens as `output_type` asks for them; positions that an interruption left masked are grey."""
+        tokens = output.tokens.unflatten(1, call.grid)
+        if call.output_type == "latent":
+            return tokens
+        masked = tokens == call.mask_token_id
+        pixels = self.to_pixels(tokens.masked_fill(masked, 0))
+        if masked.any():
+            cells = masked.repeat_interleave(self.vae_scale_factor, 1).repeat_interleave(self.vae_scale_factor, 2)
+            pixels = pixels.masked_fill(cells[:, None], sum(self.pixel_range) / 2)
+        images = self.image_processor.postprocess(pixels, call.output_type)
+        if call.output_type == "pil":
+            images = [Picture.of(image, self._settings(call, i, output.seeds[i])) for i, image in enumerate(images)]
+        return images
+
+    def _settings(self, call: ImageCall, index: int, seed: int) -> dict[str, Any]:
+        """What generates an image again, for its file; embeddings and latents that were given are not in it."""
+        inputs = {name: call.inputs[name] for name in self.recorded_inputs if call.inputs[name] is not None}
+        name = str(self.config.get("_name_or_path") or "")
+        # Of a folder only its name: the path says more about the machine than about the image.
+        model = {"model": Path(name).name if Path(name).exists() else name} if name else {}
+        return {
+            **{name: call.per_image(value)[index] for name, value in inputs.items()},
+            "seed": seed,
+            **model,
+            "pipeline": type(self).__name__,
+            "version": __version__,
+            "num_inference_steps": len(call.scheduler.timesteps),
+            "guidance_scale": call.guidance_scale,
+            "guidance_schedule": call.guidance_schedule,
+            "height": call.height,
+            "width": call.width,
+            "num_beams": call.num_beams,
+            "num_runs": call.num_runs,
+            "scheduler": {key: value for key, value in call.scheduler.config.items() if not key.startswith("_")},
+        }
+
+
+def _argument_entries(docstring: str) -> dict[str, str]:
+    """The entries under "Args:" in a docstring, by the names that they begin with."""
+    section = inspect.cleandoc(docstring).partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"^    (?=\w)", section, flags=re.MULTILINE)[1:]
+    return {entry.partition(":")[0]: entry.rstrip() for entry in entries}
+
+
+def _with_arguments_of(call: Any, parent: Any) -> str:
+    """The docstring of `call`, with the entries of its parent's for those of its arguments that it does not describe."""
+    own, inherited = _argument_entries(call.__doc__), _argument_entries(parent.__doc__ or "")
+    described = {name for names in own for name in names.split(", ")}
+    missing = set(inspect.signature(call).parameters) - described
+    entries = [*own.values(), *(entry for names, entry in inherited.items() if missing & set(names.split(", ")))]
+    head, _, rest = inspect.cleandoc(call.__doc__).partition("Args:\n")
+    tail = rest.partition("\n\n")[2]
+    return f"{head}Args:\n" + "\n".join(f"    {entry}" for entry in entries) + (f"\n\n{tail}" if tail else "")

@@ -1,0 +1,130 @@
+"""The base class of image pipelines of language models, whose prompt and image are one sequence: MMaDA and Lumina-DiMOO."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .checks import check_integer
+from .image_call import Canvas, Condition, ImageCall
+from .image_pipeline import InfoGainImagePipeline
+from .models.llada import BidirectionalLlama, check_image_tokens, predict_after_prompts
+
+
+class SequenceImagePipeline(InfoGainImagePipeline):
+    """Base class of image pipelines of bidirectional language models, which see the prompt and the image as one sequence.
+
+    Image code c is the token `image_token_offset + c`. `scheduler` sees the image tokens only, as codes, with the codebook's size
+    as mask id. A family defines `encode_prompt`, the layout of the image with `lay_out` and `image_length`, and the longest
+    sequence with `max_length`.
+
+    Attributes:
+        unconditional_prompt: What guidance steers away from where there is no negative prompt, or an empty one.
+    """
+
+    model_cpu_offload_seq = "transformer->vqvae"
+    guidance_offset = 1
+    batches_guidance = False
+    unconditional_prompt: ClassVar[str] = ""
+
+    tokenizer: PreTrainedTokenizerBase
+    transformer: BidirectionalLlama
+
+    def register_layout(self, image_token_offset: int | None, sample_size: int, **layout: int) -> None:
+        """Checks and registers the ids and lengths of a family's sequences, in its constructor.
+
+        Raises:
+            ValueError: If one is no integer from 0 on, or the image tokens exceed the transformer's vocabulary.
+        """
+        layout["sample_size"] = sample_size
+        for name, value in layout.items():
+            check_integer(name, value, 0)
+        if image_token_offset is not None and self.vqvae is not None and self.transformer is not None:
+            check_image_tokens(image_token_offset, self.codebook_size, self.transformer.config.vocab_size)
+        self.register_to_config(image_token_offset=image_token_offset, **layout)
+
+    @property
+    def image_token_offset(self) -> int:
+        """Id of image code 0."""
+        offset = self.config.image_token_offset
+        return len(self.tokenizer) if offset is None else offset
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of image codes: that of `vqvae`, or, without one, the scheduler's mask id, which follows the codes."""
+        return self.scheduler.config.mask_token_id if self.vqvae is None else self.vqvae.config.num_vq_embeddings
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and image together, at most."""
+        raise NotImplementedError(f"{type(self).__name__} must define `max_length`.")
+
+    def image_length(self, height: int, width: int) -> int:
+        """Tokens that `lay_out` makes of a grid."""
+        raise NotImplementedError(f"{type(self).__name__} must define `image_length`.")
+
+    def lay_out(self, image: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part of the sequence that follows the prompt, and where in it the wanted positions are.
+
+        Args:
+            image: Token ids of the image (R, h, w), long.
+            where: The wanted positions of the image (R, h, w), bool.
+
+        Returns:
+            Both as sequences (R, S).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `lay_out`.")
+
+    def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ids of prompts (B, P), padded on the left, and a mask (B, P), False at padding."""
+        raise NotImplementedError(f"{type(self).__name__} must define `encode_prompt`.")
+
+    def canvas(self) -> Canvas:
+        """The image tokens of the model."""
+        return Canvas(self.codebook_size, self.transformer.config.vocab_size, self.config.sample_size)
+
+    def encode(self, call: ImageCall, prompt: Any, negative_prompt: Any) -> tuple[Condition, Condition | None]:
+        """The ids of the prompts, and with guidance of the negative ones.
+
+        Raises:
+            ValueError: If prompt and image together are longer than the model takes.
+        """
+        texts = [call.per_image(prompt)]
+        if call.guided:
+            texts.append([text or self.unconditional_prompt for text in call.per_image(negative_prompt or "")])
+        names = ("prompt_ids", "prompt_mask")
+        conditions = [dict(zip(names, self.encode_prompt(prompts), strict=True)) for prompts in texts]
+        longest = max(condition["prompt_ids"].shape[1] for condition in conditions)
+        call.check_sequence_length(longest + self.image_length(*call.grid), self.max_length)
+        return conditions[0], conditions[1] if call.guided else None
+
+    def predict(
+        self,
+        tokens: torch.Tensor,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        where: torch.Tensor | None = None,
+        call: ImageCall | None = None,
+    ) -> torch.Tensor:
+        """Logits of the image codes, without guidance.
+
+        No tensor with a column for every word of the vocabulary is made.
+
+        Args:
+            tokens: (R, h, w) long, image codes, or the scheduler's mask id.
+            prompt_ids, prompt_mask: (R, P) each, from `encode_prompt`.
+            where: (R, h, w) bool, the positions whose logits are wanted; by default the masked ones.
+            call: Not needed by these models.
+
+        Returns:
+            (M, V) for the M positions of `where`, in row-major order.
+        """
+        masked = tokens == self.scheduler.config.mask_token_id
+        where = masked if where is None else where
+        offset = self.image_token_offset
+        image = torch.where(masked, self.transformer.config.mask_token_id, tokens + offset)
+        sequence, wanted = self.lay_out(image, where)
+        token_range = (offset, offset + self.codebook_size)
+        return predict_after_prompts(self.transformer, prompt_ids, prompt_mask, sequence, wanted, token_range)
