@@ -159,7 +159,7 @@ class CheckedPipeline(DiffusionPipeline):
 
 def saved_names(cls: type[CheckedPipeline]) -> set[str]:
     """The class names in model_index.json that a pipeline accepts as its own."""
-    bases = {base.__name__ for base in cls.__mro__ if issubclass(base, CheckedPipeline) and base is not CheckedPipeline}
+    bases = {base.__name__ for base in cls.__mro__ if hasattr(base, "families")}
     return bases | set(cls.saved_as)
 
 
