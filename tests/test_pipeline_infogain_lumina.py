@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from diffusers_infogain import InfoGainLuminaPipeline, InfoGainScheduler, decode, load
+from diffusers_infogain.checkpoints.source import renamed
 from diffusers_infogain.cli import main
 from diffusers_infogain.loading import image_pipeline_class
-from diffusers_infogain.models.llada import BidirectionalLlama, convert_key, llama_config
+from diffusers_infogain.models.llada import KEY_MAPPING, BidirectionalLlama, llama_config
 
 GOLDEN = Path(__file__).parent / "golden"
 CODES, MASK, OFFSET, MODEL_MASK, NEWLINE = 32, 32, 50, 47, 46
@@ -50,7 +51,7 @@ def golden() -> tuple[dict[str, torch.Tensor], dict]:
 def golden_pipe(golden) -> InfoGainLuminaPipeline:
     stored, info = golden
     transformer = BidirectionalLlama(llama_config(info["config"])).eval()
-    weights = {convert_key(key): value for key, value in stored.items() if key.startswith("model.")}
+    weights = {renamed(key, KEY_MAPPING): value for key, value in stored.items() if key.startswith("model.")}
     transformer.load_state_dict(weights, strict=True)
     vqvae = make_vqvae(codes=CODES, levels=2)
     vqvae.load_state_dict({key[6:]: value for key, value in stored.items() if key.startswith("vqvae.")}, strict=True)

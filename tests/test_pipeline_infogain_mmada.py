@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffusers_infogain import InfoGainMMaDAPipeline, InfoGainScheduler, decode
-from diffusers_infogain.models.llada import BidirectionalLlama, convert_key, llama_config
+from diffusers_infogain.checkpoints.source import renamed
+from diffusers_infogain.models.llada import KEY_MAPPING, BidirectionalLlama, llama_config
 
 GOLDEN = Path(__file__).parent / "golden"
 CODES, MASK, OFFSET = 32, 32, 50
@@ -31,7 +32,7 @@ def pipe() -> InfoGainMMaDAPipeline:
 def golden_model() -> BidirectionalLlama:
     tensors = load_file(GOLDEN / "mmada_tiny.safetensors")
     model = BidirectionalLlama(llama_config(json.loads((GOLDEN / "mmada_tiny.json").read_text()))).eval()
-    weights = {convert_key(key): value for key, value in tensors.items() if key.startswith("model.")}
+    weights = {renamed(key, KEY_MAPPING): value for key, value in tensors.items() if key.startswith("model.")}
     model.load_state_dict(weights, strict=True)
     return model
 

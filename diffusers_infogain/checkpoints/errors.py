@@ -56,11 +56,11 @@ def writing_natively(path: Path) -> Iterator[None]:
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
-def named(file: Path) -> str:
+def short_path(file: Path) -> str:
     """A file as errors call it, with its folder: the components of a pipeline have files of one name."""
     return f"{file.parent.name}/{file.name}"
 
 
-def some(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first of the names, for an error."""
     return ", ".join(name[:LONGEST_NAME] for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

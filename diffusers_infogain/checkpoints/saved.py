@@ -34,7 +34,7 @@ from ..checks import shown
 from ..files import read_json, regular_file
 from ..scheduling_infogain import InfoGainScheduler
 from .configs import check_fields, check_sizes, stock_config, stock_settings
-from .errors import one_sentence, some
+from .errors import first_few, one_sentence
 from .source import build_skeleton, check_tensors, computed_buffers
 from .weights import Checkpoint, find_weights, has_weights, parse_dtype, weight_names
 
@@ -254,7 +254,7 @@ def check_report(model: PreTrainedModel, checkpoint: Checkpoint, info: Mapping[s
     kind, computed = type(model).__name__, computed_buffers(model)
     missing = sorted(name for name in info["missing_keys"] if name not in computed)
     if missing:
-        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {kind} are missing: {some(missing)}.")
+        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {kind} are missing: {first_few(missing)}.")
     for name, stored, expected in sorted(info["mismatched_keys"]):
         shapes = f"must have the shape {tuple(expected)} for this {kind}, got {tuple(stored)}"
         raise ValueError(f"{checkpoint.described}: {name} {shapes}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from ..files import save_json
-from .errors import named, one_sentence, some, writing_natively
+from .errors import first_few, one_sentence, short_path, writing_natively
 from .weights import Checkpoint
 
 SHARD_SIZE = 5 * 10**9
@@ -25,35 +25,40 @@ SHARD_SIZE = 5 * 10**9
 _LARGEST_BUFFER = 10**8
 
 
-def _same_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _same_key(key: str) -> str | None:
+def renamed(key: str, key_mapping: Mapping[str, str]) -> str:
+    """A key after all replacements of a key mapping, in their order, as in transformers' `key_mapping`."""
+    for pattern, replacement in key_mapping.items():
+        key = re.sub(pattern, replacement, key)
     return key
 
 
 @dataclass
 class ModelSource:
-    """A model in a public checkpoint, and how its tensors become ours.
+    """A model in a public checkpoint, and how its tensors become those of the model.
 
     Attributes:
-        checkpoint: Where they are.
-        build: Makes the model; only ever called without memory for its weights.
-        probe: Runs the model on some fixed input; before and after a conversion this must give the same.
-        convert_key: A key's name in the model, or None for a tensor that the model has no use for.
-        convert_tensor: A tensor's value in the model, from its name there and its stored value.
+        checkpoint: The weight files.
+        build: Makes the model; it is only called where its weights take no memory.
+        probe: Runs the model on a fixed input, with the same output before and after a conversion.
+        key_mapping: Regular expressions for parts of keys, and what replaces them in the model's names.
+        unused_keys: Regular expression for the start of keys that the model may have no tensor for, such as another head's.
+        convert_tensor: From a tensor's name in the model and its stored value, its value in the model.
     """
 
     checkpoint: Checkpoint
     build: Callable[[], Any]
     probe: Callable[[Any], torch.Tensor]
-    convert_key: Callable[[str], str | None] = _same_key
-    convert_tensor: Callable[[str, torch.Tensor], torch.Tensor] = _same_tensor
+    key_mapping: Mapping[str, str] = field(default_factory=dict)
+    unused_keys: str = "(?!)"
+    convert_tensor: Callable[[str, torch.Tensor], torch.Tensor] = _unchanged
 
     @functools.cached_property
     def skeleton(self) -> Any:
-        """The model without memory for its weights.
+        """The model on the device "meta": shapes and names without memory for weights.
 
         Raises:
             ValueError: If the configuration makes no model, or one of far more tensors than the checkpoint has.
@@ -62,24 +67,26 @@ class ModelSource:
 
     @functools.cached_property
     def keys(self) -> dict[str, str]:
-        """Every tensor of the model that is in the checkpoint, by name, and the key that it comes from.
+        """For each tensor of the model that is in the checkpoint, its name and the key that it comes from.
 
         Raises:
-            ValueError: For a key that the model does not have, one that is missing, or one of another shape or kind.
+            ValueError: For a key that the model does not have, one that is missing, or one of another shape or dtype.
         """
         expected = self.skeleton.state_dict()
-        kind, shapes = type(self.skeleton).__name__, self.checkpoint.shapes
+        model_name = type(self.skeleton).__name__
         found: dict[str, str] = {}
-        for key in shapes:
-            name = self.convert_key(key)
-            if name is not None and found.setdefault(name, key) != key:
-                raise ValueError(
-                    f"{named(self.checkpoint.file_of(key))}: {found[name]} and {key} are the same tensor of a {kind}."
-                )
-        extra = [key for name, key in found.items() if name not in expected]
-        if extra:
-            file = named(self.checkpoint.file_of(extra[0]))
-            raise ValueError(f"{file} has {len(extra)} keys that a {kind} does not have: {some(extra)}.")
+        unexpected: list[str] = []
+        for key in self.checkpoint.shapes:
+            name = renamed(key, self.key_mapping)
+            if name not in expected:
+                if not re.match(self.unused_keys, name):
+                    unexpected.append(key)
+            elif found.setdefault(name, key) != key:
+                file = short_path(self.checkpoint.file_of(key))
+                raise ValueError(f"{file}: {found[name]} and {key} are the same tensor of a {model_name}.")
+        if unexpected:
+            file = short_path(self.checkpoint.file_of(unexpected[0]))
+            raise ValueError(f"{file} has {len(unexpected)} keys that a {model_name} does not have: {first_few(unexpected)}.")
         check_tensors(self.skeleton, self.checkpoint, found, self.convert_tensor)
         return found
 
@@ -209,7 +216,7 @@ def check_tensors(
     model: torch.nn.Module,
     checkpoint: Checkpoint,
     found: Mapping[str, str],
-    convert_tensor: Callable[[str, torch.Tensor], torch.Tensor] = _same_tensor,
+    convert_tensor: Callable[[str, torch.Tensor], torch.Tensor] = _unchanged,
 ) -> None:
     """Makes sure that a checkpoint has everything that a model needs.
 
@@ -224,12 +231,12 @@ def check_tensors(
     kind, shapes = type(model).__name__, checkpoint.shapes
     missing = missing_tensors(model, found)
     if missing:
-        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {kind} are missing: {some(missing)}.")
+        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {kind} are missing: {first_few(missing)}.")
     for name, expected in model.state_dict().items():
         if name not in found:
             continue
         key = found[name]
-        file, dtype = named(checkpoint.file_of(key)), checkpoint.dtype_of(key)
+        file, dtype = short_path(checkpoint.file_of(key)), checkpoint.dtype_of(key)
         with one_sentence(f"{file}: {key} does not fit this {kind}"):
             shape = tuple(convert_tensor(name, torch.empty(shapes[key], device="meta")).shape)
         if shape != tuple(expected.shape):

@@ -50,16 +50,9 @@ def open_clip_text_encoder(folder: Path, variant: str | None = None) -> ModelSou
     check_sizes(settings, weights, file)
     config = stock_config(CLIPTextConfig, settings, file)
 
-    def convert_key(key: str) -> str | None:
-        other = ("vision_model.", "visual_projection.", "logit_scale")
-        return None if key.startswith(other) or key.endswith("embeddings.position_ids") else key
-
-    return ModelSource(
-        weights,
-        lambda: CLIPTextModelWithProjection(config),
-        _probe_text_encoder,
-        convert_key,
-    )
+    # The image half of a CLIP, and ids that older versions of transformers stored.
+    unused = r"vision_model\.|visual_projection\.|logit_scale|.*embeddings\.position_ids$"
+    return ModelSource(weights, lambda: CLIPTextModelWithProjection(config), _probe_text_encoder, unused_keys=unused)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..checks import shown
 from ..files import read_json, read_tensors, regular_file
-from .errors import LONGEST_NAME, named, some
+from .errors import LONGEST_NAME, first_few, short_path
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -129,7 +129,7 @@ class Checkpoint:
     @property
     def described(self) -> str:
         """The names of the files."""
-        return some(sorted({named(file) for file in self.files}))
+        return first_few(sorted({short_path(file) for file in self.files}))
 
     def file_of(self, key: str) -> Path:
         """The file that holds a key."""
@@ -159,7 +159,7 @@ def _read_pickle(file: Path, wrapper: Sequence[str]) -> dict[str, torch.Tensor]:
             break
     if not (isinstance(content, dict) and content and all(isinstance(value, torch.Tensor) for value in content.values())):
         expected = f"under one of the keys {', '.join(wrapper)}, or at the top" if wrapper else "at the top"
-        found = some([str(name) for name in content]) if isinstance(content, dict) else type(content).__name__
+        found = first_few([str(name) for name in content]) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{file} must hold named tensors {expected}, got {found}.")
     return dict(content)
 
@@ -209,5 +209,5 @@ def _shards(index: Path) -> list[Path]:
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if Path(shard).name != shard or not os.path.exists(index.parent / shard)]
     if missing or not shards:
-        raise ValueError(f"{index} names files that are missing: {some(missing) or 'none are named'}.")
+        raise ValueError(f"{index} names files that are missing: {first_few(missing) or 'none are named'}.")
     return [index.parent / shard for shard in shards]

@@ -6,7 +6,6 @@ Their block is Llama's under other names: RMS norms, rotary embeddings by halves
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,22 +27,22 @@ from ..files import read_json
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 MODEL_TYPES = ("llada", "mmada")
 
-_FIXED = {
-    "wte.weight": "model.embed_tokens.weight",
-    "ln_f.weight": "model.norm.weight",
-    "ff_out.weight": "lm_head.weight",
+KEY_MAPPING = {
+    r"^(?:model\.)?transformer\.(?=(?:wte|ln_f|ff_out|blocks\.\d+\.\w+)\.weight$)": "model.",
+    r"^model\.wte\.": "model.embed_tokens.",
+    r"^model\.ln_f\.": "model.norm.",
+    r"^model\.ff_out\.": "lm_head.",
+    r"^model\.blocks\.": "model.layers.",
+    r"(layers\.\d+)\.attn_norm\.": r"\1.input_layernorm.",
+    r"(layers\.\d+)\.([qkv]_proj)\.": r"\1.self_attn.\2.",
+    r"(layers\.\d+)\.attn_out\.": r"\1.self_attn.o_proj.",
+    r"(layers\.\d+)\.ff_norm\.": r"\1.post_attention_layernorm.",
+    r"(layers\.\d+)\.ff_proj\.": r"\1.mlp.gate_proj.",
+    r"(layers\.\d+)\.up_proj\.": r"\1.mlp.up_proj.",
+    r"(layers\.\d+)\.ff_out\.": r"\1.mlp.down_proj.",
 }
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_norm": "post_attention_layernorm",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
-}
+"""The names in `LlamaForCausalLM` of the parts of LLaDA's keys."""
+
 # Checkpoints that differ in any of these are other networks.
 _SUPPORTED = {
     "block_type": "llama",
@@ -59,17 +58,6 @@ _SUPPORTED = {
     "scale_logits": False,
     "weight_tying": False,
 }
-
-
-def convert_key(key: str) -> str:
-    """The name in `LlamaForCausalLM` of a tensor of LLaDA's; unknown keys stay as they are."""
-    name = re.sub(r"^(model\.)?transformer\.", "", key)
-    if name in _FIXED:
-        return _FIXED[name]
-    match = re.fullmatch(r"blocks\.(\d+)\.(\w+)\.weight", name)
-    if match and match[2] in _LAYER:
-        return f"model.layers.{match[1]}.{_LAYER[match[2]]}.weight"
-    return key
 
 
 def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") -> LlamaConfig:
@@ -236,7 +224,7 @@ def open_llada(folder: Path) -> ModelSource:
     check_sizes(settings, weights, file)
     with one_sentence(str(file)):
         config = llama_config(settings, file)
-    return ModelSource(weights, lambda: BidirectionalLlama(config), _probe, convert_key)
+    return ModelSource(weights, lambda: BidirectionalLlama(config), _probe, KEY_MAPPING)
 
 
 @torch.no_grad()

@@ -22,14 +22,6 @@ from ..checkpoints.weights import find_weights
 WEIGHT_NAMES = ("pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 
 
-def convert_key(key: str) -> str | None:
-    """The name of a tensor of the public checkpoint in this model: its own, for all of them.
-
-    A key that the model does not know is passed on as well, so that a strict load names it.
-    """
-    return key
-
-
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """The normalization in front of every activation."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
@@ -298,7 +290,7 @@ def open_magvit_v2(folder: Path) -> ModelSource:
         ValueError: If the folder has no config.json or no weights, or a size makes no model.
     """
     config = own_fields(MagvitV2Model, folder / "config.json")
-    return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: MagvitV2Model(**config), _probe, convert_key)
+    return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: MagvitV2Model(**config), _probe)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..checkpoints.source import ModelSource
+from ..checkpoints.source import ModelSource, renamed
 from ..checkpoints.weights import Checkpoint
 
 NORM_EPS = 1e-5
@@ -230,25 +230,20 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
             )
 
 
-def _unwrapped(key: str) -> str:
-    return key.replace("module.", "").replace("_orig_mod.", "")
+KEY_MAPPING = {
+    r"module\.|_orig_mod\.": "",  # of DistributedDataParallel and torch.compile
+    r"^head\.bias$": "tok_emb.bias",
+    r"^transformer\.": "",
+}
+"""The model's names for the parts of the published keys."""
 
-
-def convert_key(key: str) -> str | None:
-    """The model's name of a tensor in a published checkpoint; None for the head's weight, which is the one of the tokens."""
-    key = _unwrapped(key)
-    if key == "head.weight":
-        return None
-    return {"head.bias": "tok_emb.bias"}.get(key, key.removeprefix("transformer."))
+UNUSED_KEYS = r"head\.weight$"
+"""The head's weight, which is that of the token embedding: `check_tied_head`."""
 
 
 def check_tied_head(state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Makes sure that the head's weight, which `convert_key` drops, is the one of the tokens.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    tensors = {_unwrapped(key): tensor for key, tensor in state_dict.items()}
+    """Raises a ValueError if the weight of the head, which is not loaded, differs from that of the token embedding."""
+    tensors = {renamed(key, KEY_MAPPING): tensor for key, tensor in state_dict.items()}
     head, tokens = tensors.get("head.weight"), tensors["tok_emb.weight"]
     if head is not None and not torch.equal(head, tokens):
         raise ValueError("`head.weight` must equal `tok_emb.weight`, as in the published checkpoints, but it differs.")
@@ -263,7 +258,7 @@ def config_from_state_dict(shapes: Mapping[str, tuple[int, ...]], num_attention_
     Raises:
         ValueError: If a tensor is missing, or a value cannot be told.
     """
-    known = {name: tuple(shape) for key, shape in shapes.items() if (name := convert_key(key))}
+    known = {renamed(key, KEY_MAPPING): tuple(shape) for key, shape in shapes.items()}
     names = ("cls_emb", "tok_emb", "pos_emb", "reg_tokens", "layers.0.attn.wq", "layers.0.ff.w1")
     if missing := [f"{name}.weight" for name in names if f"{name}.weight" not in known]:
         raise ValueError(f"`shapes` must be those of a Halton-MaskGIT checkpoint, but there is no {', '.join(missing)}.")
@@ -307,7 +302,7 @@ def open_maskgit(file: Path) -> ModelSource:
         check_tied_head({key: checkpoint.tensor(key) for key in checkpoint.shapes if "head.weight" in key or "tok_emb" in key})
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return ModelSource(checkpoint, lambda: MaskGITTransformer2DModel(**config), _probe, convert_key)
+    return ModelSource(checkpoint, lambda: MaskGITTransformer2DModel(**config), _probe, KEY_MAPPING, UNUSED_KEYS)
 
 
 @torch.no_grad()

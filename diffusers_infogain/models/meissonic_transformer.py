@@ -26,11 +26,6 @@ MICRO_COND_DIM = 256
 NORM_EPS = 1e-6
 
 
-def convert_key(key: str) -> str | None:
-    """Name of a public checkpoint's tensor in `MeissonicTransformer2DModel`: the same, every tensor is used."""
-    return key
-
-
 class Sinusoids(nn.Module):
     """Cosines, then sines, of numbers times the frequencies 10000 ** (-i / half), the same on every machine.
 

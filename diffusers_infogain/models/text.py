@@ -34,7 +34,7 @@ from ..checkpoints.configs import check_fields, check_sizes, require_fields, sto
 from ..checkpoints.errors import one_sentence, writing_natively
 from ..checkpoints.repository import HubArguments, local_folder
 from ..checkpoints.saved import load_component, load_tokenizer
-from ..checkpoints.source import SHARD_SIZE, ModelSource, build_skeleton, missing_tensors
+from ..checkpoints.source import SHARD_SIZE, ModelSource, build_skeleton, missing_tensors, renamed
 from ..checkpoints.weights import Checkpoint, find_weights
 from ..checks import is_integer, shown
 from ..files import read_json
@@ -377,15 +377,10 @@ def _open_masked_lm(folder: Path, settings: Mapping[str, Any], weights: Checkpoi
     def build() -> PreTrainedModel:
         return kind(copy.deepcopy(config))
 
-    skeleton = build_skeleton(build, weights)
-    names = set(skeleton.state_dict())
-
-    def convert_key(key: str) -> str | None:
-        name = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        return name if name in names else None  # heads of other tasks
-
-    renamed = bool(missing_tensors(skeleton, {name for key in weights.shapes if (name := convert_key(key))}))
-    return (_RenamedSource if renamed else ModelSource)(weights, build, _probe(False), convert_key)
+    key_mapping = {r"LayerNorm\.gamma": "LayerNorm.weight", r"LayerNorm\.beta": "LayerNorm.bias"}
+    other_names = missing_tensors(build_skeleton(build, weights), {renamed(key, key_mapping) for key in weights.shapes})
+    # Heads of other tasks may be left over.
+    return (_RenamedSource if other_names else ModelSource)(weights, build, _probe(False), key_mapping, unused_keys="")
 
 
 class _RenamedSource(ModelSource):

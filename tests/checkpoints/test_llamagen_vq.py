@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,15 @@ from diffusers import VQModel
 from helpers.checkpoints_maskgit import VQ_FILE, vq_shapes, write_maskgit_checkpoint
 from safetensors.torch import load_file
 
-from diffusers_infogain.checkpoints.llamagen_vq import config_from_state_dict, convert_key, convert_tensor, llamagen_vq_config
+from diffusers_infogain.checkpoints.llamagen_vq import KEY_MAPPING, UNUSED_KEYS, config_from_state_dict, convert_tensor
+from diffusers_infogain.checkpoints.source import renamed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen_vq_tiny.safetensors"
 
 
 def convert(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: convert_tensor(name, value) for key, value in state_dict.items() if (name := convert_key(key)) is not None}
+    names = {key: renamed(key, KEY_MAPPING) for key in state_dict if not re.match(UNUSED_KEYS, key)}
+    return {name: convert_tensor(name, state_dict[key]) for key, name in names.items()}
 
 
 def load(state_dict: dict[str, torch.Tensor], **options) -> VQModel:
@@ -47,10 +50,21 @@ def test_tokens_and_pixels_are_those_of_the_public_implementation():
 
 def test_published_size():
     shapes = vq_shapes()
-    config = llamagen_vq_config()
-    assert config_from_state_dict(shapes) == config
-    assert config["block_out_channels"] == (128, 128, 256, 256, 512)
-    assert (config["vq_embed_dim"], config["num_vq_embeddings"]) == (8, 16384)
+    config = config_from_state_dict(shapes)
+    assert config == {
+        "block_out_channels": (128, 128, 256, 256, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
+        "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 256,
+        "vq_embed_dim": 8,
+        "num_vq_embeddings": 16384,
+        "norm_num_groups": 32,
+        "sample_size": 256,
+        "mid_block_add_attention": True,
+        "lookup_from_codebook": True,
+        "force_upcast": True,
+    }
     with init_empty_weights():
         model = VQModel(**config)
     meta = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}

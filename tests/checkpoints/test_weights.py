@@ -31,13 +31,10 @@ TENSORS = {"a.first.weight": torch.arange(12.0).view(3, 4), "a.first.bias": torc
 
 
 def source_of(*files: Path, wrapper=()) -> ModelSource:
-    def convert_key(key: str) -> str | None:
-        return None if key == "a.unused" else key.removeprefix("a.")
-
     def convert_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.T if name == "first.weight" else tensor
 
-    return ModelSource(Checkpoint(files, wrapper), Small, lambda model: model.first.bias, convert_key, convert_tensor)
+    return ModelSource(Checkpoint(files, wrapper), Small, lambda model: model.first.bias, {"^a\\.": ""}, "unused", convert_tensor)
 
 
 def saved(folder: Path, tensors=TENSORS, name="model.safetensors") -> Path:

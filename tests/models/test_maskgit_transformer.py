@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ from accelerate import cpu_offload, init_empty_weights
 from helpers.checkpoints_maskgit import maskgit_shapes, write_maskgit_checkpoint
 from safetensors.torch import load_file
 
+from diffusers_infogain.checkpoints.source import renamed
 from diffusers_infogain.models.maskgit_transformer import (
+    KEY_MAPPING,
+    UNUSED_KEYS,
     MaskGITTransformer2DModel,
     check_tied_head,
     config_from_state_dict,
-    convert_key,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "maskgit_tiny.safetensors"
@@ -42,7 +45,8 @@ def shapes_of(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]
 
 
 def converted(state_dict: dict) -> dict:
-    return {name: value for key, value in state_dict.items() if (name := convert_key(key)) is not None}
+    names = {key: renamed(key, KEY_MAPPING) for key in state_dict}
+    return {names[key]: value for key, value in state_dict.items() if not re.match(UNUSED_KEYS, names[key])}
 
 
 def load(state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None) -> MaskGITTransformer2DModel:

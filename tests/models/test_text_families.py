@@ -13,7 +13,8 @@ from helpers.text import load_text_model, masked_lm_logits
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from diffusers_infogain.models.llada import BidirectionalLlama, convert_key, llama_config
+from diffusers_infogain.checkpoints.source import renamed
+from diffusers_infogain.models.llada import KEY_MAPPING, BidirectionalLlama, llama_config
 from diffusers_infogain.models.text import TextFamily, open_text_model, text_family
 from diffusers_infogain.models.text_logits import TextCache
 
@@ -115,7 +116,7 @@ def test_llada_is_the_public_implementation(tmp_path):
     stored = load_file(GOLDEN / "mmada_tiny.safetensors")
     config = json.loads((GOLDEN / "mmada_tiny.json").read_text())
     model = BidirectionalLlama(llama_config(config)).eval()
-    model.load_state_dict({convert_key(key): value for key, value in stored.items() if key.startswith("model.")})
+    model.load_state_dict({renamed(key, KEY_MAPPING): value for key, value in stored.items() if key.startswith("model.")})
     family = text_family(model.config)
     assert (family.mask_token_id, family.shifted, family.attention) == (47, False, "full")
     ids, mask = stored["plain.input_ids"], stored["plain.attention_mask"].bool()
