@@ -72,6 +72,8 @@ def test_the_imports_are_found():
     assert own_imports(PACKAGE / "evaluation" / "exact.py") == {
         "choices",
         "decoding",
+        "evaluation.tables",
+        "evaluation.text_tasks",
         "extras",
         "progress",
         "scheduling_infogain",

@@ -18,7 +18,7 @@ from ..checkpoints.published import CheckedPipeline
 from ..checks import check_search
 from ..choices import PRESETS
 from ..evaluation.identity import pipeline_digest
-from ..evaluation.measure import MeasureSettings
+from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
 from ..files import owned
 from ..loading import image_pipeline_class

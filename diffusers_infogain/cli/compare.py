@@ -12,7 +12,8 @@ from accelerate import PartialState
 from ..evaluation import groups, image_comparison, plots, prompts, runs, tables
 from ..evaluation.identity import scheduler_record
 from ..evaluation.image_comparison import ImageCell, Results
-from ..evaluation.measure import Measurement, MeasureSettings
+from ..evaluation.measure import Measurement
+from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.samplers import SamplerSpec, parse_sampler
 from ..files import save_text, writable_folder
 from ..progress import Progress

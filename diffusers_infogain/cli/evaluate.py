@@ -11,7 +11,8 @@ from accelerate import PartialState
 
 from ..evaluation import image_comparison, prompts, runs, tables
 from ..evaluation.identity import scheduler_record
-from ..evaluation.measure import Measurement, MeasureSettings
+from ..evaluation.measure import Measurement
+from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
 from ..files import digest, owned, read_json, save_json, save_text, unused

@@ -7,7 +7,6 @@ those sequences. Sampling several positions at once ignores how they hang togeth
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,8 @@ from ..decoding import Denoise, decode, decode_best_of
 from ..extras import missing
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
+from .tables import markdown_table
+from .text_tasks import SUDOKU_DIGITS, sudoku_grids
 
 SUDOKU_SHARPNESS = 6.0
 DIGITS_SHARPNESS = 1.5
@@ -63,23 +64,14 @@ def codes_to_tokens(num_codes: Sequence[int]) -> torch.Tensor:
     return torch.arange(len(num_codes)).repeat_interleave(torch.tensor(num_codes))
 
 
-def sudoku_grids() -> torch.Tensor:
-    """All 288 solved 4x4 Sudokus, (288, 16) with tokens 0-3 in raster order."""
-    rows = list(itertools.permutations(range(4)))
-
-    def fits(grid: tuple[tuple[int, ...], ...]) -> bool:
-        boxes = [[grid[r + i][c + j] for i in (0, 1) for j in (0, 1)] for r in (0, 2) for c in (0, 2)]
-        return all(len(set(group)) == 4 for group in [*zip(*grid, strict=True), *boxes])
-
-    tops = [(a, b) for a in rows for b in rows if len({*a[:2], *b[:2]}) == 4]
-    return torch.tensor([a + b for a in tops for b in tops if fits((*a, *b))]).flatten(1)
+def sudoku_tokens() -> torch.Tensor:
+    """All 288 solved 4x4 Sudokus, (288, 16), as tokens 0-3 in raster order."""
+    return torch.tensor([[SUDOKU_DIGITS.index(digit) for digit in grid] for grid in sudoku_grids()])
 
 
 def is_valid_sudoku(tokens: torch.Tensor) -> torch.Tensor:
-    """Whether every row, column and box of the grids (B, 16) holds each of 0-3 once: (B,) bool."""
-    grid = torch.nn.functional.one_hot(tokens, 4).view(-1, 4, 4, 4)
-    boxes = grid.view(-1, 2, 2, 2, 2, 4).sum((2, 4))
-    return torch.stack([(group == 1).flatten(1).all(1) for group in (grid.sum(1), grid.sum(2), boxes)]).all(0)
+    """Whether grids (B, 16) are solved Sudokus: (B,) bool."""
+    return nearest_distance(tokens, sudoku_tokens()) == 0
 
 
 def digit_images() -> torch.Tensor:
@@ -264,7 +256,7 @@ class ExactTask:
 
 def sudoku_task(tokens_per_step: int = 2) -> ExactTask:
     """4x4 Sudoku; quality is the share of valid grids (higher is better)."""
-    grids = sudoku_grids()
+    grids = sudoku_tokens()
     return ExactTask(
         sequences=grids,
         title=f"4x4 Sudoku, {tokens_per_step} tokens a step: share of valid grids (higher is better)",
@@ -302,19 +294,20 @@ def digits_task(num_inference_steps: int = 8, num_codes: Sequence[int] = (1,) * 
 
 
 def format_table(title: str, results: list[ExactResult]) -> str:
-    """A Markdown table of results."""
-    lines = [
-        f"**{title}**, {results[0].samples} samples",
-        "",
-        "| sampler | quality | energy distance | distinct samples of a seed | model rows | cumulative entropy (nats) |",
-        "|---|---|---|---|---|---|",
+    """A Markdown table of results under their title and number of samples."""
+    header = ("sampler", "quality", "energy distance", "distinct samples of a seed", "model rows", "cumulative entropy (nats)")
+    rows = [
+        [
+            result.name,
+            f"{result.quality:.3f} ± {result.spread:.3f}",
+            f"{result.energy_distance:.2f}",
+            f"{result.distinct:.0f}",
+            f"{result.model_rows:.1f}",
+            f"{result.cumulative_entropy:.1f}",
+        ]
+        for result in results
     ]
-    for result in results:
-        lines.append(
-            f"| {result.name} | {result.quality:.3f} ± {result.spread:.3f} | {result.energy_distance:.2f} "
-            f"| {result.distinct:.0f} | {result.model_rows:.1f} | {result.cumulative_entropy:.1f} |"
-        )
-    return "\n".join(lines)
+    return f"**{title}**, {results[0].samples} samples\n\n{markdown_table(header, rows)}"
 
 
 def compare_exact(num_samples: int = 200, seeds: Sequence[int] = (0,), settings: tuple[SamplerSetting, ...] = COMPARED) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,9 +21,11 @@ from ..scheduling_infogain import InfoGainScheduler
 from . import runs
 from .composition import check_composition
 from .groups import Cell, Column, Group, Record, as_json, per_item, per_run, summarize
-from .measure import Measurement
 from .runs import FinishedImage
 from .samplers import SamplerSpec, check_recorded_sampler, parse_sampler
+
+if TYPE_CHECKING:
+    from .measure import Measurement
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.=]+(:[A-Za-z0-9_.=,]+)?")
 

@@ -1,6 +1,7 @@
-"""Metrics of images as torchmetrics: they accumulate over batches and over ranks, whatever the number of batches on each.
+"""Metrics of sets of images as torchmetrics: they accumulate over batches and over ranks, also with unequal numbers of batches.
 
-Images are uint8 (B, 3, H, W) throughout; features come from the modules of `features`.
+Images are uint8 (B, 3, H, W) throughout; features come from the modules of `features`. Besides torchmetrics' interface every
+metric has `figures()`, its values by the names that reports print.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 
 from .features import ClipFeatures, FeatureExtractor, InceptionFeatures, torchvision_explained
-from .reference import ReferenceStatistics, with_reference
 
 with torchvision_explained():
     from torchmetrics import Metric
@@ -25,8 +25,9 @@ with torchvision_explained():
     from torchmetrics.image.kid import KernelInceptionDistance
     from torchmetrics.utilities.data import dim_zero_cat
 
-# Rows of a distance matrix that are held at once.
+# Rows of a distance matrix that are in memory at the same time.
 _CHUNK = 512
+_SUBSET_SIZE = 1000
 
 
 def frechet_distance(
@@ -78,23 +79,14 @@ class FrechetDistance(FrechetInceptionDistance):
             return {"pool": "FID", "spatial": "sFID"}[self.inception.output]
         return f"FD ({self.inception.name})"
 
-    def load_reference(self, mu: torch.Tensor | np.ndarray, sigma: torch.Tensor | np.ndarray) -> None:
-        """Sets the mean (D,) and covariance (D, D) of the real images' features; resets keep them.
-
-        Raises:
-            ValueError: If they are not of the extractor's features.
-        """
-        mu, sigma = np.asarray(mu), np.asarray(sigma)
-        with_reference(self, ReferenceStatistics(mu, sigma, mu, sigma))
-
     def statistics(self, real: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (D,) and unbiased covariance (D, D) of the features of the real or of the generated images so far, on this rank.
 
         Raises:
             ValueError: For fewer than two images.
         """
-        kind = "real" if real else "fake"
-        total, outer, n = (getattr(self, f"{kind}_features_{name}") for name in ("sum", "cov_sum", "num_samples"))
+        prefix = "real_features" if real else "fake_features"
+        total, outer, n = (getattr(self, f"{prefix}_{name}") for name in ("sum", "cov_sum", "num_samples"))
         _require(self.title, 2, **{"real" if real else "generated": n})
         mu = total / n
         return mu, (outer - n * torch.outer(mu, mu)) / (n - 1)
@@ -103,102 +95,128 @@ class FrechetDistance(FrechetInceptionDistance):
         """The distance, a float64 scalar."""
         return frechet_distance(*self.statistics(real=True), *self.statistics(real=False))
 
+    def figures(self) -> dict[str, torch.Tensor]:
+        """The distance by its title."""
+        return {self.title: self.compute()}
+
 
 def _require(title: str, least: int, **counts: Any) -> None:
-    for kind, count in counts.items():
+    """Raises a ValueError where there are fewer than `least` images; `counts` are by what the message calls them."""
+    for description, count in counts.items():
         if count < least:
-            raise ValueError(f"{title} needs at least {least} {kind} images, got {int(count)}.")
+            raise ValueError(f"{title} needs at least {least} {description} images, got {int(count)}.")
 
 
 class _FeatureLists(Metric):
     """A metric that keeps features in lists, which ranks gather as one tensor each.
 
-    torchmetrics gathers a list entry by entry, so ranks with fewer batches hang or fail; and it stands in for the list of a rank
-    without any by a tensor with too few dimensions.
+    torchmetrics gathers a list entry by entry, so ranks with fewer batches hang or fail; and for a rank without any batch it
+    substitutes a tensor with too few dimensions.
     """
 
-    _rows: dict[str, torch.Tensor]
-    """What a row of each list looks like, as a tensor with no rows."""
+    _empty: dict[str, torch.Tensor]
+    """For each list a tensor without rows, of the shape and dtype that its entries have."""
 
     def _stored(self, name: str) -> torch.Tensor:
+        """All entries of a list as one tensor."""
         value = getattr(self, name)
-        return dim_zero_cat(value) if len(value) else self._rows[name].to(self.device)
+        return dim_zero_cat(value) if len(value) else self._empty[name].to(self.device)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As `Metric.sync`, from one entry in each list."""
         if not self._is_synced:
-            for name in self._rows:
+            for name in self._empty:
                 setattr(self, name, [self._stored(name)])
         super().sync(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the CPU's global generator for the block; afterwards it is as before."""
+    """Seeds the CPU's global generator within the block, and restores its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         yield
 
 
 class _SeededKernelDistance(_FeatureLists, KernelInceptionDistance):
-    def __init__(self, extractor: FeatureExtractor, subsets: int, subset_size: int, seed: int, **kwargs: Any):
-        super().__init__(feature=extractor, subsets=subsets, subset_size=subset_size, normalize=False, **kwargs)
+    inception: FeatureExtractor
+
+    def __init__(self, extractor: FeatureExtractor, subsets: int, subset_size: int | None, seed: int, **kwargs: Any):
+        super().__init__(feature=extractor, subsets=subsets, subset_size=subset_size or _SUBSET_SIZE, normalize=False, **kwargs)
+        self.as_many_as_there_are = subset_size is None
         self.seed = seed
-        self._rows = dict.fromkeys(("real_features", "fake_features"), torch.empty(0, extractor.num_features))
+        self._empty = dict.fromkeys(("real_features", "fake_features"), torch.empty(0, extractor.num_features))
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
-        for name, kind in (("real_features", "real"), ("fake_features", "generated")):
-            count = len(self._stored(name))
+        counts = {"real": len(self._stored("real_features")), "generated": len(self._stored("fake_features"))}
+        if self.as_many_as_there_are:
+            self.subset_size = max(1, min(_SUBSET_SIZE, *counts.values()))
+        for description, count in counts.items():
             if count < self.subset_size:
-                raise ValueError(f"`subset_size` must be at most the number of {kind} images, {count}, got {self.subset_size}.")
+                raise ValueError(
+                    f"`subset_size` must be at most the number of {description} images, {count}, got {self.subset_size}."
+                )
         with _seeded(self.seed):
             return super().compute()
 
+    def figures(self) -> dict[str, torch.Tensor]:
+        name = "KID" if isinstance(self.inception, InceptionFeatures) else f"kernel distance ({self.inception.name})"
+        return {name: self.compute()[0]}
+
 
 class _SeededInceptionScore(_FeatureLists, InceptionScore):
+    title = "Inception score"
+
     def __init__(self, extractor: FeatureExtractor, splits: int, seed: int, **kwargs: Any):
         super().__init__(feature=extractor, splits=splits, normalize=False, **kwargs)
         self.seed = seed
-        self._rows = {"features": torch.empty(0, extractor.num_features)}
+        self._empty = {"features": torch.empty(0, extractor.num_features)}
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
         count = len(self._stored("features"))
-        # `chunk` quietly makes fewer parts where the images do not fill them
+        # `chunk` makes fewer parts without a warning where the images do not fill them
         if count == 0 or len(torch.empty(count).chunk(self.splits)) != self.splits:
             raise ValueError(f"`splits` must be a number of parts that {count} images fill, got {self.splits}.")
         with _seeded(self.seed):
             return super().compute()
 
+    def figures(self) -> dict[str, torch.Tensor]:
+        return {self.title: self.compute()[0]}
 
-def fid(extractor: FeatureExtractor, **kwargs: Any) -> FrechetInceptionDistance:
-    """torchmetrics' own Fréchet distance for an extractor: the value of `FrechetDistance`, by torchmetrics' arithmetic."""
-    return FrechetInceptionDistance(feature=extractor, normalize=False, **kwargs)
+
+@contextlib.contextmanager
+def _without_warning_of_memory() -> Iterator[None]:
+    """torchmetrics warns that these metrics keep all features; docs/evaluation.md says so, and how much memory that takes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Metric `.*` will save all extracted features")
+        yield
 
 
 def kid(
-    extractor: FeatureExtractor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0, **kwargs: Any
-) -> KernelInceptionDistance:
+    extractor: FeatureExtractor, *, subsets: int = 100, subset_size: int | None = 1000, seed: int = 0, **kwargs: Any
+) -> _SeededKernelDistance:
     """torchmetrics' kernel distance (Bińkowski et al. 2018): mean and standard deviation over random subsets.
 
-    The subsets depend on `seed` alone, and the global generators are left as they are. `compute` raises a ValueError where there
-    are fewer real or generated images than `subset_size`.
+    The subsets depend only on `seed`, and the global generators are left as they are.
+
+    Args:
+        subset_size: Images in each subset; None: 1000, or all if there are fewer real or generated ones. `compute` raises a
+            ValueError if there are fewer than a given number.
 
     Raises:
         ValueError: If `subset_size` is below 2.
     """
-    if subset_size < 2:
+    if subset_size is not None and subset_size < 2:
         raise ValueError(f"`subset_size` must be at least 2, got {subset_size}.")
-    with warnings.catch_warnings():
-        # that features are kept is in the documentation, with how much memory that takes
-        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all extracted features")
+    with _without_warning_of_memory():
         return _SeededKernelDistance(extractor, subsets, subset_size, seed, **kwargs)
 
 
-def inception_score(extractor: FeatureExtractor, *, splits: int = 10, seed: int = 0, **kwargs: Any) -> InceptionScore:
+def inception_score(extractor: FeatureExtractor, *, splits: int = 10, seed: int = 0, **kwargs: Any) -> _SeededInceptionScore:
     """torchmetrics' Inception score (Salimans et al. 2016): mean and standard deviation over the splits of the images.
 
-    The splits depend on `seed` alone, and the global generators are left as they are. `compute` raises a ValueError where the
-    images do not fill the splits.
+    The splits depend only on `seed`, and the global generators are left as they are. `compute` raises a ValueError if there are
+    too few images to fill the splits.
 
     Args:
         extractor: Its features are taken as logits: `InceptionFeatures("logits")` for the score as published.
@@ -208,13 +226,14 @@ def inception_score(extractor: FeatureExtractor, *, splits: int = 10, seed: int 
     """
     if splits < 2:
         raise ValueError(f"`splits` must be at least 2, got {splits}.")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all extracted features")
+    with _without_warning_of_memory():
         return _SeededInceptionScore(extractor, splits, seed, **kwargs)
 
 
 class ClipScore(Metric):
     """Mean of 100 · max(cos(image, text), 0) over images and their prompts (Hessel et al. 2021), with any CLIP on disk.
+
+    torchmetrics' `CLIPScore` sets only a negative mean to 0, not the negative terms, and agrees where there are none.
 
     Args:
         model: Folder or Hub id, or the `ClipFeatures` of one.
@@ -246,23 +265,27 @@ class ClipScore(Metric):
         self.num_images += len(images)
 
     def compute(self) -> torch.Tensor:
-        """The mean."""
+        """The mean over all images, a float64 scalar."""
         _require("CLIP score", 1, captioned=self.num_images)
         return self.score / self.num_images
+
+    def figures(self) -> dict[str, torch.Tensor]:
+        """The mean as "CLIP score"."""
+        return {"CLIP score": self.compute()}
 
 
 def _distances(a: torch.Tensor, b: torch.Tensor) -> Iterator[torch.Tensor]:
     """Euclidean distances of all a (N, D) to all b (M, D), in blocks of rows.
 
-    Not by a matrix product, which leaves equal features a distance above 0.
+    Computed without a matrix product, by which rounding leaves equal features a distance above 0.
     """
-    for rows in a.split(_CHUNK):
-        yield torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")
+    for block in a.split(_CHUNK):
+        yield torch.cdist(block, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _share_inside(points: torch.Tensor, centres: torch.Tensor, k: int) -> torch.Tensor:
-    """Share of the points that lie in a ball around a centre that reaches to the centre's k-th nearest other centre."""
-    # the nearest centre of all is the centre itself
+    """Share of the points that lie in some centre's ball, which reaches to the centre's k-th nearest other centre."""
+    # k + 1, since the nearest centre of all is the centre itself
     radii = torch.cat([block.kthvalue(k + 1, dim=1).values for block in _distances(centres, centres)])
     return torch.cat([(block <= radii).any(1) for block in _distances(points, centres)]).double().mean()
 
@@ -291,8 +314,8 @@ class PrecisionRecall(_FeatureLists):
         self.extractor = extractor
         self.k = k
         self.reset_real_features = reset_real_features
-        self._rows = dict.fromkeys(("real_features", "fake_features"), torch.empty(0, extractor.num_features))
-        for name in self._rows:
+        self._empty = dict.fromkeys(("real_features", "fake_features"), torch.empty(0, extractor.num_features))
+        for name in self._empty:
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, images: torch.Tensor, real: bool) -> None:
@@ -318,11 +341,15 @@ class PrecisionRecall(_FeatureLists):
         _require("Precision and recall", self.k + 1, real=len(real), generated=len(fake))
         return {"precision": _share_inside(fake, real, self.k), "recall": _share_inside(real, fake, self.k)}
 
+    def figures(self) -> dict[str, torch.Tensor]:
+        """`precision` and `recall`."""
+        return self.compute()
+
 
 class Diversity(_FeatureLists):
-    """How different images are: the mean distance of their features, and the share of them that are distinct.
+    """How much images differ: the mean distance of their features, and the share of distinct images.
 
-    Where each image belongs to a group, such as the images of one prompt, only images of one group are compared.
+    With groups, such as the images of one prompt each, only images of the same group are compared.
     """
 
     higher_is_better = True
@@ -336,15 +363,15 @@ class Diversity(_FeatureLists):
     def __init__(self, extractor: FeatureExtractor, **kwargs: Any):
         super().__init__(**kwargs)
         self.extractor = extractor
-        self._rows = {
+        self._empty = {
             "features": torch.empty(0, extractor.num_features),
             "keys": torch.empty(0, 3, dtype=torch.long),  # the group and 128 bits that stand for the pixels
         }
-        for name in self._rows:
+        for name in self._empty:
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, images: torch.Tensor, groups: torch.Tensor | list[int] | None = None) -> None:
-        """Adds images, and the number of each one's group (None: all are of group 0).
+        """Adds images, and for each the number of its group (None: all are of group 0).
 
         Raises:
             ValueError: If the images are not uint8, or `groups` is not one number for each.
@@ -373,3 +400,8 @@ class Diversity(_FeatureLists):
             raise ValueError(f"Diversity needs at least 2 images of one group, got {len(keys)} images without a pair.")
         distinct = torch.tensor(len(keys.unique(dim=0)) / len(keys), dtype=torch.float64, device=keys.device)
         return {"distance": total / pairs, "distinct": distinct}
+
+    def figures(self) -> dict[str, torch.Tensor]:
+        """The mean distance with the extractor's name, and the share as "distinct images"."""
+        values = self.compute()
+        return {f"pairwise distance ({self.extractor.name})": values["distance"], "distinct images": values["distinct"]}

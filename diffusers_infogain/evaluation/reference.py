@@ -115,7 +115,7 @@ def write_reference(path: str | os.PathLike, stats: ReferenceStatistics) -> None
         np.savez(file, **arrays)
 
 
-def with_reference(metric: FrechetInceptionDistance, stats: ReferenceStatistics) -> FrechetInceptionDistance:
+def set_reference(metric: FrechetInceptionDistance, stats: ReferenceStatistics) -> FrechetInceptionDistance:
     """Gives a Fréchet distance the statistics in place of real images, and returns it; resets keep them.
 
     A metric with spatial Inception features takes `mu_s` and `sigma_s`. On several ranks, every rank may load them. Real images

@@ -9,8 +9,10 @@ stands before it in the rows of the embedded model (see `diffusers_infogain/demo
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
+import operator
 import re
 import zlib
 from collections import Counter
@@ -36,8 +38,15 @@ Problem = TypeVar("Problem", "MultiplicationProblem", "SudokuProblem", "Countdow
 
 _HELD_OUT_ONE_IN = 8
 _EQUATION = re.compile(rf"([0-9]{{{FACTOR_DIGITS}}})\*([0-9]{{{FACTOR_DIGITS}}})=([01]{{{PRODUCT_BITS}}})")
-_EXPRESSION_TOKEN = re.compile(r"0|[1-9][0-9]*|[-+*/()]")
-# Characters: more than any answer to a Countdown problem needs, and no nesting that hits the recursion limit.
+# What Python would read in other ways, such as 07, 1.5 or 1_0, is ruled out before Python parses it.
+_EXPRESSION = re.compile(r"(?:(?:0|[1-9][0-9]*)(?![0-9])|[-+*/() ])*")
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+# In characters: more than any answer to a Countdown problem needs, and too few for nesting that hits the recursion limit.
 _MAX_EXPRESSION = 200
 
 
@@ -279,62 +288,36 @@ def sample_sudokus(
 # Countdown.
 
 
-class _Parser:
-    """Recursive descent over `sum := product (("+" | "-") product)*`, `product := atom (("*" | "/") atom)*`."""
-
-    def __init__(self, tokens: list[str]):
-        self.tokens = [*tokens, ""]
-        self.numbers: list[int] = []
-
-    def sum(self) -> Fraction:
-        value = self.product()
-        while self.tokens[0] in ("+", "-"):
-            value = value + self.product() if self.tokens.pop(0) == "+" else value - self.product()
-        return value
-
-    def product(self) -> Fraction:
-        value = self.atom()
-        while self.tokens[0] in ("*", "/"):
-            value = value * self.atom() if self.tokens.pop(0) == "*" else value / self.atom()
-        return value
-
-    def atom(self) -> Fraction:
-        token = self.tokens.pop(0)
-        if token == "(":
-            value = self.sum()
-            if self.tokens.pop(0) != ")":
-                raise SyntaxError("unclosed")
-            return value
-        if not token.isdigit():
-            raise SyntaxError(token)
-        self.numbers.append(int(token))
-        return Fraction(int(token))
+def _value(node: ast.expr, numbers: list[int]) -> Fraction:
+    """The value of a parsed expression; adds its numbers to the list from left to right."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        numbers.append(node.value)
+        return Fraction(node.value)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left = _value(node.left, numbers)
+        return _OPERATORS[type(node.op)](left, _value(node.right, numbers))
+    raise SyntaxError("neither a number nor an operation on two")
 
 
 def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
-    """The exact value of an expression, and the numbers in it from left to right.
+    """The exact value of an expression, and its numbers from left to right.
 
-    Non-negative integers without leading zeros, + - * / between two operands (no sign in front of one), parentheses, spaces
-    between these.
+    Expressions consist of non-negative integers without leading zeros, + - * / between two operands (no signs), parentheses and
+    spaces.
 
     Raises:
         ValueError: If the whole text is not such an expression, or divides by zero.
     """
-    tokens = _EXPRESSION_TOKEN.findall(text)
+    numbers: list[int] = []
     try:
-        # "0 7" and "07" are two tokens without an operator between them, which the grammar rules out.
-        if len(text) > _MAX_EXPRESSION or not text.isascii() or "".join(tokens) != text.replace(" ", ""):
+        if len(text) > _MAX_EXPRESSION or not _EXPRESSION.fullmatch(text):
             raise SyntaxError(text)
-        parser = _Parser(tokens)
-        value = parser.sum()
-        if parser.tokens != [""]:
-            raise SyntaxError(text)
-    except (SyntaxError, IndexError, ZeroDivisionError):
+        return _value(ast.parse(text.strip(" "), mode="eval").body, numbers), numbers
+    except (SyntaxError, ZeroDivisionError):
         shown = text if len(text) <= 80 else text[:77] + "..."
         raise ValueError(
             f"`text` must be an expression of integers, + - * /, parentheses and spaces that divides by no zero, got {shown!r}."
         ) from None
-    return value, parser.numbers
 
 
 @dataclass(frozen=True)
@@ -373,9 +356,9 @@ class CountdownProblem:
         return _is_held_out(f"{sorted(self.numbers)}={self.target}")
 
     def check(self, answer: str) -> bool:
-        """Whether the answer is an expression as `evaluate_expression` reads it, without more, that equals the target.
+        """Whether the answer is an expression, as `evaluate_expression` reads it, that equals the target.
 
-        It may end in "= target", as people write it.
+        It may end in "= target", as people write it, and holds nothing else.
         """
         expression, found, right = answer.partition("=")
         try:

@@ -16,7 +16,7 @@ def plain_valid(grid: list[int]) -> bool:
 
 
 def test_there_are_288_sudokus_all_valid_and_distinct():
-    grids = exact.sudoku_grids()
+    grids = exact.sudoku_tokens()
     assert grids.shape == (288, 16)
     assert len(grids.unique(dim=0)) == 288
     assert all(plain_valid(grid) for grid in grids.tolist())
@@ -25,7 +25,7 @@ def test_there_are_288_sudokus_all_valid_and_distinct():
 
 def test_validity_equals_brute_force_on_damaged_and_random_grids():
     generator = torch.Generator().manual_seed(0)
-    grids = exact.sudoku_grids().repeat(2, 1)
+    grids = exact.sudoku_tokens().repeat(2, 1)
     changed = torch.randint(16, (len(grids), 2), generator=generator)
     swapped = grids.scatter(1, changed, grids.gather(1, changed.flip(1)))  # some swap equal digits and stay valid
     latin = torch.tensor([[(r + s[c]) % 4 for r in range(4) for c in range(4)] for s in itertools.permutations(range(4))])
@@ -67,7 +67,7 @@ def test_the_energy_distance_is_that_of_the_plain_double_sums_and_tells_sameness
         return sum((a[i] != b[j]).sum().item() for i, j in pairs) / len(pairs)
 
     assert exact.energy_distance(x, y) == pytest.approx(2 * mean(x, y) - mean(x, x, skip=True) - mean(y, y))
-    grids = exact.sudoku_grids()
+    grids = exact.sudoku_tokens()
     drawn = grids[torch.randint(288, (300,), generator=generator)]
     assert abs(exact.energy_distance(drawn, grids)) < 0.1
     assert exact.energy_distance(grids[:1].expand(300, 16), grids) > 5

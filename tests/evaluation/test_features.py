@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers.metrics import TinyFeatures, metrics, random_images, save_tiny_clip
+from helpers.metrics import TinyFeatures, metrics, random_images, save_tiny_clip, torchmetrics_fid
 from PIL import Image
 
 from diffusers_infogain.demo import shapes
@@ -42,7 +42,7 @@ def test_extractors_keep_the_contract(request, name, dimensions):
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
 
 
-@pytest.mark.parametrize("build", [metrics.fid, metrics.FrechetDistance, metrics.PrecisionRecall])
+@pytest.mark.parametrize("build", [torchmetrics_fid, metrics.FrechetDistance, metrics.PrecisionRecall])
 def test_metrics_cannot_put_an_extractor_into_training_mode(build):
     extractor = TinyFeatures()
     build(extractor).train()

@@ -10,7 +10,7 @@ from helpers.metrics import metrics, random_images
 from safetensors.torch import save_file
 
 from diffusers_infogain.evaluation.features import InceptionFeatures
-from diffusers_infogain.evaluation.reference import ReferenceStatistics, with_reference
+from diffusers_infogain.evaluation.reference import ReferenceStatistics, set_reference
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torch_fidelity"), reason="needs torch-fidelity")
 
@@ -92,9 +92,9 @@ def test_spatial_metric_takes_the_spatial_reference(spatial):
     assert metric.title == "sFID"
     pool_only = ReferenceStatistics(np.zeros(2048), np.eye(2048))
     with pytest.raises(ValueError, match="`stats` must hold `mu_s` and `sigma_s` for spatial features, got None"):
-        with_reference(metric, pool_only)
+        set_reference(metric, pool_only)
     mu_s = np.arange(2023.0)
-    with_reference(metric, ReferenceStatistics(pool_only.mu, pool_only.sigma, mu_s, np.eye(2023)))
+    set_reference(metric, ReferenceStatistics(pool_only.mu, pool_only.sigma, mu_s, np.eye(2023)))
     np.testing.assert_allclose(metric.statistics(real=True)[0], mu_s, rtol=1e-12)
 
 

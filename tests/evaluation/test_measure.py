@@ -14,10 +14,12 @@ from helpers.metrics import metrics as library
 from helpers.metrics import save_tiny_clip
 from PIL import Image, ImageOps
 
+from diffusers_infogain.choices import METRICS
 from diffusers_infogain.demo import shapes
 from diffusers_infogain.evaluation import photographs
 from diffusers_infogain.evaluation.features import DemoFeatures
-from diffusers_infogain.evaluation.measure import Measurement, MeasureSettings, measure
+from diffusers_infogain.evaluation.measure import Measurement, measure
+from diffusers_infogain.evaluation.measure_settings import IMAGE_METRICS, MeasureSettings
 from diffusers_infogain.evaluation.prompts import Prompt
 from diffusers_infogain.evaluation.reference import ReferenceStatistics, read_reference, write_reference
 
@@ -218,6 +220,11 @@ def test_copies_are_counted(tmp_path):
     paths = saved(tmp_path / "images", images[[0, 0, 1, 2]])
     figures = measure(paths, None, ["diversity"], MeasureSettings(features="demo"))
     assert figures["distinct images"] == 0.75
+
+
+def test_the_table_of_metrics_has_those_that_can_be_chosen():
+    assert (*IMAGE_METRICS, "composition") == (*[name for name in METRICS if name != "composition"], "composition")
+    assert all(hasattr(library, metric.builder) for metric in IMAGE_METRICS.values())
 
 
 def test_nothing_is_loaded_for_composition_alone(tmp_path):

@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers.metrics import TinyFeatures, metrics, random_images
+from helpers.metrics import TinyFeatures, metrics, random_images, torchmetrics_fid
 
-from diffusers_infogain.evaluation.reference import ReferenceStatistics, read_reference, with_reference, write_reference
+from diffusers_infogain.evaluation.reference import ReferenceStatistics, read_reference, set_reference, write_reference
 
 
 def make_statistics(size: int = 6, seed: int = 0, spatial: bool = False) -> ReferenceStatistics:
@@ -76,13 +76,13 @@ def test_statistics_are_checked(changes, message):
         ReferenceStatistics(**{**vars(make_statistics()), **changes})
 
 
-@pytest.mark.parametrize("build", [metrics.fid, metrics.FrechetDistance])
+@pytest.mark.parametrize("build", [torchmetrics_fid, metrics.FrechetDistance])
 def test_a_reference_stands_in_for_the_real_images(build):
     extractor = TinyFeatures()
     whole = build(extractor)
     whole.update(random_images(60, seed=0), real=True)
     features = extractor(random_images(60, seed=0)).double().numpy()
-    loaded = with_reference(build(extractor), ReferenceStatistics(features.mean(0), np.cov(features, rowvar=False)))
+    loaded = set_reference(build(extractor), ReferenceStatistics(features.mean(0), np.cov(features, rowvar=False)))
     for metric in (whole, loaded):
         metric.update(random_images(40, seed=1, high=200), real=False)
     assert loaded.compute().item() == pytest.approx(whole.compute().item(), rel=1e-6)
@@ -91,7 +91,7 @@ def test_a_reference_stands_in_for_the_real_images(build):
 def test_a_reference_survives_reset_and_must_fit_the_features():
     metric = metrics.FrechetDistance(TinyFeatures())
     stats = make_statistics()
-    metric.load_reference(torch.as_tensor(stats.mu), stats.sigma)
+    set_reference(metric, stats)
     metric.update(random_images(10), real=False)
     first = metric.compute()
     metric.reset()
@@ -101,4 +101,4 @@ def test_a_reference_survives_reset_and_must_fit_the_features():
     np.testing.assert_allclose(mu, stats.mu, rtol=1e-12)
     np.testing.assert_allclose(sigma, stats.sigma, atol=1e-12)
     with pytest.raises(ValueError, match="`stats` must be of the metric's 6 features, got 4"):
-        with_reference(metric, make_statistics(4))
+        set_reference(metric, make_statistics(4))

@@ -31,6 +31,12 @@ def import_torch_fidelity() -> None:
 
 import_torch_fidelity()
 metrics = importlib.import_module("diffusers_infogain.evaluation.metrics")
+FrechetInceptionDistance = metrics.FrechetInceptionDistance
+
+
+def torchmetrics_fid(extractor: FeatureExtractor, **kwargs) -> FrechetInceptionDistance:
+    """torchmetrics' own Fréchet distance: the value of `FrechetDistance`, by torchmetrics' arithmetic."""
+    return FrechetInceptionDistance(feature=extractor, normalize=False, **kwargs)
 
 
 class TinyFeatures(FeatureExtractor):
