@@ -8,7 +8,7 @@ from typing import Any
 
 import PIL.Image
 
-from .files import METADATA_KEY, png_information
+from .image_files import METADATA_KEY, png_information
 
 
 class Picture(PIL.Image.Image):

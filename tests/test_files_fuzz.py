@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from diffusers_infogain import files
+from diffusers_infogain import files, image_files, tensor_files
 from diffusers_infogain.evaluation import image_comparison, photographs, runs, tables, text_comparison
 from diffusers_infogain.evaluation.prompts import Prompt, read_prompts, requests
 from diffusers_infogain.evaluation.reference import read_reference
@@ -81,7 +81,7 @@ def jpeg() -> bytes:
 
 
 def image_run(path: Path) -> None:
-    image = runs.FinishedImage(requests([Prompt("a")])[0], path, files.read_png_metadata(path))
+    image = runs.FinishedImage(requests([Prompt("a")])[0], path, image_files.read_png_metadata(path))
     image_comparison.describe_run([image], False)
 
 
@@ -116,8 +116,8 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "prompts in lines": ("prompts.jsonl", text({"prompt": "a", "tag": 1}) + b"\n", read_prompts),
     "class names": ("classes.json", text({"id2label": {"0": "tench, Tinca", "1": "goldfish"}}), read_prompts),
     "statistics": ("statistics.npz", archive(mu=np.arange(3.0), sigma=np.eye(3)), read_reference),
-    "pickled tensors": ("weights.pth", pickled({"a": torch.ones(3)}), files.read_tensors),
-    "tensors": ("weights.safetensors", save({"a": torch.ones(3)}), files.read_safetensors),
+    "pickled tensors": ("weights.pth", pickled({"a": torch.ones(3)}), tensor_files.read_tensors),
+    "tensors": ("weights.safetensors", save({"a": torch.ones(3)}), tensor_files.read_safetensors),
 }
 
 VALUES = [None, True, -1, 0, 5, 0.5, 1e308, 10**30, "", "x", "1", [], [[]], [1], ["x"], {}, {"a": 1}, {"id2label": 5}]

@@ -13,7 +13,7 @@ import PIL.PngImagePlugin
 import torch
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.files import read_png_metadata
+from diffusers_infogain.image_files import read_png_metadata
 from diffusers_infogain.pictures import Picture
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ..files import LOCK, writing
+from ..files import writing
+from ..output_folders import LOCK
 from ..progress import Progress
 from .errors import writing_natively
 from .published import CheckedPipeline, PublishedPipeline

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..checks import shown
-from ..files import read_json, read_tensors, regular_file
+from ..files import read_json, regular_file
+from ..tensor_files import read_tensors
 from .errors import LONGEST_NAME, first_few, short_path
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

@@ -20,8 +20,8 @@ from ..choices import PRESETS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
-from ..files import owned
 from ..loading import image_pipeline_class
+from ..output_folders import owned
 from ..scheduling_infogain import InfoGainScheduler
 from .flags import SCHEDULER_FLAGS
 

@@ -15,7 +15,8 @@ from ..evaluation.image_comparison import ImageCell, Results
 from ..evaluation.measure import Measurement
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.samplers import SamplerSpec, parse_sampler
-from ..files import save_text, writable_folder
+from ..files import save_text
+from ..output_folders import writable_folder
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from . import common

@@ -13,7 +13,8 @@ from ..evaluation import runs, tables, text_comparison
 from ..evaluation.identity import scheduler_record
 from ..evaluation.plots import plot_variety
 from ..evaluation.samplers import parse_sampler
-from ..files import owned, save_text
+from ..files import save_text
+from ..output_folders import owned
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from .text import identity, load_text_pipeline

@@ -10,7 +10,7 @@ import torch
 import diffusers_infogain
 
 from ..evaluation.runs import generate_images
-from ..files import owned
+from ..output_folders import owned
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 from .generate import save_once

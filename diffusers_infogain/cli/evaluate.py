@@ -15,7 +15,8 @@ from ..evaluation.measure import Measurement
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
-from ..files import digest, owned, read_json, save_json, save_text, unused
+from ..files import digest, read_json, save_json, save_text
+from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 

@@ -14,7 +14,8 @@ import diffusers_infogain
 
 from ..evaluation.identity import scheduler_record
 from ..evaluation.runs import generate_images
-from ..files import owned, read_png_metadata, save_png, unused
+from ..image_files import read_png_metadata, save_png
+from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 

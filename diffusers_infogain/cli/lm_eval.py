@@ -13,7 +13,8 @@ from typing import Any
 import diffusers_infogain
 
 from ..evaluation.identity import scheduler_record
-from ..files import check_fields, owned, read_json, save_text, unused
+from ..files import check_fields, read_json, save_text
+from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 from .text import decoding_arguments, identity, load_text_pipeline

@@ -14,7 +14,8 @@ import torch
 from ..evaluation import runs
 from ..evaluation.identity import pipeline_digest, scheduler_record
 from ..evaluation.text_comparison import prompt_arguments
-from ..files import append_json_lines, check_fields, cut_unfinished, owned, read_json_lines
+from ..files import append_json_lines, check_fields, cut_unfinished, read_json_lines
+from ..output_folders import owned
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..demo.shapes import IMAGE_SIZE
 from ..extras import missing
-from ..files import read_safetensors, read_tensors
+from ..tensor_files import read_safetensors, read_tensors
 
 INCEPTION_OUTPUTS = {"pool": ("2048", 2048), "spatial": ("768", 17 * 17 * 7), "logits": ("logits_unbiased", 1008)}
 """Per output of `InceptionFeatures`: the features torch-fidelity computes for it, and the number of dimensions it has."""

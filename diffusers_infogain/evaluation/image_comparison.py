@@ -16,7 +16,8 @@ import torch
 import diffusers_infogain
 
 from ..decoding import count_model_calls
-from ..files import METADATA_KEY, check_fields, read_json, save_text
+from ..files import check_fields, read_json, save_text
+from ..image_files import METADATA_KEY
 from ..scheduling_infogain import InfoGainScheduler
 from . import runs
 from .composition import check_composition

@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
-from ..files import open_image
+from ..image_files import open_image
 from ..progress import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ..checks import check_integer, check_type
-from ..files import parse_json, read_npz, replacing
+from ..files import parse_json, replacing
+from ..tensor_files import read_npz
 from .features import InceptionFeatures
 
 if TYPE_CHECKING:

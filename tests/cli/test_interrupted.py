@@ -143,7 +143,7 @@ def meet(server, name: str, output: Path) -> list[int]:
     for code, log in zip(codes, logs, strict=True):
         if code:
             assert "Traceback" not in log
-            assert f"Another command is writing to {first[-1]}: wait until it has ended" in log
+            assert f"Another command is writing to {first[-1]}: wait for it to end" in log
     return sorted(codes)
 
 

@@ -8,7 +8,7 @@ from diffusers_infogain.demo import shapes
 from diffusers_infogain.evaluation.composition import check_composition, composition_report
 from diffusers_infogain.evaluation.prompts import Prompt, requests
 from diffusers_infogain.evaluation.runs import FinishedImage
-from diffusers_infogain.files import save_png
+from diffusers_infogain.image_files import save_png
 
 
 def finished(tmp_path, captions, images, num_images=1):

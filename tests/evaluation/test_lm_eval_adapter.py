@@ -378,7 +378,7 @@ def test_what_a_folder_holds_is_never_run(capsys, tasks):
     texts.write_bytes(pickle.dumps(Evil()))
     code, _, err = command(capsys, tasks, "tiny_words")
     assert code == 2
-    assert f"{texts} is not text in UTF-8" in err
+    assert f"{texts} is not UTF-8 text" in err
     for line, message in [
         ("5", "Line 1 of {} must hold a JSON object, got int."),
         ('{"key": 5}', "Line 1 of {} must have string in its field `key`, got 5."),

@@ -48,11 +48,11 @@ def test_json_holds_class_names_in_the_order_of_their_ids(tmp_path, value):
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', 'Line 2 of {path} is not a JSON object with a string "prompt".'),
         ("a.jsonl", "[1]", "Line 1 of {path} must hold a JSON object, got list."),
         ("a.jsonl", "{", "Line 1 of {path} is not JSON: Expecting property name"),
-        ("a.json", "[" * 100_000, "{path} must have at most 64 brackets inside each other"),
+        ("a.json", "[" * 100_000, "{path} must be nested at most 64 levels deep"),
         ("a.json", '{"id2label": 5}', "{path} must hold a list of strings or a mapping from class ids to names."),
         ("a.json", '{"²": "x"}', "{path} must hold a list of strings or a mapping from class ids to names."),
         ("a.txt", "x" * 100_001, "Prompt 1 of {path} must have at most 100000 characters, got 100001."),
-        ("a.txt", "a\0b", "{path} is not text: it has a NUL byte."),
+        ("a.txt", "a\0b", "{path} is not text: it contains a NUL byte."),
         ("a.json", '{"a": 1}', "must hold a list of strings or a mapping from class ids to names."),
     ],
 )
