@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .choices import PRESETS
-    from .decoding import DecodingOutput, DecodingTrace, decode, decode_beam, decode_best_of
+    from .decoding import DecodingOutput, DecodingTrace, decode
     from .image_pipeline import InfoGainPipelineOutput
     from .loading import load
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
     from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
     from .pipeline_infogain_text import InfoGainTextPipeline
-    from .scheduling_infogain import InfoGainProposal, InfoGainScheduler, InfoGainSchedulerOutput
+    from .proposal import InfoGainProposal, InfoGainSchedulerOutput
+    from .scheduling_infogain import InfoGainScheduler
+    from .search import decode_beam, decode_best_of
     from .text_output import InfoGainTextOutput
 
 __version__ = "0.1.0"
@@ -60,14 +62,14 @@ _MODULES = {
     "InfoGainMeissonicPipeline": "pipeline_infogain_meissonic",
     "InfoGainPipeline": "pipeline_infogain",
     "InfoGainPipelineOutput": "image_pipeline",
-    "InfoGainProposal": "scheduling_infogain",
+    "InfoGainProposal": "proposal",
     "InfoGainScheduler": "scheduling_infogain",
-    "InfoGainSchedulerOutput": "scheduling_infogain",
+    "InfoGainSchedulerOutput": "proposal",
     "InfoGainTextOutput": "text_output",
     "InfoGainTextPipeline": "pipeline_infogain_text",
     "decode": "decoding",
-    "decode_beam": "decoding",
-    "decode_best_of": "decoding",
+    "decode_beam": "search",
+    "decode_best_of": "search",
     "load": "loading",
 }
 

@@ -89,6 +89,17 @@ def uniforms(generator: Generators, batch_size: int, shape: Sequence[int]) -> to
     return torch.rand((batch_size, *shape), generator=generator, dtype=torch.float32, device=device)
 
 
+def draw_integers(generator: Generators, batch_size: int, highest: int) -> torch.Tensor:
+    """One integer in [0, highest) per sample, (B,) long on the CPU, drawn as `uniforms` are.
+
+    Raises:
+        ValueError: If `generator` is none, or a list of another length than the batch.
+    """
+    check_generator(generator, batch_size)
+    sources = generator if isinstance(generator, Sequence) else [generator or torch.default_generator] * batch_size
+    return torch.cat([torch.randint(highest, (1,), generator=source, device=source.device).cpu() for source in sources])
+
+
 def gumbel(uniform: torch.Tensor) -> torch.Tensor:
     """Standard Gumbel noise from uniform numbers, float32."""
     tiny = torch.finfo(torch.float32).tiny
@@ -150,6 +161,20 @@ def select_within_bound(scores: torch.Tensor, entropies: torch.Tensor, bound: fl
     ordered = entropies[:, None].expand(scores.shape).gather(-1, order)
     within = (ordered.cumsum(-1) - ordered.cummax(-1).values <= bound) & (scores.gather(-1, order) > -torch.inf)
     return torch.zeros_like(within).scatter(-1, order, within)
+
+
+def select_positions(
+    phi: torch.Tensor, entropies: torch.Tensor, count: torch.Tensor, bound: float, bound_only: bool
+) -> torch.Tensor:
+    """A (B, N, L): the `count` (B,) best of φ (B, N, L), or as many more as an entropy bound allows (0 for none).
+
+    Args:
+        bound_only: Whether the bound alone counts, and not `count`; positions where φ is inf are always selected.
+    """
+    if bound_only:
+        return select_within_bound(phi, entropies, bound) | (phi == torch.inf)
+    selected = select_top(phi, count)
+    return selected if bound == 0 else selected | select_within_bound(phi, entropies, bound)
 
 
 def first_occurrence(candidates: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ LARGEST_INTEGER = 2**63 - 1
 """What a tensor of 64-bit integers holds."""
 LARGEST_NUMBER = 1e9
 """Beyond it settings mean nothing that a smaller one would not, and float32 overflows in products."""
+COLDEST = 1e-6
+"""The lowest temperature above 0: logits divided by less overflow in float32, and only the most probable token is left."""
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -36,13 +38,50 @@ def check_integer(name: str, value: object, lowest: int, highest: int = LARGEST_
     raise ValueError(f"`{name}` must be an integer {bounds}{' or None' if optional else ''}, got {shown(value)}.")
 
 
-def check_number(name: str, value: object, lowest: float, highest: float = LARGEST_NUMBER, *, optional: bool = False) -> None:
-    """Raises a ValueError that names the argument if the value is no number in [lowest, highest], nor None where `optional`."""
-    if (optional and value is None) or (is_number(value) and lowest <= value <= highest):
+def check_number(
+    name: str,
+    value: object,
+    lowest: float,
+    highest: float = LARGEST_NUMBER,
+    *,
+    exclusive: bool = False,
+    optional: bool = False,
+) -> None:
+    """Raises a ValueError that names the argument if the value is no number in [lowest, highest], nor None where `optional`.
+
+    Args:
+        exclusive: Whether `lowest` itself is not allowed.
+    """
+    if optional and value is None:
+        return
+    if is_number(value) and lowest <= value <= highest and not (exclusive and value == lowest):
         return
     bounded = highest != LARGEST_NUMBER or (is_number(value) and value > highest)
-    bounds = f"in [{lowest:g}, {highest:g}]" if bounded else f">= {lowest:g}"
+    opening, sign = ("(", ">") if exclusive else ("[", ">=")
+    bounds = f"in {opening}{lowest:g}, {highest:g}]" if bounded else f"{sign} {lowest:g}"
     raise ValueError(f"`{name}` must be a number {bounds}{' or None' if optional else ''}, got {shown(value)}.")
+
+
+def check_temperature(name: str, value: Any, *, positive_ends: bool = False) -> tuple[float, float]:
+    """A temperature, or a pair (start, end) of them, as a pair.
+
+    Args:
+        positive_ends: Whether the ends of a pair must be above 0.
+
+    Raises:
+        ValueError: If it is neither, or out of range.
+    """
+    is_pair = isinstance(value, (tuple, list))
+    pair = tuple(value) if is_pair else (value, value)
+    ends_at_zero = positive_ends and is_pair and not all(is_number(end) and end > 0 for end in pair)
+    if len(pair) != 2 or ends_at_zero:
+        above = " of numbers > 0" if positive_ends else ""
+        raise ValueError(f"`{name}` must be a number or a pair (start, end){above}, got {shown(value)}.")
+    for temperature in pair:
+        check_number(name, temperature, 0)
+        if 0 < temperature < COLDEST:
+            raise ValueError(f"`{name}` must be 0 or at least {COLDEST:g}, got {shown(value)}.")
+    return pair
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -119,3 +158,14 @@ def check_search(num_beams: int, num_runs: int, callback: object) -> None:
         raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
     if callback is not None and (num_beams > 1 or num_runs > 1):
         raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+
+
+def check_device(name: str, value: Any) -> None:
+    """Raises a ValueError that names the argument if the value is no device that torch can use here, and not None."""
+    import torch
+
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # torch's own differ by the device
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise ValueError(f"`{name}` must be a device that torch can use here, or None, got {shown(value)}: {reason}") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .settings import DEFAULTS
+
 SAMPLER_DESCRIPTIONS: dict[str, str] = {
     "info_gain": "looks ahead: what a step takes from the uncertainty of the rest, less the entropy of what it decodes",
     "lookum": "looks ahead: the smallest uncertainty left, whatever the step costs",
@@ -22,35 +24,9 @@ SAMPLER_DESCRIPTIONS: dict[str, str] = {
 }
 """The samplers of `InfoGainScheduler`; its docstring has them at length."""
 
-LOOKAHEAD_SAMPLERS = ("info_gain", "lookum")
-PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
-SAMPLERS = tuple(SAMPLER_DESCRIPTIONS)
-CERTAINTIES = tuple(name for name in SAMPLERS if name not in (*LOOKAHEAD_SAMPLERS, "entropy_bound", *PARALLEL_SAMPLERS))
-
-_DEFAULTS: dict[str, Any] = {
-    "masking_schedule": "cosine",
-    "tokens_per_step": None,
-    "sampler": "info_gain",
-    "certainty": "maskgit",
-    "num_candidates": 4,
-    "token_temperature": 1.0,
-    "position_temperature": None,
-    "top_k": None,
-    "top_p": None,
-    "confidence_threshold": None,
-    "gain_weight": 1.0,
-    "gain_reduction": "kl",
-    "entropy_bound": None,
-    "klass_threshold": 5e-4,
-    "klass_history": 2,
-    "halton_randomize": False,
-    "pc_decay": 0.25,
-    "pc_clip": 10.0,
-}
-
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": _DEFAULTS,
-    "paper": _DEFAULTS
+    "default": DEFAULTS,
+    "paper": DEFAULTS
     | {
         "certainty": "confidence",
         "num_candidates": 8,
@@ -59,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gain_reduction": "mean",
         "entropy_bound": 0,
     },
-    "maskgit_halton": _DEFAULTS
+    "maskgit_halton": DEFAULTS
     | {
         "sampler": "halton",
         "num_candidates": 1,

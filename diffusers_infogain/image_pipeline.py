@@ -34,11 +34,12 @@ from .components import (
     in_float32,
     scale_factor,
 )
-from .decoding import DecodingOutput, DecodingStep, DecodingTrace, decode_or_search
+from .decoding import DecodingOutput, DecodingStep, DecodingTrace
 from .image_call import CALL_OPTIONS, Canvas, Condition, ImageCall, check_one_each
 from .pictures import Picture
 from .printing import summary
 from .progress import ProgressPipeline
+from .search import decode_or_search
 
 CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
 

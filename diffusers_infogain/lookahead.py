@@ -1,80 +1,174 @@
-"""Candidates run through the model and scored part by part, so that memory does not grow with their number."""
+"""What the logits of candidates say about them, and the running of candidates part by part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from .masked_logits import Logits, MaskedLogits, concatenate, take_states
-from .scheduling_infogain import InfoGainProposal, InfoGainScheduler
+from . import scoring
+from .masked_logits import Logits, codebook_rows, concatenate, rows_at, take_states
+from .proposal import InfoGainProposal
 
-Rows = tuple[torch.Tensor, torch.Tensor]
-"""Samples and candidates, (K,) long each."""
+_SCORED_AT_ONCE = 1 << 22
+"""Logits that are scored together: float32 copies of more are never made at once."""
+
+CandidateIndex = tuple[torch.Tensor, torch.Tensor]
+"""Sample and candidate, (K,) long each."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """By what candidates are compared.
+
+    Attributes:
+        mask_token_id: The scheduler's.
+        reduction: Its `gain_reduction`.
+        weight: Its `gain_weight`, w.
+        weighs_cost: Whether the objective is J, and not the remaining uncertainty alone.
+    """
+
+    mask_token_id: int
+    reduction: str
+    weight: float
+    weighs_cost: bool = True
+
+    @property
+    def compares_distributions(self) -> bool:
+        """Whether the gain is a divergence from the logits before, which the proposal then has to keep."""
+        return self.weighs_cost and self.reduction == "kl"
+
+    def evidence(self, logits: Logits, proposal: InfoGainProposal, candidates: CandidateIndex, step_index: int) -> torch.Tensor:
+        """What the gains of some candidates need of their logits, after which these can be dropped.
+
+        Args:
+            logits: (K, L, V) of the candidates; only those at masked positions of distinct ones are read.
+            candidates: Which they are.
+            step_index: To be named in an error.
+
+        Returns:
+            (K, L) in nats: at positions still masked the entropy, or with "kl" KL(after ‖ before), and 0 elsewhere.
+
+        Raises:
+            ValueError: If a logit is NaN or +inf, or all of a position are -inf.
+        """
+        sample_index, candidate_index = candidates
+        state, position = (proposal.next_masked & proposal.distinct[..., None])[candidates].nonzero(as_tuple=True)
+        values = torch.zeros(len(sample_index), proposal.masked.shape[-1], dtype=torch.float32, device=proposal.masked.device)
+        size = max(_SCORED_AT_ONCE // logits.shape[-1], 1)
+        for state_part, position_part in zip(state.split(size), position.split(size), strict=True):
+            here = state_part, position_part
+            sample = sample_index[state_part]
+            places = sample, candidate_index[state_part], position_part
+            after = codebook_rows(rows_at(logits, here), self.mask_token_id, places, step_index)
+            if proposal.logits is None:
+                values[here] = scoring.entropy(after)
+            else:
+                place_before = sample, position_part
+                before = rows_at(proposal.logits, place_before)
+                before = codebook_rows(before, self.mask_token_id, place_before, step_index)
+                values[here] = scoring.kl_divergence(after, before)
+        return values
+
+    def __call__(self, evidence: torch.Tensor | None, proposal: InfoGainProposal) -> tuple[torch.Tensor, torch.Tensor]:
+        """Information gain and objective of every candidate, (B, N) each; NaN where they are unknown for want of a lookahead.
+
+        Args:
+            evidence: (B, N, L) of every distinct candidate; None without a lookahead.
+        """
+        next_masked = proposal.next_masked
+        if evidence is None:
+            zeros = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
+            values = zeros.masked_fill(next_masked, torch.nan)
+        else:
+            samples = torch.arange(len(evidence), device=evidence.device)
+            values = evidence[samples[:, None], proposal.duplicate_of]
+        if proposal.logits is not None:
+            gain = scoring.surprise(proposal.cost, values, next_masked)
+            return gain, scoring.objective(gain, proposal.cost, self.weight)
+        next_uncertainty = scoring.state_uncertainty(values, next_masked, self.reduction)
+        gain = scoring.information_gain(self.uncertainty(proposal), next_uncertainty)
+        if not self.weighs_cost:
+            return gain, -next_uncertainty
+        return gain, scoring.objective(gain, proposal.cost, self.weight)
+
+    def uncertainty(self, proposal: InfoGainProposal) -> torch.Tensor:
+        """(B,) 𝓗(z_t) in nats."""
+        return scoring.state_uncertainty(proposal.entropies, proposal.masked, self.reduction)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Candidates whose logits (K, L, V) are kept."""
+
+    sample_index: torch.Tensor
+    candidate_index: torch.Tensor
+    logits: Logits
+
+    def only(self, chosen: torch.Tensor) -> _Kept | None:
+        """What is left with the candidates `chosen` (B, N) alone; None for nothing."""
+        here = chosen[self.sample_index, self.candidate_index].nonzero()[:, 0]
+        if len(here) == len(self.sample_index):
+            return self
+        if not len(here):
+            return None
+        return _Kept(self.sample_index[here], self.candidate_index[here], take_states(self.logits, here))
 
 
 class Lookahead:
-    """The scores of all candidates of a proposal, and the logits of the best.
+    """The scores of all candidates of a proposal, and the logits of the best, in memory that does not grow with their number.
 
     Args:
-        run: `run(rows)` gives the logits (K, L, V) of candidates.
-        wanted: `wanted(objective, known)`, both (B, N), tells which candidates' logits are wanted (B, N) when the objectives of
-            the `known` ones are all there is; the logits of all others are dropped. A candidate that is wanted in the end must be
-            wanted from when it is known. Of equal candidates the first one's logits are kept.
+        run: `run(candidates)` gives the logits (K, L, V) of candidates.
+        objective: By what they are compared.
+        wanted: `wanted(objective, known)`, both (B, N), says whose logits are wanted (B, N) when the objectives of the `known`
+            ones are all there is; the logits of all others are dropped. A candidate that is wanted in the end must be wanted from
+            when it is known. Of equal candidates the first one's logits are kept.
         chunk: How many candidates are run at once; by default all.
+        step_index: To be named in an error.
 
     Attributes:
-        gain, objective: (B, N), as `InfoGainScheduler.score` tells them.
+        gain, objective: (B, N), as `Objective` gives them.
     """
 
     def __init__(
         self,
-        run: Callable[[Rows], Logits],
-        scheduler: InfoGainScheduler,
-        timestep: int | torch.Tensor,
+        run: Callable[[CandidateIndex], Logits],
+        objective: Objective,
         proposal: InfoGainProposal,
         wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         chunk: int | None = None,
+        step_index: int = 0,
     ):
-        next_masked, self.duplicate_of = proposal.next_masked, proposal.duplicate_of
+        next_masked = proposal.next_masked
         samples, columns = proposal.distinct.nonzero(as_tuple=True)
-        values = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
+        evidence = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
         known = ~next_masked.any(-1)
-        self._kept: list[tuple[torch.Tensor, torch.Tensor, Logits]] = []
+        kept: list[_Kept] = []
         size = chunk or max(len(samples), 1)
-        for rows in zip(samples.split(size), columns.split(size), strict=True):
-            logits = run(rows)
-            values[rows] = scheduler.score_rows(logits, timestep, proposal, rows)
-            known[rows] = True
+        for candidates in zip(samples.split(size), columns.split(size), strict=True):
+            logits = run(candidates)
+            evidence[candidates] = objective.evidence(logits, proposal, candidates, step_index)
+            known[candidates] = True
             # On the whole tensors every time: how a sum rounds may depend on how many there are beside it.
-            self.gain, self.objective = scheduler.score(values, proposal)
-            chosen = wanted(self.objective, known.gather(1, self.duplicate_of))
+            self.gain, self.objective = objective(evidence, proposal)
+            chosen = wanted(self.objective, known.gather(1, proposal.duplicate_of))
             first = torch.zeros(known.shape, dtype=torch.int, device=known.device)
-            first = first.scatter_reduce(1, self.duplicate_of, chosen.int(), "amax").bool()
-            self._kept = [part for one in (*self._kept, (*rows, logits)) if (part := _those(one, first)) is not None]
+            first = first.scatter_reduce(1, proposal.duplicate_of, chosen.int(), "amax").bool()
+            kept = [left for part in (*kept, _Kept(*candidates, logits)) if (left := part.only(first)) is not None]
             del logits  # before the next ones are made
+        self._duplicate_of = proposal.duplicate_of
+        self._kept = kept
 
     def logits(self, samples: torch.Tensor, columns: torch.Tensor) -> Logits | None:
         """The logits (K, L, V) of candidates wanted in the end, 0 for those with nothing masked; None if all are such."""
         if not self._kept:
             return None
-        number = torch.full_like(self.duplicate_of, -1)
-        rows = [torch.cat(part) for part in zip(*(one[:2] for one in self._kept), strict=True)]
-        number[rows[0], rows[1]] = torch.arange(len(rows[0]), device=number.device)
-        every = concatenate([one[2] for one in self._kept])
+        number = torch.full_like(self._duplicate_of, -1)
+        sample_index = torch.cat([part.sample_index for part in self._kept])
+        candidate_index = torch.cat([part.candidate_index for part in self._kept])
+        number[sample_index, candidate_index] = torch.arange(len(sample_index), device=number.device)
+        logits = concatenate([part.logits for part in self._kept])
         self._kept = []
-        return take_states(every, number[samples, self.duplicate_of[samples, columns]])
-
-
-def _those(
-    part: tuple[torch.Tensor, torch.Tensor, Logits], chosen: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, Logits] | None:
-    """What is left of a part with the candidates `chosen` (B, N) alone."""
-    samples, columns, logits = part
-    here = chosen[samples, columns].nonzero()[:, 0]
-    if len(here) == len(samples):
-        return part
-    if not len(here):
-        return None
-    logits = logits[here]
-    return samples[here], columns[here], logits.compact() if isinstance(logits, MaskedLogits) else logits
+        return take_states(logits, number[samples, self._duplicate_of[samples, columns]])

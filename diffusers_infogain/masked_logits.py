@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
+from .checks import check_tensor
+
 
 class MaskedLogits:
-    """Logits (..., L, V) of which only the rows at some positions exist; it is indexed as the full tensor would be.
+    """Logits of which only those at some positions exist.
+
+    It is no tensor: ask for vectors with `rows_at`, for states with `take`, or for the full tensor with `dense`.
 
     Args:
-        rows: (M, V), the rows that exist.
-        index: (..., L) long, where in `rows` a position's logits stand; -1 where it has none.
+        rows: (M, V), the vectors that exist.
+        index: (..., L) long, where in `rows` the vector of a position is; -1 where it has none.
     """
 
     def __init__(self, rows: torch.Tensor, index: torch.Tensor):
@@ -38,29 +42,20 @@ class MaskedLogits:
         """Of the full tensor, (..., L, V)."""
         return torch.Size((*self.index.shape, self.rows.shape[-1]))
 
-    @property
-    def ndim(self) -> int:
-        """Of the full tensor."""
-        return self.index.ndim + 1
-
-    def __getitem__(self, key: Any) -> Any:
-        """The rows (K, V) at the K true positions of a mask (..., L), or at K positions given by an index for every dimension of
-        (..., L); or logits of some of the states, without a copy.
+    def rows_at(self, where: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The vectors (K, V) at the K true positions of a mask (..., L), or at an index (K,) for every dimension of (..., L).
 
         Raises:
-            ValueError: If a position that has no logits is among them.
+            ValueError: If one of them does not exist.
         """
-        index = self.index[key]
-        by_mask = isinstance(key, torch.Tensor) and key.dtype == torch.bool and key.shape == self.index.shape
-        if not by_mask and not (isinstance(key, tuple) and len(key) == self.index.ndim):
-            return MaskedLogits(self.rows, index)
+        index = self.index[where]
         if (index < 0).any():
             raise ValueError("Logits were asked for at a position that was known when the model ran.")
         return self.rows[index]
 
-    def flatten(self, start_dim: int, end_dim: int) -> MaskedLogits:
-        """As `Tensor.flatten`, for dimensions before the last two."""
-        return MaskedLogits(self.rows, self.index.flatten(start_dim, end_dim))
+    def flatten(self) -> MaskedLogits:
+        """(B, N, L, V) as (B · N, L, V)."""
+        return MaskedLogits(self.rows, self.index.flatten(0, 1))
 
     def compact(self) -> MaskedLogits:
         """The same without the rows that no position refers to, so that their memory is free."""
@@ -78,26 +73,66 @@ class MaskedLogits:
 Logits = torch.Tensor | MaskedLogits
 
 
+def check_logits(name: str, logits: Any, ndims: Sequence[int] = range(8)) -> None:
+    """Raises a ValueError that names the argument if these are no logits."""
+    if not isinstance(logits, MaskedLogits):
+        check_tensor(name, logits, ndims, "a tensor of real numbers with the tokens in the codebook as its last dimension")
+
+
+def rows_at(logits: Logits, where: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The vectors (K, V) of (..., L, V) at a mask (..., L), or at an index for every dimension of it; always a copy."""
+    return logits.rows_at(where) if isinstance(logits, MaskedLogits) else logits[where]
+
+
+def exclude_token(rows: torch.Tensor, token_id: int) -> torch.Tensor:
+    """Vectors of logits (M, V) in float32, -inf for a token, if it is one of the V. float32 is changed in place."""
+    rows = rows.float()
+    if token_id < rows.shape[-1]:
+        rows[:, token_id] = -torch.inf
+    return rows
+
+
+def codebook_rows(rows: torch.Tensor, mask_token_id: int, places: tuple[torch.Tensor, ...], step_index: int) -> torch.Tensor:
+    """Vectors of logits (M, V) as they are sampled from: in float32, without the mask token. float32 is changed in place.
+
+    Args:
+        places: Where they come from, to be named in an error: sample, perhaps candidate, and position, (M,) each.
+
+    Raises:
+        ValueError: If a logit is NaN or +inf, or all of a position are -inf.
+    """
+    rows = exclude_token(rows, mask_token_id)
+    finite = rows.amax(-1).isfinite()
+    if not finite.all():
+        first = [int(index[~finite][0]) for index in places]
+        place = f"sample {first[0]}, " + (f"candidate {first[1]}, " if len(first) == 3 else "") + f"position {first[-1]}"
+        raise ValueError(
+            f"`logits` are NaN, +inf or all -inf at step {step_index}, {place}: the model's output cannot be sampled from "
+            "(half precision may have overflowed; -inf for single tokens is allowed)."
+        )
+    return rows
+
+
 def concatenate(parts: Sequence[Logits]) -> Logits:
-    """States (K, L, V) of several parts behind each other; a single part as it is."""
+    """States (K, L, V) of several parts, one after the other; a single part as it is."""
     if len(parts) == 1:
         return parts[0]
     masked = [part for part in parts if isinstance(part, MaskedLogits)]
     if not masked:
         return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
-    index, first = [], 0
+    index, num_rows = [], 0
     for part in masked:
-        index.append(torch.where(part.index < 0, -1, part.index + first))
-        first += len(part.rows)
+        index.append(torch.where(part.index < 0, -1, part.index + num_rows))
+        num_rows += len(part.rows)
     return MaskedLogits(torch.cat([part.rows for part in masked]), torch.cat(index))
 
 
-def take_states(logits: Logits, places: torch.Tensor) -> Logits:
-    """The states of (K, L, V) at `places`, of any shape; -1 for a state without logits (0 in a full tensor)."""
-    if torch.equal(places, torch.arange(logits.shape[0], device=places.device)):
+def take_states(logits: Logits, index: torch.Tensor) -> Logits:
+    """The states of (K, L, V) at `index`, of any shape; -1 for a state without logits (0 in a full tensor)."""
+    if torch.equal(index, torch.arange(logits.shape[0], device=index.device)):
         return logits
-    absent = places < 0
+    absent = index < 0
     if isinstance(logits, MaskedLogits):
-        return MaskedLogits(logits.rows, logits.index[places].masked_fill(absent[..., None], -1)).compact()
-    taken = logits[places]
+        return MaskedLogits(logits.rows, logits.index[index].masked_fill(absent[..., None], -1)).compact()
+    taken = logits[index]
     return taken.masked_fill_(absent[..., None, None], 0) if absent.any() else taken

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
-MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
+from .settings import MASKING_SCHEDULES
 
 
 def mask_ratio(progress: torch.Tensor, masking_schedule: str) -> torch.Tensor:
@@ -91,3 +92,33 @@ def decode_counts(
     if initial_masks is None:
         initial_masks = _infer_initial_masks(num_masked, ratios[:-1], num_masked if max_masks is None else max_masks)
     return num_masked - _after_step(num_masked, initial_masks, ratios[-1])
+
+
+def annealed(temperature: tuple[float, float], num_steps: int) -> torch.Tensor:
+    """(T,) float32: a temperature that goes linearly from its start in the first step to its end in the last."""
+    start, end = temperature
+    return torch.linspace(start, end, num_steps, dtype=torch.float32)
+
+
+def temperature_at(temperatures: torch.Tensor, step_index: int, share_left: torch.Tensor | None) -> torch.Tensor:
+    """The temperature of a step, (), or (B,) of samples that may run ahead of the steps.
+
+    Args:
+        temperatures: (T,), from `annealed`.
+        share_left: (B,) the share of its masks that a sample has left. The temperature then goes by it where that is further.
+    """
+    by_step = temperatures[step_index]
+    if share_left is None:
+        return by_step
+    start, end = temperatures[[0, -1]].tolist()
+    by_token = end + (start - end) * share_left
+    by_step = by_step.to(share_left.device).expand(share_left.shape)
+    return by_token.minimum(by_step) if end <= start else by_token.maximum(by_step)
+
+
+def annealed_inversely(temperature: float | Sequence[float], step_index: int, num_steps: int) -> float:
+    """A temperature whose inverse, the factor on the logits, goes linearly from its start to its end; a number stays."""
+    if not isinstance(temperature, Sequence):
+        return temperature
+    start, end = 1 / temperature[0], 1 / temperature[1]
+    return 1 / (start + (end - start) * step_index / max(num_steps - 1, 1))

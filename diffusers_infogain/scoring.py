@@ -9,19 +9,10 @@ from __future__ import annotations
 
 import torch
 
-GAIN_REDUCTIONS = ("mean", "sum", "kl")
-
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """H_l = -Σ_v p_l(v) log p_l(v) in nats, in float32: (..., V) to (...). Logits may be -inf, NaN stays NaN."""
     return torch.special.entr(logits.float().softmax(-1)).sum(-1)
-
-
-def masked_entropy(logits: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """H_l at the positions of `masked` (...), 0 elsewhere; `logits` (..., V)."""
-    entropies = torch.zeros(masked.shape, dtype=torch.float32, device=logits.device)
-    entropies[masked] = entropy(logits[masked])
-    return entropies
 
 
 def top_probability(logits: torch.Tensor) -> torch.Tensor:
@@ -41,16 +32,6 @@ def kl_divergence(logits: torch.Tensor, other_logits: torch.Tensor) -> torch.Ten
     """KL(p ‖ q) = Σ_v p(v) (log p(v) - log q(v)) in nats: (..., V) to (...). 0 log 0 = 0."""
     log_p, log_q = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
     return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def calibrated_confidence(
-    probability: torch.Tensor, surprisal: torch.Tensor, place: torch.Tensor, decay: float, clip: float
-) -> torch.Tensor:
-    """φ = exp(-λ i) · min(p_l(v_l) · (-log f(v_l)), α), v_l a token, f its frequency in text, i the position's place.
-
-    "PC-Sampler: Position-Aware Calibration of Decoding Bias in Masked Diffusion Models" (arXiv 2508.13021).
-    """
-    return (-decay * place.float()).exp() * (probability * surprisal).clamp(max=clip)
 
 
 def action_cost(entropies: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
@@ -81,27 +62,3 @@ def surprise(cost: torch.Tensor, divergences: torch.Tensor, next_masked: torch.T
 def objective(gain: torch.Tensor, cost: torch.Tensor, gain_weight: float = 1.0) -> torch.Tensor:
     """J(a) = w · IG(a; z_t) - C(a | z_t); the winner has the largest."""
     return gain_weight * gain - cost
-
-
-def halton_order(height: int, width: int) -> torch.Tensor:
-    """The rank (height · width,) of each grid cell, in raster order, in the Halton sequence of bases 2 (rows) and 3 (columns).
-
-    A cell comes when the sequence first falls into it ("Halton Scheduler for Masked Generative Image Transformer", arXiv
-    2503.17076), so any beginning of the order is spread over the grid.
-    """
-
-    def radical_inverse(index: torch.Tensor, base: int) -> torch.Tensor:
-        value, scale = torch.zeros(len(index), dtype=torch.double), 1.0 / base
-        while index.any():
-            value, index, scale = value + (index % base) * scale, index // base, scale / base
-        return value
-
-    num, points = height * width, 4 * height * width
-    while True:
-        index = torch.arange(1, points + 1)
-        row = (radical_inverse(index, 2) * height).long()
-        column = (radical_inverse(index, 3) * width).long()
-        first = torch.full((num,), points).scatter_reduce(0, row * width + column, index - 1, "amin")
-        if (first < points).all():
-            return first.argsort().argsort()
-        points *= 2

@@ -12,11 +12,12 @@ from diffusers import DiffusionPipeline
 from .callbacks import CallState, StepCallback, call_back, tensor_inputs
 from .candidates import Generators, check_generator, split_generator
 from .checks import check_bool, check_integer, check_search
-from .decoding import DecodingStep, decode_or_search
+from .decoding import DecodingStep
 from .models.text_logits import TextCache, fitting_caches, longest_text
 from .models.wrapped import underlying
 from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
+from .search import decode_or_search
 from .text_canvas import BlockGroup, lay_out
 from .text_output import GroupTrace, InfoGainTextOutput, TextBlock, TextWriter, join_traces
 
@@ -118,8 +119,10 @@ class TextGeneration:
                 f"`num_inference_steps` must be None with the scheduler's `tokens_per_step` = "
                 f"{scheduler.config.tokens_per_step}, got {self.num_inference_steps}."
             )
-        if scheduler.heuristic == "halton":
-            raise ValueError("`sampler` and `certainty` must be others than 'halton' for text, which has no grid.")
+        if scheduler.rule.on_grid:
+            raise ValueError(
+                f"`sampler` and `certainty` must be others than {scheduler.rule.name!r} for text, which has no grid."
+            )
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")

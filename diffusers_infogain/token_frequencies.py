@@ -11,12 +11,15 @@ scheduler = InfoGainScheduler(mask_token_id, sampler="pc_sampler", pc_frequencie
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from .checks import check_integer
 from .files import replacing
@@ -63,3 +66,32 @@ def save_token_frequencies(frequencies: torch.Tensor, path: str | Path) -> None:
         raise ValueError("`frequencies` must be numbers in [0, 1], not all of them 0.")
     with replacing(Path(path)) as file:
         file.write(save({"frequencies": frequencies.cpu().contiguous()}))
+
+
+def read_surprisals(path: str | None) -> torch.Tensor:
+    """-log f (V,) of the reference frequencies f in a file; a token that never occurs counts as the rarest one that does.
+
+    Raises:
+        ValueError: If there is no path, or the file holds anything else.
+        FileNotFoundError: If there is no such file.
+    """
+    if path is None:
+        raise ValueError(
+            "`pc_frequencies` must be the path of a file with token frequencies for the rule 'pc_sampler', got None: build one "
+            "with `token_frequencies` and `save_token_frequencies` of diffusers_infogain.token_frequencies."
+        )
+    return _read_surprisals(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)  # every call of a pipeline asks for them
+def _read_surprisals(path: str, modified: int) -> torch.Tensor:
+    try:
+        frequencies = load_file(path).get("frequencies")
+    except SafetensorError as error:
+        raise ValueError(f"`pc_frequencies` must be the path of a safetensors file, got {path!r}: {error}.") from error
+    if frequencies is None or frequencies.ndim != 1 or frequencies.dtype != torch.float32:
+        got = "none" if frequencies is None else f"{frequencies.dtype} {tuple(frequencies.shape)}"
+        raise ValueError(f'`pc_frequencies` must hold a float32 tensor "frequencies" of shape (V,), got {got} in {path!r}.')
+    if not ((frequencies >= 0) & (frequencies <= 1)).all() or not frequencies.any():
+        raise ValueError(f"`pc_frequencies` must hold numbers in [0, 1], not all of them 0, got others in {path!r}.")
+    return -frequencies.clamp(min=frequencies[frequencies > 0].min()).log()

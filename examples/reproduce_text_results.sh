@@ -41,8 +41,8 @@ $compare --samplers $uniform,gain_reduction=mean,token_temperature=0.4 $uniform,
 # Those that go ahead of the schedule, here one token a step.
 ahead="$compare --tokens-per-step 1 --samplers"
 $ahead entropy_bound entropy_bound:token_temperature=0.4 confidence_parallel confidence_parallel:token_temperature=0.4
-$ahead confidence_parallel:token_temperature=0.4,confidence_threshold=0.7 klass_parallel:token_temperature=0.4,klass_threshold=0.01
-$ahead klass_parallel:token_temperature=0.4,klass_threshold=0.01,confidence_threshold=0.7 --everything
+$ahead confidence_parallel:token_temperature=0.4,parallel_threshold=0.7 klass_parallel:token_temperature=0.4,klass_threshold=0.01
+$ahead klass_parallel:token_temperature=0.4,klass_threshold=0.01,parallel_threshold=0.7 --everything
 
 # Right against distinct answers at all temperatures: other problems and other seeds.
 variety="diffusers-infogain compare-text --device cpu --tasks equation --num-problems 200 --batch-size 200 --problem-seed 1 --seeds 10 11 12"

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_infogain import decode, decode_beam
-from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS
+from diffusers_infogain.rules import RULES, SAMPLERS
 
 CODES, MASK = 6, 6
-GREEDY = (*CERTAINTIES, "entropy_bound", *PARALLEL_SAMPLERS)
+GREEDY = tuple(name for name, sampler in SAMPLERS.items() if not sampler.looks_ahead)
 
 
 def canvas(batch: int, length: int, share: float, seed: int = 0) -> torch.Tensor:
@@ -28,18 +28,21 @@ def canvas(batch: int, length: int, share: float, seed: int = 0) -> torch.Tensor
 
 
 @st.composite
-def cases(draw, samplers=SAMPLERS):
+def cases(draw, samplers=tuple(SAMPLERS)):
     length = draw(st.integers(1, 14))
     tokens = canvas(draw(st.integers(1, 3)), length, draw(st.sampled_from([0.0, 0.3, 0.8, 1.0])), draw(st.integers(0, 99)))
     config = {
         "sampler": draw(st.sampled_from(samplers)),
-        "certainty": draw(st.sampled_from(CERTAINTIES)),
+        "certainty": draw(st.sampled_from(list(RULES))),
         "num_candidates": draw(st.integers(1, 5)),
         "masking_schedule": draw(st.sampled_from(["cosine", "linear", "arccos"])),
         "tokens_per_step": draw(st.none() | st.integers(1, 4)),
-        "confidence_threshold": draw(st.sampled_from([None, 0.5, 0.9])),
         "gain_reduction": "mean",
     }
+    if SAMPLERS[config["sampler"]].ready is None:
+        config["confidence_threshold"] = draw(st.sampled_from([None, 0.5, 0.9]))
+    else:
+        config["parallel_threshold"] = draw(st.sampled_from([0.5, 0.9]))
     config["entropy_bound"] = draw(st.sampled_from([None, 0.5, 4.0, *([0] if config["sampler"] != "entropy_bound" else [])]))
     config["gain_reduction"] = draw(st.sampled_from(["mean", "sum", "kl"] if config["sampler"] != "lookum" else ["mean", "sum"]))
     scheduler = make_scheduler(MASK, draw(st.integers(1, 20)), draw(st.sampled_from([None, 0.0, 0.4])), **config)
@@ -124,12 +127,12 @@ def test_chunks_decide_as_all_logits_together_do_to_the_last_bit(case, chunk, ti
     model = (lambda states, rows: torch.zeros(*states.shape, CODES)) if ties else hashed
     output = run(scheduler, tokens, seeds, model, lookahead_batch_size=chunk)
     own, samples = generators(*seeds), torch.arange(len(tokens))
-    initial, length, logits, previous = (tokens == MASK).sum(-1), tokens.shape[1], None, None
+    initial, length, logits, memory = (tokens == MASK).sum(-1), tokens.shape[1], None, None
     for index, timestep in enumerate(scheduler.timesteps):
         if not (tokens == MASK).any():
             break
         logits = model(tokens, samples) if logits is None else logits
-        options = {"generator": own, "initial_masks": initial, "grid": (1, length), "previous_logits": previous}
+        options = {"generator": own, "initial_masks": initial, "grid": (1, length), "memory": memory}
         proposal = scheduler.propose(logits, timestep, tokens, **options)
         lookahead = None
         if proposal.needs_lookahead:
@@ -139,7 +142,7 @@ def test_chunks_decide_as_all_logits_together_do_to_the_last_bit(case, chunk, ti
         selected = scheduler.select(lookahead, timestep, proposal)
         for name in ("objective", "winner"):
             assert torch.equal(getattr(output.trace, name)[index].nan_to_num(9e9), getattr(selected, name).nan_to_num(9e9)), name
-        tokens, logits, previous = selected.prev_sample, selected.pred_logits, logits if scheduler.compares_steps else None
+        tokens, logits, memory = selected.prev_sample, selected.pred_logits, proposal.memory
     assert torch.equal(output.tokens, tokens)
 
 
@@ -308,7 +311,8 @@ def test_klass_sees_the_logits_of_the_step_before():
     propose = scheduler.propose
 
     def watched(logits, *args, **kwargs):
-        seen.append((logits, kwargs["previous_logits"]))
+        memory = kwargs["memory"]
+        seen.append((logits, None if memory is None else memory.state["logits"]))
         return propose(logits, *args, **kwargs)
 
     scheduler.propose = watched

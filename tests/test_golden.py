@@ -65,7 +65,7 @@ def test_text_costs_and_uncertainties(name):
 def test_text_choice(name):
     data, info = load(name)
     masked = data["x"] == TEXT_MASK
-    entropies = scoring.masked_entropy(data["logits"], masked)
+    entropies = torch.where(masked, scoring.entropy(data["logits"]), 0)
     proposal = make_proposal(data["x"][0], data["x_batch"], entropies, masked)
     for sampler, best in (("info_gain", info["best"]), ("lookum", info["best_lookum"])):
         scheduler = make_scheduler(TEXT_MASK, 2, sampler=sampler, gain_reduction="mean")
@@ -136,7 +136,7 @@ def test_image_decisions(name):
             stored = {key[10:]: value for key, value in data.items() if key.startswith(f"step{index:02}.b{b}.")}
             tokens, timestep = codes(stored["x"]), steps - 1 - index
             masked = tokens == CODES
-            entropies = scoring.masked_entropy(stored["logits_image"], masked)
+            entropies = torch.where(masked, scoring.entropy(stored["logits_image"]), 0)
             best = info["best"][index * batch + b]
             if best is None:  # the last step decodes what is left, without a comparison
                 assert index == steps - 1

@@ -8,32 +8,43 @@ import pytest
 import diffusers_infogain
 
 PACKAGE = Path(diffusers_infogain.__file__).parent
-# A module imports only what stands left of it; schedules and scoring import nothing of the package.
-RANKS = {
-    **dict.fromkeys(("choices", "schedules", "scoring", "masked_logits", "printing", "text_canvas"), 0),
-    **{
-        "checks": 1,
-        "candidates": 2,
-        "scheduling_infogain": 3,
-        "lookahead": 4,
-        "decoding": 5,
-        "callbacks": 6,
-        "components": 7,
-        "image_call": 8,
-        "image_pipeline": 9,
-        "image_pipeline_clip": 10,
-        "image_pipeline_sequence": 10,
-        "text_output": 6,
-        "text_generation": 9,
-        "cli": 12,
-    },
+# From the bottom up. A module imports from its own layer or from those below it, and never in a circle.
+LAYERS = {
+    "ground": ["printing", "extras", "progress", "files", "checks", "settings", "choices"],
+    "sampler": [
+        "scoring",
+        "masked_logits",
+        "candidates",
+        "schedules",
+        "token_frequencies",
+        "rules",
+        "migration",
+        "proposal",
+        "lookahead",
+        "scheduling_infogain",
+        "decoding",
+        "search",
+    ],
+    "models": ["models", "checkpoints", "callbacks", "components", "lora", "pictures", "visualization"],
+    "evaluation": ["demo", "evaluation"],
+    "generation": ["image_call", "image_pipeline", "image_pipeline_", "text_"],
+    "pipelines": ["pipeline_"],
+    "loading": ["loading", "custom_pipeline"],
+    "command line": ["cli"],
 }
-CORE = [name for name, own in RANKS.items() if own <= 5]
+ORDER = list(LAYERS)
+SAMPLER = ORDER.index("sampler")
 
 
-def rank(module: str) -> int | None:
+def layer(module: str) -> int:
+    """The number of a module's layer; an error if it has none."""
     top = module.split(".")[0]
-    return 11 if top.startswith("pipeline_") else RANKS.get(top)
+    (own,) = [
+        number
+        for number, names in enumerate(LAYERS.values())
+        if any(top.startswith(name) if name.endswith("_") else top == name for name in names)
+    ]
+    return own
 
 
 def own_imports(path: Path) -> set[str]:
@@ -59,37 +70,52 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def targets(module: str, names: set[str]) -> set[str]:
+    """The modules that an import of `module` means: itself, or the initialization of a package."""
+    return {module} & names or {f"{module}.__init__"} & names
+
+
 def test_the_imports_are_found():
-    assert own_imports(PACKAGE / "scheduling_infogain.py") == {
-        "candidates",
-        "checks",
-        "choices",
-        "masked_logits",
-        "printing",
-        "schedules",
-        "scoring",
-    }
-    assert own_imports(PACKAGE / "evaluation" / "exact.py") == {
-        "choices",
-        "decoding",
-        "evaluation.tables",
-        "evaluation.text_tasks",
-        "extras",
-        "progress",
-        "scheduling_infogain",
-    }
-    assert {"candidates", "image_pipeline"} <= own_imports(PACKAGE / "pipeline_infogain.py")
+    assert {"candidates", "checks", "lookahead", "rules", "settings"} <= own_imports(PACKAGE / "scheduling_infogain.py")
+    assert {"choices", "decoding", "search"} <= own_imports(PACKAGE / "evaluation" / "exact.py")
+    assert "scheduling_infogain" in own_imports(PACKAGE / "pipeline_infogain.py")
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_import_only_what_stands_left_of_them(path):
-    own = rank(path.stem) if path.parent == PACKAGE else None
+def test_modules_import_from_their_own_layer_or_below(path):
+    if path == PACKAGE / "__init__.py":
+        return  # the public names, from everywhere
+    own, names = layer(name_of(path)), {name_of(module) for module in modules()}
     for module in own_imports(path):
-        if own is not None and rank(module) is not None:
-            lower = rank(module) < own
-            assert lower or (own == 11 and rank(module) == 11 and module == "pipeline_infogain"), f"{path.stem} imports {module}"
-        if path.stem in CORE and path.parent == PACKAGE:
-            assert module in CORE, f"{path.stem} imports {module}"
+        if not targets(module, names):
+            assert module.startswith("__") or own >= ORDER.index("loading"), f"{path} imports {module} from the top"
+        else:
+            assert layer(module) <= own, f"{name_of(path)} ({ORDER[own]}) imports {module} ({ORDER[layer(module)]})"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {name_of(path) for path in modules()}
+    graph = {
+        name_of(path): {target for module in own_imports(path) for target in targets(module, names)} - {name_of(path)}
+        for path in modules()
+        if path != PACKAGE / "__init__.py"
+    }
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            for imported in sorted(graph.get(module, ())):
+                visit(imported, (*above, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+    assert len(done) >= len(graph) > 60
 
 
 def test_evaluation_never_imports_a_pipeline():

@@ -17,7 +17,7 @@ from helpers.sampling import frequencies_file, generators
 
 import diffusers_infogain
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.scheduling_infogain import LOOKAHEAD_SAMPLERS, SAMPLERS
+from diffusers_infogain.rules import SAMPLERS
 
 MASK = CODEBOOK_SIZE + 1
 MODELS = ("vqvae", "text_encoder", "transformer")
@@ -111,7 +111,7 @@ def test_the_scheduler_loads_from_a_stock_folder(stock_repository):
     assert scheduler.config.num_candidates == 3
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in LOOKAHEAD_SAMPLERS])
+@pytest.mark.parametrize("sampler", [name for name, sampler in SAMPLERS.items() if not sampler.looks_ahead])
 def test_greedy_samplers_run_in_the_stock_pipeline(components, sampler):
     stock = AmusedPipeline(**components)
     settings = {"sampler": sampler, "pc_frequencies": frequencies_file()}
@@ -121,7 +121,7 @@ def test_greedy_samplers_run_in_the_stock_pipeline(components, sampler):
     assert (tokens < CODEBOOK_SIZE).all()
 
 
-@pytest.mark.parametrize("sampler", LOOKAHEAD_SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name, sampler in SAMPLERS.items() if sampler.looks_ahead])
 def test_lookahead_samplers_say_what_to_use_instead_of_the_stock_pipeline(components, sampler):
     stock = AmusedPipeline(**components)
     stock.scheduler = InfoGainScheduler.from_config(stock.scheduler.config, sampler=sampler)

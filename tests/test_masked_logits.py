@@ -6,7 +6,7 @@ from helpers.sampling import HashModel, generators, make_scheduler, random_logit
 
 from diffusers_infogain import decode, decode_beam, decode_best_of
 from diffusers_infogain.decoding import DecodingStep
-from diffusers_infogain.masked_logits import MaskedLogits, concatenate, take_states
+from diffusers_infogain.masked_logits import MaskedLogits, concatenate, rows_at, take_states
 
 LENGTH, CODES = 9, 6
 MASK = CODES + 1
@@ -65,7 +65,7 @@ def assert_equal(dense, masked) -> None:
         {"certainty": "klass"},
         {"sampler": "lookum"},
         *({"sampler": name} for name in ("klass", "halton", "maskgit", "entropy_bound", "pivot", "pc_sampler")),
-        {"sampler": "klass_parallel", "confidence_threshold": 0.4, "klass_threshold": 2.0},
+        {"sampler": "klass_parallel", "parallel_threshold": 0.4, "klass_threshold": 2.0},
     ],
     ids=str,
 )
@@ -116,23 +116,30 @@ def test_no_row_is_made_for_a_known_token():
     assert model.rows == left[:-1]
 
 
-def test_indexing_is_a_tensors():
+def test_rows_and_states_are_those_of_the_full_tensor():
     where = torch.rand(2, 3, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
     dense = random_logits(2, 3, LENGTH, CODES).masked_fill(~where[..., None], 0)
     logits = MaskedLogits.at(where, dense[where])
     part = where & (torch.arange(LENGTH) < 5)
     assert logits.shape == dense.shape
-    assert logits.ndim == 4
     assert torch.equal(logits.dense(), dense)
-    assert torch.equal(logits[part], dense[part])
-    batch, place = torch.tensor([0, 1]), torch.tensor([2, 0])
-    assert torch.equal(logits[batch, place].dense(), dense[batch, place])
-    compact = logits[batch, place].compact()
-    assert torch.equal(compact.dense(), dense[batch, place])
-    assert len(compact.rows) == int(where[batch, place].sum())
-    assert torch.equal(logits.flatten(0, 1).dense(), dense.flatten(0, 1))
+    assert torch.equal(rows_at(logits, part), dense[part])
+    assert torch.equal(rows_at(dense, part), dense[part])
+    flat = logits.flatten()
+    assert torch.equal(flat.dense(), dense.flatten(0, 1))
+    taken = take_states(flat, torch.tensor([2, 3]))
+    assert torch.equal(taken.dense(), dense.flatten(0, 1)[[2, 3]])
+    assert len(taken.rows) == int(where.flatten(0, 1)[[2, 3]].sum())
     places = where.nonzero(as_tuple=True)
-    assert torch.equal(logits[places], dense[places])
+    assert torch.equal(rows_at(logits, places), dense[places])
+
+
+def test_masked_logits_are_no_tensor():
+    logits = MaskedLogits.at(torch.tensor([[True, False]]), torch.zeros(1, 3))
+    with pytest.raises(TypeError, match="not subscriptable"):
+        logits[0]
+    for name in ("ndim", "view", "unsqueeze", "float"):
+        assert not hasattr(logits, name)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -154,4 +161,4 @@ def test_errors():
     with pytest.raises(ValueError, match="one row for each of the 1 masked positions, got 2"):
         MaskedLogits.at(where, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="at a position that was known"):
-        MaskedLogits.at(where, torch.zeros(1, 3))[torch.tensor([[True, True]])]
+        MaskedLogits.at(where, torch.zeros(1, 3)).rows_at(torch.tensor([[True, True]]))

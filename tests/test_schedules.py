@@ -7,7 +7,8 @@ from helpers.sampling import make_scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_infogain.schedules import MASKING_SCHEDULES, decode_counts, mask_ratio, planned_masks
+from diffusers_infogain.schedules import decode_counts, mask_ratio, planned_masks
+from diffusers_infogain.settings import MASKING_SCHEDULES
 
 schedule_names = st.sampled_from(MASKING_SCHEDULES)
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import math
 import re
 
@@ -11,9 +12,12 @@ from diffusers import AmusedScheduler
 from helpers.sampling import generators, make_scheduler, random_logits
 
 from diffusers_infogain import PRESETS, InfoGainScheduler
-from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS
+from diffusers_infogain.rules import RULES, SAMPLERS, Memory
+from diffusers_infogain.settings import SETTINGS
 
 MASK = 9
+CERTAINTIES = tuple(RULES)
+PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
 INTEGER, NUMBER = "an integer >= {}", "a number >= 0"
 INVALID = [
     *(("mask_token_id", value, INTEGER.format(0)) for value in (-1, 1.5, True, None, "8")),
@@ -27,10 +31,14 @@ INVALID = [
         for name in ("token_temperature", "gain_weight", "entropy_bound", "klass_threshold", "pc_decay", "pc_clip")
         for value in (-0.5, math.nan, "1")
     ),
-    *(("position_temperature", value, NUMBER) for value in (-1, math.nan)),
+    *((f"{name}_temperature", value, NUMBER) for name in ("position", "choice", "pivot") for value in (-1, math.nan, None)),
     *(("position_temperature", value, "a number or a pair (start, end)") for value in ((1,), (3, 2, 1), ())),
     *(("top_p", value, "(0, 1]") for value in (0, -0.1, 1.5, math.nan, "0.9")),
-    *(("confidence_threshold", value, "[0, 1]") for value in (-0.1, 1.5, math.nan, "0.9")),
+    *(
+        (name, value, "[0, 1]")
+        for name in ("confidence_threshold", "parallel_threshold")
+        for value in (-0.1, 1.5, math.nan, "0.9")
+    ),
     ("gain_reduction", "median", "mean, sum, kl"),
     *(
         ("token_temperature", value, "a number or a pair (start, end) of numbers > 0")
@@ -79,14 +87,14 @@ def test_configuration_of_an_amused_scheduler_is_accepted(schedule, tmp_path):
         assert scheduler.config.sampler == "margin"
 
 
-@pytest.mark.parametrize("temperature", [None, 0.3, (2.0, 0.5)])
+@pytest.mark.parametrize("temperature", [0.3, (2.0, 0.5)])
 def test_saved_scheduler_is_the_same_when_loaded(temperature, tmp_path):
     settings = {"sampler": "lookum", "certainty": "klass", "num_candidates": 3, "top_p": 0.9, "gain_reduction": "mean"}
     saved = InfoGainScheduler(MASK, position_temperature=temperature, confidence_threshold=0.5, tokens_per_step=2, **settings)
     saved.save_pretrained(tmp_path)
     loaded = InfoGainScheduler.from_pretrained(tmp_path)
     for name, value in saved.config.items():
-        if name == "position_temperature" and temperature is not None:
+        if name in ("position_temperature", "choice_temperature"):
             assert list(torch.tensor(value).flatten()) == list(torch.tensor(loaded.config[name]).flatten())
         elif not name.startswith("_"):
             assert loaded.config[name] == value
@@ -111,13 +119,16 @@ def test_set_timesteps_takes_the_stock_pipelines_positional_arguments():
         ({"certainty": "maskgit"}, None, [2, 1, 0]),
         ({"sampler": "maskgit"}, None, [2, 1, 0]),
         ({"certainty": "confidence"}, None, [0.4, 0.4, 0.4]),
-        ({"position_temperature": 0.5}, None, [0.5, 0.5, 0.5]),
-        ({"position_temperature": (1, 0)}, None, [1, 0.5, 0]),
-        ({"position_temperature": (1, 0)}, 3, [3, 3, 3]),
+        ({"certainty": "pivot"}, None, [1, 1, 1]),
+        ({"sampler": "pivot", "pivot_temperature": 3}, None, [3, 3, 3]),
+        ({"sampler": "margin", "position_temperature": 0.5}, None, [0.5, 0.5, 0.5]),
+        ({"certainty": "margin", "position_temperature": (1, 0)}, None, [1, 0.5, 0]),
+        ({"choice_temperature": (1, 0), "position_temperature": 7}, None, [1, 0.5, 0]),
+        ({"choice_temperature": (1, 0)}, 3, [3, 3, 3]),
         ({"position_temperature": (1, 0)}, [4, 2], [4, 3, 2]),
     ],
 )
-def test_position_temperature_is_annealed_and_replaced_for_a_run(config, temperature, expected):
+def test_each_rule_has_its_temperature_which_is_annealed_and_replaced_for_a_run(config, temperature, expected):
     scheduler = make_scheduler(MASK, 3, temperature, **config)
     torch.testing.assert_close(scheduler.position_temperatures, torch.tensor(expected).float())
 
@@ -127,8 +138,8 @@ def test_position_temperature_is_annealed_and_replaced_for_a_run(config, tempera
     [
         ((0,), "`num_inference_steps` must be an integer >= 1, got 0"),
         ((2.5,), "`num_inference_steps` must be an integer >= 1, got 2.5"),
-        ((4, -1), "`position_temperature` must be a number >= 0, got -1"),
-        ((4, (1, 2, 3)), "`position_temperature` must be a number or a pair"),
+        ((4, -1), "`temperature` must be a number >= 0, got -1"),
+        ((4, (1, 2, 3)), "`temperature` must be a number or a pair"),
     ],
 )
 def test_invalid_timesteps_are_an_error(arguments, message):
@@ -138,19 +149,27 @@ def test_invalid_timesteps_are_an_error(arguments, message):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_propose_and_select_change_neither_the_scheduler_nor_their_arguments(sampler):
-    scheduler = make_scheduler(MASK, 4, sampler=sampler, certainty="klass", confidence_threshold=0.4, top_k=5)
+    threshold = None if sampler in PARALLEL_SAMPLERS else 0.4
+    scheduler = make_scheduler(MASK, 4, sampler=sampler, certainty="klass", confidence_threshold=threshold, top_k=5)
     logits, previous, lookahead = (random_logits(*shape, MASK + 2) for shape in ((2, 9), (2, 9), (2, 8, 9)))
     tokens, allowed = state(length=9), torch.ones(2, 9).bool()
     allowed[:, -2:] = False
-    arguments = {"logits": logits, "tokens": tokens, "previous_logits": previous, "initial_masks": torch.tensor([6, 7])}
+    arguments = {
+        "logits": logits,
+        "tokens": tokens,
+        "memory": Memory(state={"logits": previous}),
+        "initial_masks": torch.tensor([6, 7]),
+    }
     arguments |= {"allowed": allowed, "timestep": scheduler.timesteps[1]}
     before, attributes = copy.deepcopy(arguments), copy.deepcopy(vars(scheduler))
     proposal = scheduler.propose(**arguments, generator=generators(1, 2), grid=(3, 3))
     proposed, looked = copy.deepcopy(proposal), lookahead.clone()
     output = scheduler.select(lookahead if proposal.needs_lookahead else None, 2, proposal)
     assert output.prev_sample is not tokens
+    assert torch.equal(arguments.pop("memory").state["logits"], before.pop("memory").state["logits"])
     assert all(torch.equal(arguments[name], value) for name, value in before.items())
-    assert all(torch.equal(torch.as_tensor(proposal[name]), torch.as_tensor(value)) for name, value in proposed.items())
+    tensors = {name: value for name, value in proposed.items() if name != "memory"}
+    assert all(torch.equal(torch.as_tensor(proposal[name]), torch.as_tensor(value)) for name, value in tensors.items())
     assert torch.equal(lookahead, looked)
     assert vars(scheduler).keys() == attributes.keys()
     for name, value in vars(scheduler).items():
@@ -338,7 +357,53 @@ def test_numbers_that_float32_does_not_hold_are_an_error():
         InfoGainScheduler(MASK).set_timesteps(10**9)
 
 
-def test_a_configuration_holds_positional_arguments_too():
-    scheduler = InfoGainScheduler(MASK, "linear")
-    again = InfoGainScheduler.from_config(scheduler.config, sampler="margin")
+def test_a_configuration_holds_the_positional_argument_too_and_there_is_but_one():
+    again = InfoGainScheduler.from_config(InfoGainScheduler(MASK, masking_schedule="linear").config, sampler="margin")
     assert (again.config.mask_token_id, again.config.masking_schedule, again.config.sampler) == (MASK, "linear", "margin")
+    with pytest.raises(TypeError, match="positional"):
+        InfoGainScheduler(MASK, "linear")
+
+
+def test_the_table_of_settings_is_the_constructors():
+    parameters = list(inspect.signature(InfoGainScheduler.__init__).parameters.values())[2:]
+    assert [(one.name, one.default) for one in parameters] == [(name, one.default) for name, one in SETTINGS.items()]
+    assert all(one.kind is one.KEYWORD_ONLY for one in parameters)
+    for name, setting in SETTINGS.items():
+        setting.check(name, setting.default)
+        assert setting.help
+        assert setting.allowed
+
+
+@pytest.mark.parametrize("sampler", ["confidence_parallel", "klass_parallel"])
+def test_a_threshold_that_the_sampler_does_not_go_by_is_an_error(sampler):
+    with pytest.raises(
+        ValueError, match=f"`confidence_threshold` must be None for the sampler '{sampler}'.*`parallel_threshold`"
+    ):
+        InfoGainScheduler(MASK, sampler=sampler, confidence_threshold=0.8)
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"sampler": "maskgit", "position_temperature": [3, 1]}, {"choice_temperature": [3, 1], "position_temperature": 0.4}),
+        ({"certainty": "pivot", "position_temperature": 2}, {"pivot_temperature": 2, "position_temperature": 0.4}),
+        ({"certainty": "klass", "position_temperature": 0.1}, {"position_temperature": 0.1, "choice_temperature": (2.0, 0.0)}),
+        ({"position_temperature": None}, {"choice_temperature": (2.0, 0.0), "position_temperature": 0.4}),
+        ({"sampler": "margin", "position_temperature": None, "confidence_threshold": 0.7}, {"confidence_threshold": 0.7}),
+        (
+            {"sampler": "confidence_parallel", "position_temperature": None, "confidence_threshold": 0.7},
+            {"confidence_threshold": None, "parallel_threshold": 0.7},
+        ),
+        (
+            {"sampler": "klass_parallel", "position_temperature": None, "confidence_threshold": None},
+            {"confidence_threshold": None, "parallel_threshold": 0.9},
+        ),
+    ],
+    ids=str,
+)
+def test_configurations_saved_before_temperatures_and_thresholds_were_split_load(saved, expected, tmp_path):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "InfoGainScheduler", "mask_token_id": 9, **saved}))
+    for loaded in (InfoGainScheduler.from_pretrained(tmp_path), InfoGainScheduler.from_config({"mask_token_id": 9, **saved})):
+        assert {name: loaded.config[name] for name in expected} == expected
+    again = InfoGainScheduler.from_config(loaded.config)
+    assert {name: again.config[name] for name in expected} == expected

@@ -13,15 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from diffusers_infogain import decode, scheduling_infogain, scoring
+from diffusers_infogain import decode, lookahead
 from diffusers_infogain.candidates import draw_uniforms
-from diffusers_infogain.scheduling_infogain import CERTAINTIES, PARALLEL_SAMPLERS, SAMPLERS
-from diffusers_infogain.scoring import entropy, halton_order
+from diffusers_infogain.rules import RULES, SAMPLERS, Memory, halton_order
+from diffusers_infogain.schedules import annealed_inversely, temperature_at
+from diffusers_infogain.scoring import entropy
 from diffusers_infogain.token_frequencies import save_token_frequencies, token_frequencies
 
 MASK, BATCH, LENGTH, STEPS = 7, 3, 12, 5
 GRID = (3, 4)
 DETERMINISTIC = ("confidence", "entropy", "margin", "halton", "klass")
+CERTAINTIES = tuple(RULES)
+PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
 SAME_POSITIONS = (*DETERMINISTIC, "pivot")
 
 
@@ -61,7 +64,8 @@ def check_candidates(scheduler, seeds, rule, count, temperatures, later_noise):
     tokens, logits = state(), random_logits(BATCH, LENGTH, MASK, seed=1)
     previous = settled_logits(logits)
     timestep = scheduler.timesteps[1]
-    proposal = scheduler.propose(logits, timestep, tokens, generator=generators(*seeds), previous_logits=previous, grid=GRID)
+    memory = Memory(state={"logits": previous})
+    proposal = scheduler.propose(logits, timestep, tokens, generator=generators(*seeds), memory=memory, grid=GRID)
     num = proposal.candidates.shape[1]
     uniforms = draw_uniforms(generators(*seeds), BATCH, num, LENGTH).tolist()
     for b in range(BATCH):
@@ -110,12 +114,12 @@ def test_position_temperature_zero_leaves_only_the_tokens_to_differ(rule):
 def test_one_candidate_is_the_greedy_rule_draw_for_draw(sampler, rule):
     runs = []
     for config in ({"sampler": sampler, "certainty": rule, "num_candidates": 1}, {"sampler": rule}):
-        scheduler, tokens, previous = make_scheduler(MASK, STEPS, **config), state(), None
+        scheduler, tokens, memory = make_scheduler(MASK, STEPS, **config), state(), None
         own, run = generators(7, 8, 9), [state()]
         for index, timestep in enumerate(scheduler.timesteps):
             logits = random_logits(BATCH, LENGTH, MASK, seed=index // 2)
-            proposal = scheduler.propose(logits, timestep, tokens, generator=own, previous_logits=previous, grid=GRID)
-            tokens, previous = scheduler.select(None, timestep, proposal).prev_sample, logits
+            proposal = scheduler.propose(logits, timestep, tokens, generator=own, memory=memory, grid=GRID)
+            tokens, memory = scheduler.select(None, timestep, proposal).prev_sample, proposal.memory
             run.append(tokens)
         runs.append(torch.stack(run))
     assert torch.equal(*runs)
@@ -123,6 +127,13 @@ def test_one_candidate_is_the_greedy_rule_draw_for_draw(sampler, rule):
     eight = make_scheduler(MASK, STEPS, sampler=sampler, certainty=rule)
     proposal = eight.propose(random_logits(BATCH, LENGTH, MASK), 4, state(), generator=generators(7, 8, 9), grid=GRID)
     assert torch.equal(proposal.candidates[:, 0], runs[0][1])
+
+
+def threshold_of(sampler: str, threshold: float | None) -> dict[str, float | None]:
+    """The setting that is this sampler's threshold."""
+    if sampler in PARALLEL_SAMPLERS:
+        return {} if threshold is None else {"parallel_threshold": threshold}
+    return {"confidence_threshold": threshold}
 
 
 def allowed_part() -> torch.Tensor:
@@ -284,7 +295,9 @@ def test_with_a_bound_the_temperature_is_annealed_over_steps_or_tokens_whichever
     assert set(proposal.selected[0, 0].nonzero()[:, 0].tolist()) == top_positions(scores, count)
     plain = make_scheduler(MASK, STEPS, sampler="maskgit")
     plain.set_timesteps(STEPS, temperature=temperature)
-    assert plain._temperatures(1, torch.tensor([left])).item() == plain.position_temperatures[1].item()
+    assert temperature_at(plain.position_temperatures, 1, None).item() == plain.position_temperatures[1].item()
+    ahead = temperature_at(plain.position_temperatures, 1, torch.tensor([left]))
+    assert ahead.tolist() == pytest.approx([expected])
 
 
 def sure_logits(sure: int) -> torch.Tensor:
@@ -334,9 +347,15 @@ def test_threshold_is_exclusive_and_compares_the_largest_probability():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from(SAMPLERS), st.integers(0, STEPS - 1), st.sampled_from([None, 0.3]), st.floats(0, 1))
+@given(
+    st.integers(0, 1000),
+    st.sampled_from(list(SAMPLERS)),
+    st.integers(0, STEPS - 1),
+    st.sampled_from([None, 0.3]),
+    st.floats(0, 1),
+)
 def test_known_tokens_and_positions_not_allowed_stay(seed, sampler, timestep, threshold, share):
-    scheduler = make_scheduler(MASK, STEPS, sampler=sampler, confidence_threshold=threshold)
+    scheduler = make_scheduler(MASK, STEPS, sampler=sampler, **threshold_of(sampler, threshold))
     tokens, allowed = state(seed, share), allowed_part()
     logits = random_logits(BATCH, LENGTH, MASK, seed=seed)
     proposal = scheduler.propose(logits, timestep, tokens, allowed, generator=generators(seed, 1, 2), grid=GRID)
@@ -356,7 +375,7 @@ def test_known_tokens_and_positions_not_allowed_stay(seed, sampler, timestep, th
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_mask_token_inside_the_vocabulary_is_never_sampled_and_not_in_the_entropies(sampler, token_temperature):
     mask = 3
-    scheduler = make_scheduler(mask, STEPS, sampler=sampler, token_temperature=token_temperature, confidence_threshold=0.6)
+    scheduler = make_scheduler(mask, STEPS, sampler=sampler, token_temperature=token_temperature, **threshold_of(sampler, 0.6))
     tokens = torch.full((2, LENGTH), mask)
     logits, lookahead = random_logits(2, LENGTH, 6), random_logits(2, 8, LENGTH, 6, seed=1)
     logits[..., mask], lookahead[..., mask] = 30.0, 20.0
@@ -377,7 +396,8 @@ def test_klass_compares_distributions_without_the_mask_token():
     scheduler = make_scheduler(mask, STEPS, sampler="klass", tokens_per_step=1)
     now = torch.tensor([[[2.0, 0.0, 0.0, -9.0], [1.0, 0.0, 0.0, 5.0]]])
     before = torch.tensor([[[0.0, 0.0, 2.0, -9.0], [1.0, 0.0, 0.0, 7.0]]])
-    proposal = scheduler.propose(now, 3, torch.full((1, 2), mask), generator=generators(1), previous_logits=before)
+    memory = Memory(state={"logits": before})
+    proposal = scheduler.propose(now, 3, torch.full((1, 2), mask), generator=generators(1), memory=memory)
     assert proposal.selected[0, 0].tolist() == [False, True]
 
 
@@ -399,12 +419,11 @@ def test_a_pair_of_token_temperatures_makes_the_factor_on_the_logits_linear():
         tokens = torch.full((1, 9), MASK)
         proposals = [one.propose(logits, 4 - index, tokens, generator=generators(index)) for one in (scheduler, single)]
         assert torch.equal(proposals[0].candidates, proposals[1].candidates)
-    last = make_scheduler(MASK, 1, sampler="halton", token_temperature=(1.0, 0.5))
-    assert last._token_temperature(0) == 1.0
+    assert annealed_inversely((1.0, 0.5), 0, 1) == 1.0
 
 
 def test_a_randomized_halton_order_goes_round_from_a_place_of_each_samples_own():
-    order = scoring.halton_order(3, 3).argsort().tolist()
+    order = halton_order(3, 3).argsort().tolist()
     options = {"sampler": "halton", "tokens_per_step": 1, "halton_randomize": True}
     starts = set()
     for seed in range(12):
@@ -424,7 +443,7 @@ def test_a_randomized_halton_order_goes_round_from_a_place_of_each_samples_own()
 
 def test_the_order_starts_at_its_beginning_where_it_is_not_randomized():
     trace = decode(HashModel(9, 6), make_scheduler(MASK, 9, sampler="halton", tokens_per_step=1), torch.full((1, 9), MASK)).trace
-    assert trace.decoded_at[0].argsort().tolist() == scoring.halton_order(3, 3).argsort().tolist()
+    assert trace.decoded_at[0].argsort().tolist() == halton_order(3, 3).argsort().tolist()
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * 40, 7 * 100])
@@ -432,19 +451,18 @@ def test_the_order_starts_at_its_beginning_where_it_is_not_randomized():
 def test_candidates_are_scored_alike_together_and_in_parts(config, at_once, monkeypatch):
     scheduler = make_scheduler(MASK, STEPS, **{"sampler": "info_gain", "certainty": "uniform", **config})
     proposal = scheduler.propose(random_logits(BATCH, LENGTH, MASK, seed=1), 3, state(1), generator=generators(1, 2, 3))
-    lookahead = random_logits(BATCH, 8, LENGTH, MASK, seed=2)
-    whole = scheduler.select(lookahead, 3, proposal)
-    monkeypatch.setattr(scheduling_infogain, "_SCORED_AT_ONCE", at_once)
-    sizes, check = [], scheduler._codebook_rows
-    scheduler._codebook_rows = lambda rows, *where: (sizes.append(len(rows)), check(rows, *where))[1]
-    parts = scheduler.select(lookahead, 3, proposal)
-    del scheduler._codebook_rows
+    after = random_logits(BATCH, 8, LENGTH, MASK, seed=2)
+    whole = scheduler.select(after, 3, proposal)
+    monkeypatch.setattr(lookahead, "_SCORED_AT_ONCE", at_once)
+    sizes, check = [], lookahead.codebook_rows
+    monkeypatch.setattr(lookahead, "codebook_rows", lambda rows, *where: (sizes.append(len(rows)), check(rows, *where))[1])
+    parts = scheduler.select(after, 3, proposal)
     assert max(sizes) == max(at_once // MASK, 1)
     assert torch.equal(parts.objective, whole.objective)
-    lookahead[1, 5, state(1)[1] == MASK] = math.nan
+    after[1, 5, state(1)[1] == MASK] = math.nan
     if proposal.next_masked[1, 5].any() and proposal.distinct[1, 5]:
         with pytest.raises(ValueError, match="sample 1, candidate 5, position"):
-            scheduler.select(lookahead, 3, proposal)
+            scheduler.select(after, 3, proposal)
 
 
 # pc_sampler
@@ -536,9 +554,9 @@ def plain_parallel(confidences: dict[int, float], ready: set[int], count: int) -
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 999), st.sampled_from([None, 0.0, 0.3, 0.6, 1.0]), st.integers(1, 6), st.sampled_from([0, 0.7]))
+@given(st.integers(0, 999), st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), st.integers(1, 6), st.sampled_from([0, 0.7]))
 def test_confidence_parallel_decodes_every_position_above_the_threshold(seed, threshold, per_step, token_temperature):
-    config = {"confidence_threshold": threshold, "tokens_per_step": per_step, "token_temperature": token_temperature}
+    config = {"parallel_threshold": threshold, "tokens_per_step": per_step, "token_temperature": token_temperature}
     scheduler = make_scheduler(MASK, LENGTH, sampler="confidence_parallel", **config)
     logits, tokens = random_logits(BATCH, LENGTH, MASK, seed=seed, scale=4), state(seed)
     proposal = scheduler.propose(logits, LENGTH - 1, tokens, generator=generators(1, 2, 3))
@@ -547,7 +565,7 @@ def test_confidence_parallel_decodes_every_position_above_the_threshold(seed, th
     for b in range(BATCH):
         masked = (tokens[b] == MASK).nonzero()[:, 0].tolist()
         confidences = {i: max(probabilities(logits[b, i].tolist())) for i in masked}
-        ready = {i for i in masked if confidences[i] > (0.9 if threshold is None else threshold)}
+        ready = {i for i in masked if confidences[i] > threshold}
         chosen = set(proposal.selected[b, 0].nonzero()[:, 0].tolist())
         assert chosen == plain_parallel(confidences, ready, min(per_step, len(masked)))
         for i in chosen:
@@ -559,7 +577,7 @@ def test_threshold_of_the_parallel_rules_is_exclusive():
     logits, tokens = torch.full((1, 3, 2), 0.0), torch.full((1, 3), MASK)
     logits[0, 1, 0] = -math.inf
     for threshold, expected in ((0.5, [False, True, False]), (0.4, [True, True, True]), (1.0, [False, True, False])):
-        scheduler = make_scheduler(MASK, 3, sampler="confidence_parallel", tokens_per_step=1, confidence_threshold=threshold)
+        scheduler = make_scheduler(MASK, 3, sampler="confidence_parallel", tokens_per_step=1, parallel_threshold=threshold)
         assert scheduler.propose(logits, 2, tokens, generator=generators(0)).selected[0, 0].tolist() == expected
 
 
@@ -567,19 +585,16 @@ def test_threshold_of_the_parallel_rules_is_exclusive():
 @given(st.integers(0, 999), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.0, 0.3, 0.5]), st.booleans())
 def test_klass_parallel_decodes_what_is_confident_and_has_settled_for_some_steps(seed, history, per_step, threshold, block):
     """Also with the counts handed on from step to step, and positions that settle and unsettle."""
-    config = {"klass_history": history, "confidence_threshold": threshold, "klass_threshold": 0.05, "tokens_per_step": per_step}
+    config = {"klass_history": history, "parallel_threshold": threshold, "klass_threshold": 0.05, "tokens_per_step": per_step}
     scheduler = make_scheduler(MASK, LENGTH, sampler="klass_parallel", **config)
     allowed = allowed_part() if block else torch.ones(BATCH, LENGTH).bool()
-    tokens, past, settled, base = state(seed, 0.9), [], None, random_logits(BATCH, LENGTH, MASK, seed=seed)
+    tokens, past, memory, base = state(seed, 0.9), [], None, random_logits(BATCH, LENGTH, MASK, seed=seed)
     for index, timestep in enumerate(scheduler.timesteps):
         logits = base + 0.25 * random_logits(BATCH, LENGTH, 1, seed=seed + index, scale=1.0) * random_logits(BATCH, LENGTH, MASK)
-        previous = past[-1] if past else None
         before = tokens
-        proposal = scheduler.propose(
-            logits, timestep, tokens, allowed, generator=generators(1, 2, 3), previous_logits=previous, settled=settled
-        )
+        proposal = scheduler.propose(logits, timestep, tokens, allowed, generator=generators(1, 2, 3), memory=memory)
         past.append(logits)
-        tokens, settled = scheduler.select(None, timestep, proposal).prev_sample, proposal.settled
+        tokens, memory = scheduler.select(None, timestep, proposal).prev_sample, proposal.memory
         for b in range(BATCH):
             masked = ((before[b] == MASK) & allowed[b]).nonzero()[:, 0].tolist()
             confidences = {i: max(probabilities(logits[b, i].tolist())) for i in masked}
@@ -601,7 +616,7 @@ def test_klass_parallel_in_the_loop_waits_for_its_history_and_then_decodes_all_t
     logits = random_logits(2, LENGTH, MASK, scale=1.0)
     tokens = torch.full((2, LENGTH), MASK)
     tokens[1, 5:] = 0
-    config = {"tokens_per_step": 1, "confidence_threshold": 0.0, "token_temperature": 0}
+    config = {"tokens_per_step": 1, "parallel_threshold": 0.0, "token_temperature": 0}
     for history in (1, 2, 3):
         scheduler = make_scheduler(MASK, LENGTH, sampler="klass_parallel", klass_history=history, **config)
         trace = decode(lambda tokens, rows: logits[rows], scheduler, tokens).trace
@@ -622,7 +637,7 @@ def test_parallel_rules_are_the_confidence_rule_where_nothing_qualifies(sampler)
     runs = []
     for name in (sampler, "confidence"):
         model = HashModel(LENGTH, MASK, (1, 2))
-        scheduler = make_scheduler(MASK, STEPS, sampler=name, confidence_threshold=1.0)
+        scheduler = make_scheduler(MASK, STEPS, sampler=name, parallel_threshold=1.0)
         runs.append(decode(model, scheduler, tokens, generator=generators(1, 2)))
     assert torch.equal(runs[0].tokens, runs[1].tokens)
     assert torch.equal(runs[0].trace.selected, runs[1].trace.selected)
@@ -631,7 +646,7 @@ def test_parallel_rules_are_the_confidence_rule_where_nothing_qualifies(sampler)
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 999), st.sampled_from(["pc_sampler", *PARALLEL_SAMPLERS]), st.sampled_from([0.0, 0.4, 0.9]), st.booleans())
 def test_text_rules_leave_no_mask_and_a_sample_is_the_same_alone(seed, sampler, threshold, one_each):
-    config = {"sampler": sampler, "confidence_threshold": threshold, "klass_threshold": 0.5, "klass_history": 1}
+    config = {"sampler": sampler, "parallel_threshold": threshold, "klass_threshold": 0.5, "klass_history": 1}
     config["tokens_per_step"] = 1 if one_each else None
     scheduler, tokens = make_scheduler(MASK, LENGTH if one_each else 4, **config), state(seed)
     model = HashModel(LENGTH, MASK, (4, 5, 6), seed=seed, scale=1.0)

@@ -65,12 +65,6 @@ def test_kl_divergence_is_zero_for_equal_ones_infinite_beyond_the_support_and_as
     assert scoring.kl_divergence(q, p).item() == INF
 
 
-def test_masked_entropy_is_the_entropy_on_the_mask_and_zero_elsewhere():
-    logits, masked = random_logits(2, 5, 7), torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1]]).bool()
-    expected = torch.where(masked, scoring.entropy(logits), 0)
-    torch.testing.assert_close(scoring.masked_entropy(logits, masked), expected)
-
-
 def test_cost_sums_the_decoded_entropies():
     entropies = torch.tensor([[[1.0, 2.0, 4.0, 8.0]]])
     selected = torch.tensor([[[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 1, 1]]]).bool()
@@ -96,44 +90,6 @@ def test_objective_is_the_weighted_gain_less_the_cost():
     assert scoring.objective(gain, cost, 0.5).tolist() == [[0.5, -2.5], [-4, 0.25]]
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 1), (4, 4), (3, 8), (8, 3), (16, 16), (12, 20)])
-def test_halton_order_ranks_every_cell_once(height, width):
-    rank = scoring.halton_order(height, width)
-    assert rank.sort().values.tolist() == list(range(height * width))
-
-
-@pytest.mark.parametrize(("height", "width"), [(2, 3), (8, 9), (4, 27), (16, 9)])
-def test_halton_order_puts_a_prefix_once_in_each_block(height, width):
-    """Of a Halton sequence in bases 2 and 3, any 2^a · 3^b points in a row fall one into each of the 2^a × 3^b blocks."""
-    cells = scoring.halton_order(height, width).argsort()
-    rows = 1
-    while rows <= height:
-        columns = 1
-        while columns <= width:
-            block = (cells // width // (height // rows)) * columns + cells % width // (width // columns)
-            # the sequence starts with its point 1, so its first 2^a · 3^b - 1 points are in other blocks than point 0
-            assert block[: rows * columns - 1].unique().numel() == rows * columns - 1
-            columns *= 3
-        rows *= 2
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 16), (32, 32), (12, 20)])
-def test_halton_order_spreads_its_beginning_over_the_grid(height, width):
-    cells = scoring.halton_order(height, width).argsort()
-    for share in (4, 8):
-        prefix = cells[: height * width // share]
-        quadrant = (prefix // width >= height / 2) * 2 + (prefix % width >= width / 2)
-        assert (quadrant.bincount(minlength=4) / len(prefix) - 0.25).abs().max() <= 0.1
-        row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
-        distance = (row[:, None] - row[prefix]).abs().maximum((column[:, None] - column[prefix]).abs()).amin(1)
-        assert distance.max() <= math.isqrt(share) + 1
-
-
-def test_halton_order_takes_rows_from_base_2_and_columns_from_base_3():
-    # points 1, 2, 3: (1/2, 1/3), (1/4, 2/3), (3/4, 1/9)
-    assert scoring.halton_order(4, 9).argsort()[:3].tolist() == [2 * 9 + 3, 1 * 9 + 6, 3 * 9 + 1]
-
-
 @given(seed=st.integers(0, 10**6))
 def test_surprise_is_the_cost_and_the_divergence_of_what_stays_masked(seed):
     generator = torch.Generator().manual_seed(seed)
@@ -143,15 +99,3 @@ def test_surprise_is_the_cost_and_the_divergence_of_what_stays_masked(seed):
     for b, n in itertools.product(range(2), range(3)):
         kept = [divergences[b, n, i].item() for i in range(4) if masked[b, n, i]]
         assert found[b, n].item() == pytest.approx(cost[b, n].item() + math.fsum(kept), abs=1e-6)
-
-
-@given(
-    probability=st.floats(0, 1),
-    surprisal=st.floats(0, 20),
-    place=st.integers(0, 300),
-    decay=st.floats(0, 1),
-    clip=st.floats(0.1, 20),
-)
-def test_calibrated_confidence_decays_with_the_place_and_is_clipped(probability, surprisal, place, decay, clip):
-    found = scoring.calibrated_confidence(torch.tensor(probability), torch.tensor(surprisal), torch.tensor(place), decay, clip)
-    assert found.item() == pytest.approx(math.exp(-decay * place) * min(probability * surprisal, clip), rel=1e-3, abs=1e-6)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffusers_infogain import decode, decode_beam, decode_best_of
 from diffusers_infogain.candidates import split_generator
-from diffusers_infogain.scheduling_infogain import CERTAINTIES
+from diffusers_infogain.rules import RULES
 
 
 def canvas(batch: int, length: int, codes: int, known: int = 0) -> torch.Tensor:
@@ -47,7 +47,7 @@ def plain_beam(model, scheduler, tokens, allowed, sample, seed, num_beams):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "kl"])
-@pytest.mark.parametrize("certainty", CERTAINTIES)
+@pytest.mark.parametrize("certainty", RULES)
 @pytest.mark.parametrize(
     "config", [{}, {"entropy_bound": 1.5}, {"tokens_per_step": 2, "gain_weight": 0.5, "confidence_threshold": 0.4}]
 )

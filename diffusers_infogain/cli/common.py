@@ -23,7 +23,7 @@ from ..evaluation.prompts import Prompt, read_prompts
 from ..loading import image_pipeline_class
 from ..output_folders import owned
 from ..scheduling_infogain import InfoGainScheduler
-from .flags import SCHEDULER_FLAGS
+from ..settings import SETTINGS
 
 
 def loading_arguments(args: argparse.Namespace, cls: type[CheckedPipeline]) -> dict[str, Any]:
@@ -64,13 +64,14 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: For a setting that no model can have.
     """
     settings = dict(PRESETS[args.preset]) if args.preset else {}
-    flags = (*SCHEDULER_FLAGS, "halton_randomize")
-    settings |= {name: getattr(args, name) for name in flags if getattr(args, name) is not None}
-    if args.position_temperature is not None:
-        pair = args.position_temperature
-        if len(pair) > 2:
-            raise ValueError(f"`position_temperature` must be one number or two (start end), got {len(pair)}.")
-        settings["position_temperature"] = pair[0] if len(pair) == 1 else tuple(pair)
+    for name, setting in SETTINGS.items():
+        value = getattr(args, name)
+        if setting.type == "temperature" and value is not None:
+            if len(value) > 2:
+                raise ValueError(f"`{name}` must be one number or two (start end), got {len(value)}.")
+            value = value[0] if len(value) == 1 else tuple(value)
+        if value is not None:
+            settings[name] = value
     InfoGainScheduler(mask_token_id=0, **settings).set_timesteps(1)  # checked before a model is loaded
     check_search(getattr(args, "num_beams", 1), getattr(args, "num_runs", 1), None)
     return settings

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import choices
 from ..checks import LARGEST_INTEGER, LARGEST_NUMBER, check_integer, check_number, shown
+from ..settings import SETTINGS, Setting
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_SAMPLERS = ("uniform", "halton", "confidence", "maskgit", "entropy", "margin", "lookum", "paper", "default")
@@ -74,33 +75,16 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-# Of the scheduler's settings: type, bounds and one line each.
-SCHEDULER_FLAGS: dict[str, tuple[Callable[[str], object], str]] = {
-    "sampler": (name, "rule that picks the tokens to decode; `diffusers-infogain samplers` lists them"),
-    "certainty": (name, "rule that proposes positions for the lookahead samplers"),
-    "num_candidates": (integer(1, 10_000), "actions compared per step"),
-    "token_temperature": (number(0), "of the token draws; 0 takes the most probable token"),
-    "top_k": (integer(1), "draw from the k most probable tokens"),
-    "top_p": (number(0, 1), "draw from the smallest set of tokens with this probability"),
-    "confidence_threshold": (
-        number(0, 1),
-        "commit tokens above this probability without lookahead; of the samplers confidence_parallel and klass_parallel",
-    ),
-    "gain_weight": (number(0), "weight of the information gain against the cost"),
-    "gain_reduction": (name, "mean, sum or kl: what the lookahead counts as gain"),
-    "masking_schedule": (name, "cosine, linear, arccos or even"),
-    "tokens_per_step": (integer(1), "fixed number of tokens per step"),
-    "entropy_bound": (
-        number(0),
-        "in nats; decode more tokens than the schedule asks for while they are this independent; 0: off",
-    ),
-    "klass_threshold": (number(0), "of the samplers klass and klass_parallel, in nats"),
-    "klass_history": (integer(1), "of the sampler klass_parallel: steps on end that a position must have settled for"),
-    "pc_frequencies": (name, "of the sampler pc_sampler: safetensors file with the frequency of every token"),
-    "pc_decay": (number(0), "of the sampler pc_sampler: how fast it prefers earlier positions"),
-    "pc_clip": (number(0), "of the sampler pc_sampler: the most that its confidence counts"),
-}
-_OF_TEXT = ("pc_frequencies", "pc_decay", "pc_clip")
+HIGHEST = {"num_candidates": 10_000}
+"""Limits that are the command line's own: a slip of the finger would fill the memory."""
+
+
+def _setting_type(name_of_setting: str, setting: Setting) -> Callable[[str], Any]:
+    if setting.type is int:
+        return integer(int(setting.lowest), HIGHEST.get(name_of_setting, LARGEST_INTEGER))
+    if setting.type in (float, "temperature"):
+        return number(setting.lowest, setting.highest)
+    return name
 
 
 def add_loading_flags(command: argparse.ArgumentParser) -> None:
@@ -170,14 +154,17 @@ def _add_image_call_flags(command: argparse.ArgumentParser) -> None:
 
 def add_sampler_flags(command: argparse.ArgumentParser, of_text: bool = False) -> None:
     """One flag per setting of the scheduler; those that only make sense for the other kind of model are taken and not shown."""
-    settings = command.add_argument_group("sampler", "settings of InfoGainScheduler; the model's where not given")
-    settings.add_argument("--preset", choices=tuple(choices.PRESETS), help="settings by name, which single flags override")
-    for setting, (kind, text) in SCHEDULER_FLAGS.items():
-        shown_text = text if of_text or setting not in _OF_TEXT else argparse.SUPPRESS
-        settings.add_argument("--" + setting.replace("_", "-"), type=kind, help=shown_text)
-    text = argparse.SUPPRESS if of_text else "halton starts at a random place of its order, every image at its own"
-    settings.add_argument("--halton-randomize", action=argparse.BooleanOptionalAction, default=None, help=text)
-    settings.add_argument("--position-temperature", type=number(0), nargs="+", help="one number, or two: start end")
+    group = command.add_argument_group("sampler", "settings of InfoGainScheduler; the model's where not given")
+    group.add_argument("--preset", choices=tuple(choices.PRESETS), help="settings by name, which single flags override")
+    other = "images" if of_text else "text"
+    for setting_name, setting in SETTINGS.items():
+        flag = "--" + setting_name.replace("_", "-")
+        text = argparse.SUPPRESS if setting.only_for == other else setting.described
+        if setting.type is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            nargs = "+" if setting.type == "temperature" else None
+            group.add_argument(flag, type=_setting_type(setting_name, setting), nargs=nargs, help=text)
 
 
 def add_prompt_flags(command: argparse.ArgumentParser) -> None:

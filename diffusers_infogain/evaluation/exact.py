@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from ..choices import PRESETS
-from ..decoding import Denoise, decode, decode_best_of
+from ..decoding import Denoise, decode
 from ..extras import missing
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
+from ..search import decode_best_of
 from .tables import markdown_table
 from .text_tasks import SUDOKU_DIGITS, sudoku_grids
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import diffusers_infogain
-
+from .. import __version__
 from ..decoding import count_model_calls
 from ..files import check_fields, read_json, save_text
 from ..image_files import METADATA_KEY
@@ -263,7 +262,7 @@ class Results:
 
     def save(self, groups: Sequence[Group]) -> None:
         """Writes the file with a summary of these groups, and one line per run."""
-        versions = {"diffusers_infogain": diffusers_infogain.__version__, "torch": torch.__version__}
+        versions = {"diffusers_infogain": __version__, "torch": torch.__version__}
         head = {"versions": versions, "settings": self.settings, "summary": as_json(groups)}
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in self.records)
         save_text(json.dumps(head, allow_nan=False)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n", self.path)

@@ -106,9 +106,9 @@ def check_settings(output: Path, settings: dict[str, Any], begun: bool = False) 
     Raises:
         ValueError: If it does, naming the first setting that differs, or if the record is missing or damaged.
     """
-    import diffusers_infogain
+    from .. import __version__
 
-    settings = json.loads(json.dumps({**settings, "version": diffusers_infogain.__version__}))
+    settings = json.loads(json.dumps({**settings, "version": __version__}))
     path = output / "run.json" if output.is_dir() else output.with_name(f"{output.name}.run.json")
     if not begun and not output.is_dir():
         path.unlink(missing_ok=True)  # of an output that was removed

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..choices import LOOKAHEAD_SAMPLERS, PRESETS, SAMPLERS
+from ..choices import PRESETS
+from ..rules import SAMPLERS
 from ..scheduling_infogain import InfoGainScheduler
+from ..settings import SETTINGS
 
 SEARCHES = ("num_beams", "num_runs")
 """Settings of a sampler that are arguments of the pipeline's call."""
-_SETTINGS = [name for name in inspect.signature(InfoGainScheduler.__init__).parameters if name not in ("self", "mask_token_id")]
 
 
 DEFAULT = "default"
@@ -31,7 +31,7 @@ class SamplerSpec:
     @property
     def looks_ahead(self) -> bool:
         """Whether it compares candidates, as "default" does unless `for_pipeline` says otherwise."""
-        return self.scheduler.get("sampler", "info_gain") in LOOKAHEAD_SAMPLERS
+        return SAMPLERS[self.scheduler.get("sampler", "info_gain")].looks_ahead
 
     def for_pipeline(self, config: Mapping[str, Any]) -> SamplerSpec:
         """With the settings of the pipeline's scheduler where it is "default"; else as it is.
@@ -43,7 +43,7 @@ class SamplerSpec:
             return self
         # A scheduler of the same class says all of its settings itself; another one's are those that both have.
         own = InfoGainScheduler.from_config(dict(config)).config
-        return replace(self, scheduler={**{name: own[name] for name in _SETTINGS}, **self.scheduler})
+        return replace(self, scheduler={**{name: own[name] for name in SETTINGS}, **self.scheduler})
 
 
 def parse_sampler(text: str) -> SamplerSpec:
@@ -51,7 +51,7 @@ def parse_sampler(text: str) -> SamplerSpec:
 
     "default" stands for what the pipeline does by itself (see `SamplerSpec.for_pipeline`).
 
-    A pair is written start:end, as in "maskgit:position_temperature=4:0"; "num_beams" and "num_runs" search with the sampler.
+    A pair is written start:end, as in "maskgit:choice_temperature=4:0"; "num_beams" and "num_runs" search with the sampler.
 
     Raises:
         ValueError: For an unknown name, or a setting that is not of the form key=value. Values are checked by the scheduler.
@@ -64,8 +64,8 @@ def parse_sampler(text: str) -> SamplerSpec:
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
             raise ValueError(f"A sampler's settings must have the form key=value,key=value, got {pair!r} in {text!r}.")
-        if key not in (*_SETTINGS, *SEARCHES):
-            raise ValueError(f"A sampler's setting must be one of {', '.join((*_SETTINGS, *SEARCHES))}, got {key!r} in {text!r}.")
+        if key not in (*SETTINGS, *SEARCHES):
+            raise ValueError(f"A sampler's setting must be one of {', '.join((*SETTINGS, *SEARCHES))}, got {key!r} in {text!r}.")
         settings[key] = _value(value)
     call = {key: settings.pop(key) for key in SEARCHES if key in settings}
     return SamplerSpec(text, settings, call)

@@ -12,6 +12,7 @@ from PIL import Image, ImageChops
 
 import diffusers_infogain
 from diffusers_infogain import cli
+from diffusers_infogain.settings import SETTINGS
 
 
 def generate(capsys, repository, folder, *arguments):
@@ -92,16 +93,26 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
         "pc_frequencies": "frequencies.safetensors",
         "pc_decay": 0.1,
         "pc_clip": 5.0,
+        "parallel_threshold": 0.8,
     }
+    others = ["--halton-randomize", "--position-temperature", 1.5, 0, "--choice-temperature", 3, "--pivot-temperature", 2]
     flags = [text for name, value in settings.items() for text in ("--" + name.replace("_", "-"), value)]
-    code, _, _ = generate(capsys, stock_repository, tmp_path, "a", *flags, "--halton-randomize", "--position-temperature", 1.5, 0)
+    code, _, _ = generate(
+        capsys,
+        stock_repository,
+        tmp_path,
+        "a",
+        *flags,
+        *others,
+    )
     assert code == 0
     (path,) = tmp_path.iterdir()
     config = json.loads(Image.open(path).text["infogain"])["scheduler"]
     assert {name: config[name] for name in settings} == settings
     assert config["position_temperature"] == [1.5, 0]
+    assert (config["choice_temperature"], config["pivot_temperature"]) == (3, 2)
     assert config["halton_randomize"] is True
-    assert set(settings) | {"position_temperature", "mask_token_id", "halton_randomize"} == set(config)
+    assert {*settings, *SETTINGS, "mask_token_id"} == set(config)
 
 
 @pytest.mark.parametrize(

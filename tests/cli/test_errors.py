@@ -237,15 +237,17 @@ def test_flags_of_the_other_kind_of_model_are_not_shown(capsys):
 
 def test_samplers_are_listed_with_a_line_each(capsys):
     from diffusers_infogain import choices
+    from diffusers_infogain.rules import SAMPLERS
     from diffusers_infogain.scheduling_infogain import InfoGainScheduler
 
     code, out, _ = run(capsys, "samplers")
     assert code == 0
-    for name in choices.SAMPLERS:
+    assert tuple(choices.SAMPLER_DESCRIPTIONS) == tuple(SAMPLERS)
+    for name in SAMPLERS:
         assert sum(line.startswith(f"  {name} ") for line in out.splitlines()) == 1
         InfoGainScheduler(mask_token_id=1, sampler=name)
     assert set(choices.PRESET_DESCRIPTIONS) == set(choices.PRESETS)
-    assert set(flags.DEFAULT_SAMPLERS) <= {*choices.SAMPLERS, *choices.PRESETS}
+    assert set(flags.DEFAULT_SAMPLERS) <= {*SAMPLERS, *choices.PRESETS}
 
 
 def test_without_a_command_all_are_listed(capsys):

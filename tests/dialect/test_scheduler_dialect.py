@@ -16,7 +16,7 @@ from helpers.sampling import HashModel, make_scheduler
 
 from diffusers_infogain import PRESETS, InfoGainScheduler, decode
 from diffusers_infogain.components import as_infogain_scheduler
-from diffusers_infogain.scheduling_infogain import SAMPLERS
+from diffusers_infogain.rules import SAMPLERS
 
 MASK = 25
 

@@ -37,9 +37,9 @@ def test_default_is_what_the_pipeline_does():
 
 
 def test_every_run_has_a_folder_of_its_own():
-    names = ["maskgit", "maskgit:top_k=1", "maskgit:position_temperature=1:1", "maskgit:position_temperature=1:-1"]
+    names = ["maskgit", "maskgit:top_k=1", "maskgit:choice_temperature=1:1", "maskgit:choice_temperature=1:-1"]
     names += [
-        "maskgit:position_temperature=1-1",
+        "maskgit:choice_temperature=1-1",
         f"pc_sampler:pc_frequencies={'n' * 300}",
         f"pc_sampler:pc_frequencies={'n' * 301}",
     ]

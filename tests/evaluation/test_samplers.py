@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from diffusers_infogain.choices import PRESETS, SAMPLERS
+from diffusers_infogain.choices import PRESETS
 from diffusers_infogain.evaluation.samplers import SamplerSpec, describe_sampler, parse_sampler
+from diffusers_infogain.rules import SAMPLERS
 
 
 def test_a_sampler_is_a_name_with_settings():

@@ -1,0 +1,350 @@
+"""The rules φ: which masked position is decoded first. One function each; larger is earlier.
+
+A rule sees a `Step`: the M masked positions of all samples together. It returns φ as (M,), or as (M, N) where candidates differ.
+To add one, write a function, register it with `@rule("name")`, and give it a line in `choices.SAMPLER_DESCRIPTIONS`.
+`SAMPLERS` says what the scheduler does with the rules. No other module compares their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from . import scoring
+from .candidates import Generators, draw_integers, gumbel, select_top
+from .masked_logits import Logits, exclude_token, rows_at, take_states
+from .token_frequencies import read_surprisals
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a rule carries from one step to the next. Loops hand it on without looking inside.
+
+    Attributes:
+        sample: (B, ...) per name: holds for a sample from its first step to its last.
+        state: (B, ...) per name: about the state of the step before; void once somebody else has changed the tokens.
+    """
+
+    sample: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    state: Mapping[str, Logits] = field(default_factory=dict)
+
+    def take(self, sample_index: torch.Tensor) -> Memory:
+        """The memory of the samples `sample_index` (K,), which may repeat."""
+        sample = {name: value[sample_index.to(value.device)] for name, value in self.sample.items()}
+        return Memory(sample, {name: take_states(value, sample_index) for name, value in self.state.items()})
+
+    def without_state(self) -> Memory:
+        """What is left after the tokens have been edited."""
+        return Memory(self.sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a rule may look at: B samples, L positions, M masked positions, N candidates, V tokens.
+
+    Attributes:
+        logits: (M, V) float32, -inf for the mask token.
+        entropies: (M,) H_l in nats.
+        tokens: (M, N) long, the tokens v_l drawn for each candidate.
+        uniform: (M, N) random numbers in [0, 1), for the positions.
+        temperature: (M, 1) τ_pos, by the setting that the rule names.
+        masked: (B, L) bool, where the M positions are.
+        allowed: (B, L) bool, the region being decoded.
+        grid: (height, width) of the tokens of an image, if given.
+        memory: From the step before.
+        config: The scheduler's settings.
+        resource: What the rule's `load` returned.
+        all_logits: (B, L, V) as the model returned them.
+    """
+
+    logits: torch.Tensor
+    entropies: torch.Tensor
+    tokens: torch.Tensor
+    uniform: torch.Tensor
+    temperature: torch.Tensor
+    masked: torch.Tensor
+    allowed: torch.Tensor
+    grid: tuple[int, int] | None
+    memory: Memory
+    config: Any
+    resource: Any
+    all_logits: Logits
+
+    def dense(self, values: torch.Tensor, fill: float) -> torch.Tensor:
+        """(M, N) at the masked positions to (B, N, L), or (M,) to (B, L); `fill` elsewhere."""
+        full = values.new_full((*self.masked.shape, *values.shape[1:]), fill)
+        full[self.masked] = values
+        return full.transpose(1, 2) if full.ndim == 3 else full
+
+    @cached_property
+    def confidence(self) -> torch.Tensor:
+        """(M,) max_v p_l(v)."""
+        return scoring.top_probability(self.logits)
+
+    @cached_property
+    def stable(self) -> torch.Tensor:
+        """(M,) bool, KL(p_l now ‖ p_l one step before) < `klass_threshold`; False in the first step."""
+        if "logits" not in self.memory.state:
+            return torch.zeros_like(self.entropies, dtype=torch.bool)
+        before = exclude_token(rows_at(self.memory.state["logits"], self.masked), self.config.mask_token_id)
+        return scoring.kl_divergence(self.logits, before) < self.config.klass_threshold
+
+    @cached_property
+    def stable_steps(self) -> torch.Tensor:
+        """(M,) long, for how many consecutive steps, this one included, a position has been stable."""
+        before = self.memory.state.get("stable_steps")
+        count = 0 if before is None else before[self.masked]  # type: ignore[index]  # a tensor
+        return torch.where(self.stable, count + 1, 0)
+
+
+Phi = Callable[[Step], torch.Tensor]
+Remember = Callable[[Step], Mapping[str, Logits]]
+
+
+def _nothing(step: Step) -> Mapping[str, Logits]:
+    """Most rules look at the present step only."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule and what the scheduler has to know about it.
+
+    Attributes:
+        name: Of the settings `sampler` and `certainty`.
+        phi: φ.
+        noisy: Whether φ is random by itself. Candidates after the first of other rules get Gumbel noise.
+        temperature: The setting that is τ_pos for it.
+        on_grid: Whether it goes by the place of a token in an image.
+        load: `load(config)` reads what φ needs beside the logits, once.
+        begin: `begin(config, generator, batch_size, length)` draws what a sample keeps from its first step on.
+        remember: What the next step has to know of this one.
+    """
+
+    name: str
+    phi: Phi
+    noisy: bool = False
+    temperature: str = "position_temperature"
+    on_grid: bool = False
+    load: Callable[[Any], Any] | None = None
+    begin: Callable[[Any, Generators, int, int], Mapping[str, torch.Tensor]] | None = None
+    remember: Remember = _nothing
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """φ (M, N). Candidate 0 has φ itself. The top k of the others are draws from exp(φ / τ_pos), without replacement.
+
+        τ_pos = 0 leaves φ as it is.
+        """
+        phi = self.phi(step)
+        phi = (phi if phi.ndim == 2 else phi[:, None]).expand(step.uniform.shape)
+        if self.noisy:
+            return phi
+        drawn = torch.where(step.temperature > 0, phi / step.temperature + gumbel(step.uniform), phi)
+        return torch.cat([phi[:, :1], drawn[:, 1:]], dim=1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What the setting `sampler` names: a rule, and how the scheduler goes by it.
+
+    Attributes:
+        rule: Name of the rule; None for the one that the setting `certainty` names.
+        looks_ahead: Whether candidates are compared by what they leave uncertain.
+        weighs_cost: Whether they are compared by J, and not by the remaining uncertainty alone.
+        entropy_bound: In nats, where the setting is None; 0 for none.
+        bound_only: Whether the bound alone says how many positions are decoded, whatever the schedule says.
+        ready: (M,) bool, positions that are decoded at once, however many; with none, the schedule says how many.
+        remember: What `ready` has to know of this step in the next one.
+    """
+
+    rule: str | None
+    looks_ahead: bool = False
+    weighs_cost: bool = True
+    entropy_bound: float = 0.0
+    bound_only: bool = False
+    ready: Phi | None = None
+    remember: Remember = _nothing
+
+
+RULES: dict[str, Rule] = {}
+SAMPLERS: dict[str, Sampler] = {
+    "info_gain": Sampler(None, looks_ahead=True, entropy_bound=0.5),
+    "lookum": Sampler(None, looks_ahead=True, weighs_cost=False, entropy_bound=0.5),
+}
+
+
+def rule(name: str, **facts: Any) -> Callable[[Phi], Phi]:
+    """Registers a function φ as a rule, for the settings `certainty` and `sampler`.
+
+    Args:
+        name: Its name.
+        facts: Of `Rule`.
+
+    Raises:
+        ValueError: If there is a sampler of that name.
+    """
+    if name in SAMPLERS:
+        raise ValueError(f"`name` must be the name of a new rule, got {name!r}, which exists.")
+
+    def register(phi: Phi) -> Phi:
+        RULES[name] = Rule(name, phi, **facts)
+        SAMPLERS[name] = Sampler(name)
+        return phi
+
+    return register
+
+
+@rule("confidence")
+def confidence(step: Step) -> torch.Tensor:
+    """max_v p_l(v)."""
+    return step.confidence
+
+
+@rule("maskgit", noisy=True, temperature="choice_temperature")
+def maskgit(step: Step) -> torch.Tensor:
+    """log p_l(v_l) + τ_pos · Gumbel noise, as MaskGIT (arXiv 2202.04200) and aMUSEd do."""
+    return step.logits.log_softmax(-1).gather(-1, step.tokens) + step.temperature * gumbel(step.uniform)
+
+
+@rule("entropy")
+def entropy(step: Step) -> torch.Tensor:
+    """-H_l."""
+    return -step.entropies
+
+
+@rule("margin")
+def margin(step: Step) -> torch.Tensor:
+    """p_(1) - p_(2), the lead of the most probable token over the second."""
+    return scoring.margin(step.logits)
+
+
+@rule("uniform", noisy=True)
+def uniform(step: Step) -> torch.Tensor:
+    """A random order."""
+    return step.uniform
+
+
+def _halton_starts(config: Any, generator: Generators, batch_size: int, length: int) -> Mapping[str, torch.Tensor]:
+    """Where in the order each sample starts, (B,); nothing where all start at its beginning."""
+    return {"halton_start": draw_integers(generator, batch_size, length)} if config.halton_randomize else {}
+
+
+@rule("halton", on_grid=True, begin=_halton_starts)
+def halton(step: Step) -> torch.Tensor:
+    """Minus the rank in a Halton sequence over the grid (arXiv 2503.17076), wrapping around from each sample's start."""
+    length = step.masked.shape[1]
+    height, width = step.grid or (round(length**0.5), round(length**0.5))
+    if height * width != length:
+        raise ValueError(f"`grid` must be given as (height, width) with {length} cells for the halton order, got {step.grid}.")
+    rank = halton_order(height, width).to(step.masked.device).expand(step.masked.shape)
+    if "halton_start" in step.memory.sample:
+        rank = (rank + step.memory.sample["halton_start"].to(rank.device)[:, None]) % length
+    return -rank[step.masked].float()
+
+
+def _last_logits(step: Step) -> Mapping[str, Logits]:
+    return {"logits": step.all_logits}
+
+
+@rule("klass", remember=_last_logits)
+def klass(step: Step) -> torch.Tensor:
+    """Confidence, stable positions first (arXiv 2511.05664)."""
+    return step.confidence + step.stable
+
+
+@rule("pivot", noisy=True, temperature="pivot_temperature")
+def pivot(step: Step) -> torch.Tensor:
+    """-H_l, but the most uncertain position first; candidates after the first draw it in proportion to exp(H / τ_pos)."""
+    noise = step.temperature * gumbel(step.uniform)
+    noise[:, 0] = 0
+    first = step.dense(step.entropies[:, None] + noise, -torch.inf).argmax(-1, keepdim=True)
+    # -H <= 0, so 1 comes before all others.
+    phi = step.dense(-step.entropies[:, None].expand_as(noise), -torch.inf).scatter(-1, first, 1.0)
+    return phi.transpose(1, 2)[step.masked]
+
+
+@rule("pc_sampler", load=lambda config: read_surprisals(config.pc_frequencies))
+def pc_sampler(step: Step) -> torch.Tensor:
+    """exp(-λ i) · min(-p_l(v_l) log f(v_l), α), i the place in the region being decoded (arXiv 2508.13021)."""
+    surprisals, vocab_size = step.resource, step.logits.shape[-1]
+    if len(surprisals) < vocab_size:
+        raise ValueError(
+            f"`pc_frequencies` must hold a number for each of the model's {vocab_size} tokens, got {len(surprisals)} in "
+            f"{step.config.pc_frequencies!r}."
+        )
+    place = step.allowed.cumsum(-1)[step.masked][:, None] - 1
+    probability = step.logits.softmax(-1).gather(-1, step.tokens)
+    surprisal = surprisals.to(step.tokens.device)[step.tokens]
+    return (-step.config.pc_decay * place.float()).exp() * (probability * surprisal).clamp(max=step.config.pc_clip)
+
+
+def above_threshold(step: Step) -> torch.Tensor:
+    """(M,) bool: probability above `parallel_threshold` (Fast-dLLM, arXiv 2505.22618)."""
+    return step.confidence > step.config.parallel_threshold
+
+
+def above_threshold_and_stable(step: Step) -> torch.Tensor:
+    """(M,) bool: also stable for `klass_history` steps (KLASS, arXiv 2511.05664)."""
+    return above_threshold(step) & (step.stable_steps >= step.config.klass_history)
+
+
+def _stable_steps(step: Step) -> Mapping[str, Logits]:
+    return {"logits": step.all_logits, "stable_steps": step.dense(step.stable_steps, 0)}
+
+
+SAMPLERS |= {
+    "entropy_bound": Sampler("entropy", entropy_bound=0.1, bound_only=True),
+    "confidence_parallel": Sampler("confidence", ready=above_threshold),
+    "klass_parallel": Sampler("confidence", ready=above_threshold_and_stable, remember=_stable_steps),
+}
+
+
+def commit_early(
+    sampler: Sampler, step: Step, phi: torch.Tensor, values: torch.Tensor, count: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """φ (B, N, L), tokens (B, N, L) and counts (B,) after the thresholds: what is above them comes first.
+
+    The positions that are `ready` for the sampler are decoded however many they are, with their drawn tokens. Else
+    `confidence_threshold` puts the most confident positions, as many as the step decodes, into every candidate with their most
+    probable token.
+    """
+    if sampler.ready is not None:
+        ready = step.dense(sampler.ready(step), False)
+        return torch.where(ready[:, None], torch.inf, phi), values, torch.maximum(count, ready.sum(-1))
+    threshold = step.config.confidence_threshold
+    if threshold is None:
+        return phi, values, count
+    confidence = step.dense(step.confidence, 0.0)
+    num_above = (confidence > threshold).sum(-1)
+    bypass = select_top(confidence[:, None], torch.minimum(num_above, count))
+    most_probable = step.dense(step.logits.argmax(-1), 0)
+    return torch.where(bypass, torch.inf, phi), torch.where(bypass, most_probable[:, None], values), count
+
+
+def halton_order(height: int, width: int) -> torch.Tensor:
+    """The rank (height · width,) of each grid cell, in raster order, in the Halton sequence of bases 2 (rows) and 3 (columns).
+
+    A cell comes when the sequence first falls into it (arXiv 2503.17076), so any beginning of the order is spread over the grid.
+    """
+
+    def radical_inverse(index: torch.Tensor, base: int) -> torch.Tensor:
+        value, scale = torch.zeros(len(index), dtype=torch.double), 1.0 / base
+        while index.any():
+            value = value + (index % base) * scale
+            index = index // base
+            scale = scale / base
+        return value
+
+    num_cells, num_points = height * width, 4 * height * width
+    while True:
+        index = torch.arange(1, num_points + 1)
+        row = (radical_inverse(index, 2) * height).long()
+        column = (radical_inverse(index, 3) * width).long()
+        first = torch.full((num_cells,), num_points).scatter_reduce(0, row * width + column, index - 1, "amin")
+        if (first < num_points).all():
+            return first.argsort().argsort()
+        num_points *= 2  # some cell was not hit yet

@@ -1,0 +1,281 @@
+"""Searches on top of the loop: beams, and the best of several runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from .candidates import Generators, split_generator
+from .checks import check_integer, check_type
+from .decoding import Callback, DecodingOutput, Denoise, Interrupted, Run, TraceRecorder, decode
+from .masked_logits import Logits
+from .proposal import InfoGainProposal
+from .rules import Memory
+from .scheduling_infogain import InfoGainScheduler
+
+
+@dataclass(frozen=True)
+class Beams:
+    """K states per sample and what they have cost. B samples, L positions.
+
+    Attributes:
+        states: (B, K, L) long.
+        cost: (B, K) float64, g in nats; inf where there is no beam, only a copy of a state that never wins.
+        alive: (B, K) bool, beams with masks left.
+    """
+
+    states: torch.Tensor
+    cost: torch.Tensor
+    alive: torch.Tensor
+
+    @classmethod
+    def of(cls, run: Run, states: torch.Tensor, cost: torch.Tensor) -> Beams:
+        """Beams, of which those with masks left are alive."""
+        return cls(states, cost, cost.isfinite() & run.undecided(states).any(-1))
+
+    @property
+    def sample_index(self) -> torch.Tensor:
+        """(R,) the samples of the R living beams, in the order of `states[alive]`."""
+        return self.alive.nonzero(as_tuple=True)[0]
+
+
+class Expansion:
+    """Every beam's N candidates: K · N states per sample, finished beams being one candidate of their own.
+
+    f = g + C + w · 𝓗(z') = g + w · 𝓗(z) - J is computed in float64: one beam then decides as argmax J does, to the last bit. With
+    "kl", 𝓗(z) less the gain is what z' is expected to leave.
+
+    Args:
+        base: (R,) g + w · 𝓗(z) of the R living beams, from which J of a candidate is taken.
+    """
+
+    def __init__(self, beams: Beams, proposal: InfoGainProposal, base: torch.Tensor):
+        self.beams = beams
+        self.proposal = proposal
+        self.base = base
+        self.num_candidates = proposal.candidates.shape[1]
+        copies = beams.states[:, :, None].expand(-1, -1, self.num_candidates, -1).clone()
+        copies[beams.alive] = proposal.candidates
+        self.states = copies.flatten(1, 2)
+        self.equal = (self.states[:, :, None] == self.states[:, None]).all(-1)
+
+    def rank(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The K smallest f of each sample, (B, K), and where among its K · N candidates they stand.
+
+        Args:
+            value: (R, N) float64, J of the living beams' candidates.
+        """
+        beams = self.beams
+        f = torch.full((*beams.alive.shape, self.num_candidates), torch.inf, dtype=torch.double, device=value.device)
+        f[..., 0] = torch.where(beams.alive, torch.inf, beams.cost)
+        f[beams.alive] = self.base[:, None] - value
+        f, place = _once(f.flatten(1), self.equal).sort(dim=1, stable=True)
+        num_beams = beams.alive.shape[1]
+        return f[:, :num_beams], place[:, :num_beams]
+
+    def among_best(self, objective: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Which candidates (R, N) of the living beams would go on as beams if only the `known` ones (R, N) were there."""
+        f, place = self.rank(objective.double().masked_fill(~known, -torch.inf))
+        alive = self.beams.alive
+        chosen = torch.zeros(len(alive), alive.shape[1] * self.num_candidates, dtype=torch.bool, device=f.device)
+        return chosen.scatter(1, place, f.isfinite()).view(*alive.shape, -1)[alive]
+
+    def _at(self, place: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """(R, N, ...) of the living beams' candidates at `place` (B, K), as (B, K, ...); 0 for finished beams."""
+        full = value.new_zeros(*self.beams.alive.shape, *value.shape[1:])
+        full[self.beams.alive] = value
+        return full.flatten(1, 2)[torch.arange(len(place), device=place.device)[:, None], place]
+
+    def record(self, place: torch.Tensor, gain: torch.Tensor, objective: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The step by which the candidates at `place` (B, K) become beams: fields of a trace, (B, K, ...), and "parent"."""
+        proposal = self.proposal
+        return {
+            "parent": place // self.num_candidates,
+            "num_decoded": self._at(place, proposal.num_decoded),
+            "cost": self._at(place, proposal.cost),
+            "gain": self._at(place, gain),
+            "objective": self._at(place, objective[:, None].expand(-1, self.num_candidates, -1)),
+            "winner": place % self.num_candidates,
+            "selected": self._at(place, proposal.selected),
+        }
+
+    def keep(self, run: Run, f: torch.Tensor, place: torch.Tensor) -> Beams:
+        """The candidates at `place` (B, K) as beams; those with f = inf are none."""
+        cost = self.beams.cost.gather(1, place // self.num_candidates) + self._at(place, self.proposal.cost).double()
+        states = self.states[torch.arange(len(place), device=place.device)[:, None], place]
+        return Beams.of(run, states, torch.where(f.isfinite(), cost, torch.inf))
+
+    def parent_row(self, parent: torch.Tensor) -> torch.Tensor:
+        """Which of the R living beams a beam `parent` (B, K) of this step is, (B, K)."""
+        alive = self.beams.alive
+        number = torch.zeros(alive.shape, dtype=torch.long, device=alive.device)
+        number[alive] = torch.arange(int(alive.sum()), device=alive.device)
+        return number.gather(1, parent)
+
+
+def _once(f: torch.Tensor, equal: torch.Tensor) -> torch.Tensor:
+    """f (B, K) with inf for every state that another one equals (B, K, K) with a smaller f, or with the same f and earlier."""
+    place = torch.arange(f.shape[1], device=f.device)
+    better = (f[:, None] < f[:, :, None]) | ((f[:, None] == f[:, :, None]) & (place < place[:, None]))
+    return f.masked_fill((equal & better).any(-1), torch.inf)
+
+
+def _path(history: list[dict[str, torch.Tensor]], beam: torch.Tensor) -> TraceRecorder:
+    """The steps that led to `beam` (B,) after the last step."""
+    samples = torch.arange(len(beam), device=beam.device)
+    recorder = TraceRecorder()
+    for record in reversed(history):
+        own = {name: value[samples, beam] for name, value in record.items() if name not in ("parent", "model_rows")}
+        recorder.add(**own, model_rows=record["model_rows"])
+        beam = record["parent"][samples, beam]
+    recorder.steps.reverse()
+    return recorder
+
+
+@torch.no_grad()
+def decode_beam(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    *,
+    num_beams: int,
+    allowed: torch.Tensor | None = None,
+    generator: Generators = None,
+    lookahead_batch_size: int | None = None,
+    grid: tuple[int, int] | None = None,
+    num_inference_steps: int | None = None,
+    interrupted: Interrupted | None = None,
+) -> DecodingOutput:
+    """Info-Gain beam search: keeps the K states with the smallest cost so far plus remaining uncertainty.
+
+    Every beam (z, g), g = 0 at first, is expanded by N candidates to g' = g + C(a | z) and f = g' + w · 𝓗(z'); the `num_beams`
+    smallest f of all beams go on, equal states once. At the end the smallest g is returned. One beam is `decode`, draw for
+    draw. Arguments as in `decode`; the trace is the returned path's, its `model_rows` are those of all beams.
+
+    Raises:
+        ValueError: If the sampler is not "info_gain" with at least two candidates, or `num_beams` < 1.
+    """
+    check_type("scheduler", scheduler, InfoGainScheduler, "an InfoGainScheduler")
+    if not scheduler.looks_ahead or not scheduler.objective.weighs_cost:
+        raise ValueError(
+            f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
+            f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
+        )
+    check_integer("num_beams", num_beams, 1)
+    run = Run.begin(denoise, scheduler, tokens, allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted)
+    scheduler = run.scheduler
+    samples = torch.arange(len(tokens), device=tokens.device)
+    cost = torch.full((len(tokens), num_beams), torch.inf, dtype=torch.double, device=tokens.device)
+    cost[:, 0] = 0
+    beams = Beams.of(run, tokens[:, None].expand(-1, num_beams, -1), cost)
+    history: list[dict[str, torch.Tensor]] = []
+    logits: Logits | None = None
+    memory: Memory | None = None
+    for timestep in scheduler.timesteps:
+        if not beams.alive.any() or run.interrupted():
+            break
+        states, owners = beams.states[beams.alive], beams.sample_index
+        model_rows = torch.zeros_like(samples)
+        if logits is None:
+            logits = run.model.logits(states, owners, torch.ones_like(owners, dtype=torch.bool))
+            model_rows.index_add_(0, owners, torch.ones_like(owners))
+        proposal = run.propose(logits, timestep, states, owners, memory)
+        looks = proposal.needs_lookahead
+        remaining = scheduler.config.gain_weight * scheduler.objective.uncertainty(proposal).double() if looks else 0
+        expansion = Expansion(beams, proposal, beams.cost[beams.alive] + remaining)
+        if looks:
+            seen = run.look_ahead(timestep, proposal, owners, expansion.among_best)
+            model_rows.index_add_(0, owners, proposal.distinct.sum(-1))
+            gain, objective = seen.gain, seen.objective
+            value = objective.double()
+        else:  # all candidates of a beam are one state, or finished ones of equal cost
+            gain, objective = scheduler.objective(None, proposal)
+            value = torch.full_like(objective.double(), -torch.inf)
+            value[:, 0] = -proposal.cost[:, 0].double()
+        f, place = expansion.rank(value)
+        record = expansion.record(place, gain, objective)
+        history.append(record | {"model_rows": model_rows})
+        beams = expansion.keep(run, f, place)
+        rows = expansion.parent_row(record["parent"])[beams.alive]
+        memory = proposal.memory and proposal.memory.take(rows)
+        logits = seen.logits(rows, record["winner"][beams.alive]) if looks else None
+    best = beams.cost.argmin(1)
+    trace = _path(history, best).trace(tokens.shape, scheduler.num_compared)
+    return DecodingOutput(beams.states[samples, best], trace, run.seeds)
+
+
+def decode_best_of(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    *,
+    num_runs: int,
+    allowed: torch.Tensor | None = None,
+    generator: Generators = None,
+    lookahead_batch_size: int | None = None,
+    grid: tuple[int, int] | None = None,
+    num_inference_steps: int | None = None,
+    interrupted: Interrupted | None = None,
+) -> DecodingOutput:
+    """Best-of-N: decodes every sample `num_runs` times and returns the run with the smallest cumulative entropy.
+
+    Arguments as in `decode`; the trace is the returned run's, its `model_rows` are those of all runs together. Runs within 1e-4
+    nats of the smallest count as equal, so that rounding decides nothing; the first of them is taken.
+    """
+    check_integer("num_runs", num_runs, 1)
+    run = Run.begin(denoise, scheduler, tokens, allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted)
+    batch = len(tokens)
+    generators = [child for source in run.generators for child in split_generator(source, num_runs)]
+    output = decode(
+        lambda states, sample_index: denoise(states, sample_index // num_runs),
+        scheduler,
+        tokens.repeat_interleave(num_runs, 0),
+        allowed=None if allowed is None else allowed.repeat_interleave(num_runs, 0),
+        generator=generators,
+        lookahead_batch_size=lookahead_batch_size,
+        grid=grid,
+        num_inference_steps=num_inference_steps,
+        interrupted=interrupted,
+    )
+    entropies = output.trace.cumulative_entropy.view(batch, num_runs)
+    winner = (entropies <= entropies.amin(1, keepdim=True) + 1e-4).int().argmax(1)
+    best = torch.arange(batch) * num_runs + winner
+    trace = output.trace.take(best)
+    trace.model_rows = output.trace.model_rows.view(-1, batch, num_runs).sum(-1)
+    return DecodingOutput(output.tokens[best.to(tokens.device)], trace, run.seeds)
+
+
+def decode_or_search(
+    denoise: Denoise,
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    *,
+    num_beams: int = 1,
+    num_runs: int = 1,
+    callback: Callback | None = None,
+    **options: Any,
+) -> DecodingOutput:
+    """`decode_beam` or `decode_best_of` where one of the numbers is above 1, else `decode`; other arguments as in all of them.
+
+    Raises:
+        torch.OutOfMemoryError: If memory runs out, naming the argument that lowers it.
+    """
+    try:
+        if num_beams > 1:
+            return decode_beam(denoise, scheduler, tokens, num_beams=num_beams, **options)
+        if num_runs > 1:
+            return decode_best_of(denoise, scheduler, tokens, num_runs=num_runs, **options)
+        return decode(denoise, scheduler, tokens, callback=callback, **options)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        at_once = options.get("lookahead_batch_size")
+        remedy = "a smaller one" if at_once else "give one, such as 8"
+        reason = (str(error).splitlines() or ["no memory is left"])[0]
+        raise torch.OutOfMemoryError(
+            f"Out of memory with {len(tokens)} samples and `lookahead_batch_size` = {at_once}, the most states in the model at "
+            f"once: {remedy}, or fewer samples at once, may do: {reason}"
+        ) from error

@@ -1,0 +1,171 @@
+"""The settings of `InfoGainScheduler`, in one table.
+
+The constructor's checks, the flags of the command line and the table in the documentation all read it. Nothing heavy is
+imported, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .checks import LARGEST_NUMBER, check_bool, check_choice, check_integer, check_number, check_temperature, check_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting: what it may be, and one line that says what it does.
+
+    Attributes:
+        type: int, float, bool, str (a path), tuple (names, see `choices`) or "temperature" (a number or a pair of numbers).
+        default: The constructor's default.
+        help: What it does.
+        lowest, highest: Bounds of a number.
+        exclusive: Whether `lowest` itself is not allowed; for a pair of temperatures, whether its ends must be above 0.
+        choices: Names to choose from; empty where they are the registered rules.
+        optional: Whether None is allowed.
+        only_for: "text" or "images" where the setting makes sense for one of them only.
+    """
+
+    type: type | str
+    default: Any
+    help: str
+    lowest: float = 0
+    highest: float = LARGEST_NUMBER
+    exclusive: bool = False
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    only_for: str | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises a ValueError that names the setting if the value is not allowed."""
+        if self.type is int:
+            check_integer(name, value, int(self.lowest), optional=self.optional)
+        elif self.type is float:
+            check_number(name, value, self.lowest, self.highest, exclusive=self.exclusive, optional=self.optional)
+        elif self.type is bool:
+            check_bool(name, value)
+        elif self.type == "temperature":
+            check_temperature(name, value, positive_ends=self.exclusive)
+        elif self.choices:
+            check_choice(name, value, self.choices)
+        elif self.type is str:
+            check_type(name, value, (str, type(None)), "the path of a file, as a string, or None")
+
+    @property
+    def described(self) -> str:
+        """`help`, with the names there are to choose from, and how a pair is given on a command line."""
+        if self.type == "temperature":
+            return f"{self.help}; one number, or two: start end"
+        return f"{', '.join(self.choices)}: {self.help}" if self.choices else self.help
+
+    @property
+    def allowed(self) -> str:
+        """The values that are allowed, in words."""
+        if self.type is bool:
+            return "true or false"
+        if self.type is str:
+            words = "path of a file"
+        elif self.type is tuple:
+            words = ", ".join(f'"{name}"' for name in self.choices) or "name of a rule"
+        elif self.type == "temperature":
+            words = f"number >= 0, or a pair (start, end){' of numbers > 0' if self.exclusive else ''}"
+        elif self.highest != LARGEST_NUMBER:
+            words = f"number in {'(' if self.exclusive else '['}{self.lowest:g}, {self.highest:g}]"
+        else:
+            words = f"{'integer' if self.type is int else 'number'} >= {self.lowest:g}"
+        return words + (" or none" if self.optional else "")
+
+
+MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
+GAIN_REDUCTIONS = ("mean", "sum", "kl")
+
+SETTINGS: dict[str, Setting] = {
+    "masking_schedule": Setting(
+        type=tuple,
+        choices=MASKING_SCHEDULES,
+        default="cosine",
+        help="how the number of masked tokens falls over the steps",
+    ),
+    "tokens_per_step": Setting(
+        type=int, lowest=1, optional=True, default=None, help="fixed number of tokens per step, instead of the schedule"
+    ),
+    "sampler": Setting(
+        type=tuple,
+        default="info_gain",
+        help="rule that picks the tokens to decode; `diffusers-infogain samplers` lists them",
+    ),
+    "certainty": Setting(type=tuple, default="maskgit", help="rule that proposes positions for the lookahead samplers"),
+    "num_candidates": Setting(type=int, lowest=1, default=4, help="actions compared per step"),
+    "token_temperature": Setting(
+        type="temperature", exclusive=True, default=1.0, help="of the token draws; 0 takes the most probable token"
+    ),
+    "position_temperature": Setting(
+        type="temperature",
+        default=0.4,
+        help="of the draws of positions in candidates after the first; 0 makes candidates differ in tokens only",
+    ),
+    "choice_temperature": Setting(type="temperature", default=(2.0, 0.0), help="factor on the Gumbel noise of the rule maskgit"),
+    "pivot_temperature": Setting(
+        type="temperature", default=1.0, help="of the draws of pivots in candidates after the first of the rule pivot, in nats"
+    ),
+    "top_k": Setting(type=int, lowest=1, optional=True, default=None, help="draw from the k most probable tokens"),
+    "top_p": Setting(
+        type=float,
+        highest=1,
+        exclusive=True,
+        optional=True,
+        default=None,
+        help="draw from the smallest set of tokens with this probability",
+    ),
+    "confidence_threshold": Setting(
+        type=float,
+        highest=1,
+        optional=True,
+        default=None,
+        help="commit tokens above this probability without lookahead",
+    ),
+    "parallel_threshold": Setting(
+        type=float,
+        highest=1,
+        default=0.9,
+        help="of the samplers confidence_parallel and klass_parallel: the probability above which a position is decoded",
+    ),
+    "gain_weight": Setting(type=float, default=1.0, help="weight of the information gain against the cost"),
+    "gain_reduction": Setting(type=tuple, choices=GAIN_REDUCTIONS, default="kl", help="what the lookahead counts as gain"),
+    "entropy_bound": Setting(
+        type=float,
+        optional=True,
+        default=None,
+        help="in nats; decode more tokens than the schedule asks for while they are this independent; 0: off",
+    ),
+    "klass_threshold": Setting(
+        type=float, default=5e-4, help="of the samplers klass and klass_parallel: a KL below this means stable, in nats"
+    ),
+    "klass_history": Setting(
+        type=int, lowest=1, default=2, help="of the sampler klass_parallel: consecutive steps a position must be stable"
+    ),
+    "halton_randomize": Setting(
+        type=bool,
+        default=False,
+        only_for="images",
+        help="of the rule halton: start each sample at a random place of the order",
+    ),
+    "pc_frequencies": Setting(
+        type=str,
+        optional=True,
+        default=None,
+        only_for="text",
+        help="of the rule pc_sampler: safetensors file with the frequency of every token",
+    ),
+    "pc_decay": Setting(
+        type=float, default=0.25, only_for="text", help="of the rule pc_sampler: how fast it prefers earlier positions"
+    ),
+    "pc_clip": Setting(
+        type=float, default=10.0, only_for="text", help="of the rule pc_sampler: upper limit of its calibrated confidence"
+    ),
+}
+"""Every setting of the scheduler but `mask_token_id`, in the constructor's order."""
+
+DEFAULTS: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items() if name != "pc_frequencies"}
+"""What a preset starts from: all settings but the two that belong to a model or a corpus."""
