@@ -143,8 +143,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
 
         Args:
             tokens: (R, h, w) long, image codes, or the scheduler's mask id.
-            call: The `ImageCall`, for what belongs to the call.
-            kwargs: The tensors of the condition, with R entries each.
+            kwargs: The tensors of the condition, with R entries each, and the `ImageCall` as `call`, for what belongs to it,
+                such as its scheduler.
 
         Returns:
             (R, L, V), or (M, V) at the M masks, in row-major order, which takes less memory.

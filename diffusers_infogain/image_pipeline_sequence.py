@@ -17,8 +17,7 @@ class SequenceImagePipeline(InfoGainImagePipeline):
     """Base class of image pipelines of bidirectional language models, which see the prompt and the image as one sequence.
 
     Image code c is the token `image_token_offset + c`. `scheduler` sees the image tokens only, as codes, with the codebook's size
-    as mask id. A family defines `encode_prompt`, the layout of the image with `lay_out` and `image_length`, and the longest
-    sequence with `max_length`.
+    as mask id. A family defines `encode_prompt`, the layout of the image by `lay_out`, and the longest sequence by `max_length`.
 
     Attributes:
         unconditional_prompt: What guidance steers away from where there is no negative prompt, or an empty one.
@@ -58,12 +57,8 @@ class SequenceImagePipeline(InfoGainImagePipeline):
 
     @property
     def max_length(self) -> int:
-        """Tokens of prompt and image together, at most."""
+        """Maximal number of tokens of prompt and image together."""
         raise NotImplementedError(f"{type(self).__name__} must define `max_length`.")
-
-    def image_length(self, height: int, width: int) -> int:
-        """Tokens that `lay_out` makes of a grid."""
-        raise NotImplementedError(f"{type(self).__name__} must define `image_length`.")
 
     def lay_out(self, image: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The part of the sequence that follows the prompt, and where in it the wanted positions are.
@@ -97,7 +92,9 @@ class SequenceImagePipeline(InfoGainImagePipeline):
         names = ("prompt_ids", "prompt_mask")
         conditions = [dict(zip(names, self.encode_prompt(prompts), strict=True)) for prompts in texts]
         longest = max(condition["prompt_ids"].shape[1] for condition in conditions)
-        call.check_sequence_length(longest + self.image_length(*call.grid), self.max_length)
+        # On the device "meta" the layout is computed without memory: the grid may be far too large for the model.
+        image = torch.empty(1, *call.grid, dtype=torch.long, device="meta")
+        call.check_sequence_length(longest + self.lay_out(image, image.bool())[0].shape[1], self.max_length)
         return conditions[0], conditions[1] if call.guided else None
 
     def predict(

@@ -33,13 +33,16 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
     Everything about the sampler is a setting of `scheduler`; an `AmusedScheduler`, as aMUSEd repositories have it, is converted
     to an `InfoGainScheduler` with its default settings. `from_pretrained("demo")` loads the small model that the package ships.
 
+    Calls take 12 steps by default. Guidance is logits = uncond + g · (cond - uncond), with g = 10 by default; 1 or less switches
+    it off.
+
     Args:
-        vqvae: Turns tokens into pixels.
-        tokenizer: Of the text encoder.
-        text_encoder: CLIP; its pooled embeddings and last hidden states but one condition the transformer.
+        vqvae: Decodes tokens into pixels.
+        tokenizer: Tokenizer of the text encoder.
+        text_encoder: CLIP, whose pooled embeddings and penultimate hidden states condition the transformer.
         transformer: Predicts the tokens.
-        scheduler: Decides which tokens to decode next, and with what.
-        default_guidance_scale: `guidance_scale` of calls that give none; 10.0 by default.
+        scheduler: Chooses the tokens to decode in each step, and their values.
+        default_guidance_scale: `guidance_scale` of calls that give none; by default 10.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`.

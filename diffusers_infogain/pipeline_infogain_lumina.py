@@ -24,7 +24,7 @@ from .scheduling_infogain import InfoGainScheduler
 
 PROMPT_TEMPLATE = "<system>Generate an image according to the text prompt.</system><user>{}</user>"
 UNCONDITION = "<uncondition>"
-"""Stands in the place of a prompt where there is none."""
+"""The prompt of the unconditional branch."""
 
 
 class InfoGainLuminaPipeline(SequenceImagePipeline):
@@ -35,19 +35,24 @@ class InfoGainLuminaPipeline(SequenceImagePipeline):
 
     A sequence is `prompt [answer start] [image start] rows [image end] [answer end]`, with the prompt in `PROMPT_TEMPLATE`. Each
     row of image tokens ends with a newline token, which is given and never decoded; image code c is the token
-    `image_token_offset + c`. `scheduler` sees the image tokens alone, as codes, with the codebook's size as mask id.
+    `image_token_offset + c`. `scheduler` sees only the image tokens, as codes, with the codebook's size as mask id.
+
+    Calls take 64 steps by default. Images have 1024 x 1024 pixels by default; other sizes are multiples of 16. The authors also
+    show 1536 x 768, and trained on multiples of 32, up to four times as long as wide. Guidance is
+    logits = (1 + g) · cond - g · uncond, with g = 4 by default; 0 or less switches it off. The model was trained with
+    `UNCONDITION` as its only negative prompt, which also replaces empty ones.
 
     Args:
-        vqvae: Turns tokens into pixels.
-        tokenizer: Of the prompts.
+        vqvae: Decodes tokens into pixels.
+        tokenizer: Tokenizer of the prompts.
         transformer: Predicts the tokens.
-        scheduler: Decides which tokens to decode next, and with what.
+        scheduler: Chooses the tokens to decode in each step, and their values.
         image_token_offset: Id of image code 0.
-        newline_token_id, image_start_token_id, image_end_token_id, answer_start_token_id, answer_end_token_id: Of the layout;
-            Lumina-DiMOO's by default.
-        max_sequence_length: Tokens of prompt and image together, at most; by default as many as its published training takes.
+        newline_token_id, image_start_token_id, image_end_token_id, answer_start_token_id, answer_end_token_id: Special tokens of
+            the layout; by default Lumina-DiMOO's.
+        max_sequence_length: Maximal number of tokens of prompt and image together; by default that of the published training.
         sample_size: Image tokens along a side, by default.
-        default_guidance_scale: `guidance_scale` of calls that give none; 4.0 by default.
+        default_guidance_scale: `guidance_scale` of calls that give none; by default 4.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if the image tokens do not fit
@@ -146,12 +151,8 @@ class InfoGainLuminaPipeline(SequenceImagePipeline):
 
     @property
     def max_length(self) -> int:
-        """Tokens of prompt and image together, at most."""
+        """Maximal number of tokens of prompt and image together."""
         return self.config.max_sequence_length
-
-    def image_length(self, height: int, width: int) -> int:
-        """Tokens that `lay_out` makes of a grid."""
-        return height * (width + 1) + 4
 
     def lay_out(self, image: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[answer start] [image start] rows [image end] [answer end]`, every row with a newline token at its end."""

@@ -39,11 +39,15 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
     The models are those of "Halton Scheduler for Masked Generative Image Transformer" (arXiv 2503.17076); its own sampler is
     `InfoGainScheduler.from_config(pipe.scheduler.config, **PRESETS["maskgit_halton"])`.
 
+    Calls take 32 steps by default. A model generates images of one size only, 256 x 256 or 384 x 384 pixels. Guidance is
+    logits = (1 + w) · cond - w · uncond, with w = 0.5 by default; 0 or less switches it off. Published for the Halton sampler are
+    1.5 for tiny, 1.0 for small, 0.7 for base and 0.5 for large models.
+
     Args:
-        vqvae: Turns tokens into pixels: LlamaGen's VQ-16.
+        vqvae: Decodes tokens into pixels: LlamaGen's VQ-16.
         transformer: Predicts the tokens.
-        scheduler: Decides which tokens to decode next, and with what.
-        default_guidance_scale: `guidance_scale` of calls that give none; 0.5 by default.
+        scheduler: Chooses the tokens to decode in each step, and their values.
+        default_guidance_scale: `guidance_scale` of calls that give none; by default 0.5.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if `vqvae` has another codebook
@@ -179,6 +183,7 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
 
         Args:
             class_labels: ImageNet classes, by id (207 or "207") or by name ("golden retriever").
+            height, width: In pixels: the model's own size, which is the only one.
             num_images_per_prompt: The images of a class follow each other in the output.
 
         Returns:

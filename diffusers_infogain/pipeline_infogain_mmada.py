@@ -37,18 +37,21 @@ class InfoGainMMaDAPipeline(SequenceImagePipeline):
     `save_pretrained` or `diffusers-infogain convert` wrote.
 
     A sequence is `[task] [bos] prompt [eos] [image start] image tokens [image end]`; image code c is the token
-    `image_token_offset + c`. `scheduler` sees the image tokens alone, as codes, with the codebook's size as mask id.
+    `image_token_offset + c`. `scheduler` sees only the image tokens, as codes, with the codebook's size as mask id.
+
+    Calls take 15 steps by default. Images have 512 x 512 pixels by default, as in MMaDA's training; other sizes are multiples of
+    16. Guidance is logits = (1 + g) · cond - g · uncond, with g = 3.5 by default; 0 or less switches it off.
 
     Args:
-        vqvae: Turns tokens into pixels.
-        tokenizer: Of the prompts.
+        vqvae: Decodes tokens into pixels.
+        tokenizer: Tokenizer of the prompts.
         transformer: Predicts the tokens.
-        scheduler: Decides which tokens to decode next, and with what.
+        scheduler: Chooses the tokens to decode in each step, and their values.
         image_token_offset: Id of image code 0; by default the tokenizer's length.
-        task_token_id, image_start_token_id, image_end_token_id, pad_token_id: Of the layout; MMaDA's by default.
-        max_prompt_length: Ids of task, prompt, bos and eos together, at most; longer prompts are cut, as MMaDA does.
+        task_token_id, image_start_token_id, image_end_token_id, pad_token_id: Special tokens of the layout; by default MMaDA's.
+        max_prompt_length: Maximal number of tokens of task, prompt, bos and eos together; longer prompts are cut, as in MMaDA.
         sample_size: Image tokens along a side, by default.
-        default_guidance_scale: `guidance_scale` of calls that give none; 3.5 by default.
+        default_guidance_scale: `guidance_scale` of calls that give none; by default 3.5.
 
     Raises:
         ValueError: If `scheduler` is neither an `InfoGainScheduler` nor an `AmusedScheduler`, or if the image tokens do not fit
@@ -175,12 +178,8 @@ class InfoGainMMaDAPipeline(SequenceImagePipeline):
 
     @property
     def max_length(self) -> int:
-        """Tokens of prompt and image together, at most."""
+        """Maximal number of tokens of prompt and image together."""
         return self.transformer.config.max_position_embeddings
-
-    def image_length(self, height: int, width: int) -> int:
-        """Tokens that `lay_out` makes of a grid."""
-        return height * width + 2
 
     def lay_out(self, image: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[image start] image tokens [image end]`."""
