@@ -15,11 +15,12 @@ from .callbacks import CallStateMixin, StepCallback
 from .candidates import Generators
 from .checkpoints.published import CheckedPipeline, PublishedPipeline
 from .checkpoints.repository import Repository
+from .checkpoints.text import open_text_model
 from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
 from .components import check_components, check_given, tokenize
 from .models.chat_templates import chat_text
-from .models.text import TextFamily, is_text_model, open_text_model, text_family
+from .models.text_family import TextFamily, family_name, text_family
 from .models.wrapped import underlying
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
@@ -88,13 +89,12 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         if self.config.family is None:  # made before it had a model
             check_components(self, "model", "tokenizer")
             return text_family(underlying(self.model).config, self.tokenizer)
-        facts = dict(self.config.family)
-        return TextFamily(**{**facts, "eos_token_ids": tuple(facts["eos_token_ids"])})
+        return TextFamily(**self.config.family)
 
     @classmethod
     def is_published(cls, repository: Repository) -> bool:
-        """Whether its config.json is of a known text family."""
-        return repository.config is not None and is_text_model(repository.config)
+        """Whether the config.json of a repository is of a known text model."""
+        return repository.config is not None and family_name(repository.config) is not None
 
     @classmethod
     def open_published(

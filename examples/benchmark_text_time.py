@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline
-from diffusers_infogain.models.text import TextFamily
+from diffusers_infogain.models.text_family import TextFamily
 
 
 def make_pipeline(args: argparse.Namespace) -> InfoGainTextPipeline:

@@ -26,7 +26,7 @@ from transformers import (
 from diffusers_infogain import InfoGainScheduler, decode
 from diffusers_infogain.evaluation.text_tasks import sample_sudokus
 from diffusers_infogain.models.llada import BidirectionalLlama
-from diffusers_infogain.models.text import TextFamily
+from diffusers_infogain.models.text_family import TextFamily
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
 
 WORDS, BOS, EOS, MASK = 24, 20, 21, 22

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..choices import CACHES
 from .llada import BidirectionalLlama, additive_mask, count_positions
-from .text import TextFamily
+from .text_family import TextFamily
 from .wrapped import compiled, underlying
 
 Positions = tuple[torch.Tensor, torch.Tensor]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from diffusers_infogain.models.text import TextFamily, open_text_model
+from diffusers_infogain.checkpoints.text import open_text_model
+from diffusers_infogain.models.text_family import TextFamily
 from diffusers_infogain.models.text_logits import TextCache
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from diffusers_infogain.checkpoints.source import renamed
+from diffusers_infogain.checkpoints.text import open_text_model
 from diffusers_infogain.models.llada import KEY_MAPPING, BidirectionalLlama, llama_config
-from diffusers_infogain.models.text import TextFamily, open_text_model, text_family
+from diffusers_infogain.models.text_family import TextFamily, text_family
 from diffusers_infogain.models.text_logits import TextCache
 
 GOLDEN = Path(__file__).parents[1] / "golden"

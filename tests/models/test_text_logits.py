@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
-from diffusers_infogain.models.text import TextFamily
+from diffusers_infogain.models.text_family import TextFamily
 from diffusers_infogain.models.text_logits import TextCache, _visible
 
 WRITERS = {"llada": write_llada, "dream": write_dream, "sdar": write_sdar, "a2d": write_mdlm_qwen3, "masked_lm": write_bert}

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import InfoGainTextPipeline
 from diffusers_infogain.checkpoints.convert import write_pipeline
-from diffusers_infogain.models.text import TextFamily, open_text_model
+from diffusers_infogain.checkpoints.text import open_text_model
+from diffusers_infogain.models.text_family import TextFamily
 
 REFUSED = {
     "bart": r"`is_encoder_decoder` must be False, got True",

@@ -34,8 +34,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from diffusers_infogain.checkpoints.text import open_text_model, open_tokenizer
 from diffusers_infogain.models.llada import BidirectionalLlama, llama_config
-from diffusers_infogain.models.text import TextFamily, open_text_model, open_tokenizer, text_family
+from diffusers_infogain.models.text_family import TextFamily, text_family
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Writer = Callable[..., Path]
