@@ -246,6 +246,7 @@ def test_the_unconditional_half_of_a_batch_comes_first(pipe):
     pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
     tokens_of(pipe, negative_prompt="fog")
     _, cond, _, uncond = pipe.encode_prompt("a cat", negative_prompt="fog")
+    assert len(seen) > 2
     for hidden in seen:
         first, second = hidden.chunk(2)
         assert torch.equal(first, uncond.expand_as(first))

@@ -383,6 +383,7 @@ def test_mask_token_inside_the_vocabulary_is_never_sampled_and_not_in_the_entrop
     proposal = scheduler.propose(logits, 3, tokens, generator=generators(1, 2), grid=GRID)
     assert (proposal.candidates != mask).sum(-1).eq(proposal.num_decoded).all()
     torch.testing.assert_close(proposal.entropies, entropy(logits[..., others]))
+    assert proposal.needs_lookahead == scheduler.looks_ahead
     if proposal.needs_lookahead:
         output = scheduler.select(lookahead, 3, proposal)
         without = lookahead.clone()
@@ -460,9 +461,9 @@ def test_candidates_are_scored_alike_together_and_in_parts(config, at_once, monk
     assert max(sizes) == max(at_once // MASK, 1)
     assert torch.equal(parts.objective, whole.objective)
     after[1, 5, state(1)[1] == MASK] = math.nan
-    if proposal.next_masked[1, 5].any() and proposal.distinct[1, 5]:
-        with pytest.raises(ValueError, match="sample 1, candidate 5, position"):
-            scheduler.select(after, 3, proposal)
+    assert proposal.distinct[1, 5]  # and so its logits are read
+    with pytest.raises(ValueError, match="sample 1, candidate 5, position"):
+        scheduler.select(after, 3, proposal)
 
 
 # pc_sampler

@@ -108,7 +108,9 @@ SAVED = ("amused", "meissonic", "maskgit", "mmada", "lumina", "llada", "a2d", "b
 @pytest.mark.parametrize("family", SAVED)
 def test_saved_folders_with_one_bad_tensor_are_refused(saved, family, change, tmp_path):
     folder = saved[family]
-    for file in sorted(folder.rglob("*.safetensors")):
+    files = sorted(folder.rglob("*.safetensors"))
+    assert files
+    for file in files:
         key = kinds_of(list(load_file(file)))[0]
         copy = broken(folder, file, change, key, tmp_path / file.parent.name)
         check_refused(copy, file, key, change)
@@ -133,7 +135,9 @@ def test_every_kind_of_tensor_is_needed(saved, family, change, tmp_path):
 @pytest.mark.parametrize("family", ["meissonic", "lumina", "mmada", "llada", "dream", "sdar", "a2d", "bert"])
 def test_published_repositories_with_one_bad_tensor_are_refused(published, magvit, family, change, tmp_path):
     folder, arguments = published[family], {"vqvae": magvit} if family == "mmada" else {}
-    for file in sorted(folder.rglob("*.safetensors")):
+    files = sorted(folder.rglob("*.safetensors"))
+    assert files
+    for file in files:
         key = kinds_of(list(load_file(file)))[0]
         copy = broken(folder, file, change, key, tmp_path / f"{file.parent.name}-{file.stem}")
         check_refused(copy, Path("model"), key, change, **arguments)

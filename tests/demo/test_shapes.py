@@ -71,6 +71,7 @@ def test_sampled_captions_keep_to_the_split_and_balance_categories():
 def test_scenes_show_the_caption_and_objects_never_touch():
     captions = shapes.sample_captions(300, torch.Generator().manual_seed(1))
     scenes = shapes.sample_scenes(captions, torch.Generator().manual_seed(2))
+    assert {"left of", "below"} <= {caption.relation for caption in captions}
     for i, caption in enumerate(captions):
         present = scenes.shape[i] >= 0
         assert int(present.sum()) == sum(spec.count for spec in caption.objects)

@@ -117,8 +117,15 @@ def test_a_changed_character_makes_another_equation_or_none(a, b, data):
     changed = text[:place] + other + text[place + 1 :]
     zero_on_the_other_side = changed[:5].count("*") == 1 and changed[6:] == "0" * 10 and a * b == 0
     assert not text_tasks.check_equation(changed) or zero_on_the_other_side
-    if text_tasks.check_equation(changed):
-        assert not MultiplicationProblem(a, b).check(changed)
+
+
+def test_another_equation_of_the_same_product_answers_another_problem():
+    text, others = text_tasks.equation(0, 5), []
+    for place in range(len(text)):
+        others += [text[:place] + other + text[place + 1 :] for other in "0123456789*=_ " if other != text[place]]
+    equations = [other for other in others if text_tasks.check_equation(other)]
+    assert len(equations) > 9  # 0 times anything else
+    assert not any(MultiplicationProblem(0, 5).check(other) for other in equations)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +328,9 @@ def reachable(numbers: tuple[int, ...]) -> set[Fraction]:
 
 def test_problems_are_solvable_and_their_solutions_right():
     for count in (2, 3, 4, 6):
-        for problem in text_tasks.sample_countdowns(100, seeded(count), count=count, max_number=30, max_target=90):
+        problems = text_tasks.sample_countdowns(100, seeded(count), count=count, max_number=30, max_target=90)
+        assert len(problems) == 100
+        for problem in problems:
             assert len(problem.numbers) == count
             assert max(problem.numbers) <= 30
             assert 1 <= problem.target <= 90
