@@ -21,7 +21,8 @@ def settings_table() -> str:
 
 def samplers_table() -> str:
     """A row for every sampler, with its one line."""
-    return "\n".join(["| sampler | what it does |", "|---|---|", *(f"| {name} | {line} |" for name, line in SAMPLER_DESCRIPTIONS.items())])
+    rows = [f"| {name} | {line} |" for name, line in SAMPLER_DESCRIPTIONS.items()]
+    return "\n".join(["| sampler | what it does |", "|---|---|", *rows])
 
 
 def page() -> str:

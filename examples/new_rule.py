@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""A rule of one's own: left to right, as autoregressive models write.
+"""A rule of your own: from left to right, as autoregressive models write.
 
 python examples/new_rule.py
 
-A rule is a function φ of a step: a score for every masked position, the larger the earlier. Registered under a name it works wherever a
-rule does, as a `sampler` of its own and as the `certainty` that proposes positions for the lookahead.
+A rule scores every masked position of a step; larger is decoded earlier. Once registered it works as a `sampler`, and as the
+`certainty` that proposes positions for the lookahead samplers.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def is_right(equation: str) -> bool:
 
 
 def main() -> None:
-    """Lets the bundled text model write equations from nothing but masks, two tokens a step, by three samplers."""
+    """Writes equations with the bundled text model, from nothing but masks and two tokens per step, with three samplers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--num-texts", type=int, default=50, help="equations for each sampler")
+    parser.add_argument("--num-texts", type=int, default=50, help="equations per sampler")
     num_texts = parser.parse_args().num_texts
     pipe = load("demo-text")
     masked = [pipe.tokenizer("M" + 16 * "_").input_ids] * num_texts

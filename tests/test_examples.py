@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, cli
+from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, cli, rules
 from diffusers_infogain.evaluation.samplers import parse_sampler
 from diffusers_infogain.models.llada import BidirectionalLlama
 
@@ -133,3 +134,12 @@ def test_the_commands_that_reproduce_the_results_parse():
         for text in getattr(args, "samplers", ()):
             spec = parse_sampler(text)
             InfoGainScheduler(mask_token_id=4, **spec.scheduler)
+
+
+def test_a_new_rule_decodes(run):
+    with mock.patch.dict(rules.RULES), mock.patch.dict(rules.SAMPLERS):
+        lines = run("new_rule.py", "--num-texts", 10).splitlines()
+    right = {line.split(":")[0]: int(re.search(r"(\d+) of 10 right", line)[1]) for line in lines}
+    assert list(right) == ["confidence", "left_to_right", "info_gain with left_to_right"]
+    assert min(right["left_to_right"], right["info_gain with left_to_right"]) >= 9
+    assert "left_to_right" not in rules.RULES

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from helpers.checkpoints import make_mmada_pipeline
 
-from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline, cli
+from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline, cli, rules
 from diffusers_infogain.evaluation.text_tasks import check_grid
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +22,8 @@ NOT_RUN = {"docs/lm_eval.md"}  # needs a checkpoint and data; tests/evaluation/t
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in found]
 
 
 def page_text(page: str) -> str:
@@ -43,7 +46,12 @@ def test_python_examples_run(page, stock_repository, tmp_path, monkeypatch):
         make_mmada_pipeline().save_pretrained(tmp_path / "mmada")
         code = code.replace("Gen-Verse/MMaDA-8B-MixCoT", (tmp_path / "mmada").as_posix())
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    names = {"__name__": "__main__"}
+    with mock.patch.dict(rules.RULES), mock.patch.dict(rules.SAMPLERS):
+        exec(compile(code, page, "exec"), names)
+        for name in names:
+            if name.startswith("test_"):
+                names[name]()
     if page == "docs/getting_started.md":
         assert (tmp_path / "2.png").exists()
 
