@@ -56,6 +56,14 @@ def test_python_examples_run(page, stock_repository, tmp_path, monkeypatch):
         assert (tmp_path / "2.png").exists()
 
 
+def test_excerpts_of_examples_are_verbatim():
+    examples = [path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")]
+    excerpts = [block for page in PAGES for block in blocks(page_text(page), "py")]
+    assert len(excerpts) == 3
+    for excerpt in excerpts:
+        assert any(textwrap.indent(excerpt, 4 * " ") in example for example in examples), excerpt
+
+
 def test_command_line_examples_parse():
     commands = set()
     for page in PAGES:
