@@ -90,7 +90,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     )
     samples = results.pop("samples")
     asked = {"tasks": list(args.tasks), "limit": args.limit}
-    results["infogain"] = {"settings": settings, "asked": asked, "costs": _totals(texts.records, samples)}
+    results["infogain"] = {"settings": settings, "asked": asked, "costs": _costs_by_task(texts.records, samples)}
 
     def same(path: Path) -> bool:
         found = read_json(path)
@@ -100,7 +100,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     path = unused(folder / "results.json", same)
     number = path.stem.removeprefix("results")
     for name, records in samples.items():
-        lines = "".join(json.dumps(one, default=handle_non_serializable, ensure_ascii=False) + "\n" for one in records)
+        lines = "".join(json.dumps(record, default=handle_non_serializable, ensure_ascii=False) + "\n" for record in records)
         save_text(lines, folder / f"samples_{name.replace('/', '_').replace(':', '_')}{number}.jsonl")
     save_text(json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False) + "\n", path)
     print(make_table(results))
@@ -112,13 +112,16 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     print(f"Written to {folder}: {path.name}, samples_*{number}.jsonl, {texts.path.name}.")
 
 
-def _totals(texts: Sequence[Mapping[str, Any]], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Per task, what its texts cost, those of earlier runs with the same settings among them; of one made twice the last."""
+def _costs_by_task(
+    texts: Sequence[Mapping[str, Any]], samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """The total costs of each task's texts, also of those that earlier runs with the same settings made; a text that was made
+    twice counts once, by its last costs."""
+    from ..evaluation.lm_eval_adapter import total_costs
+
     made = {(cost["task"], cost["doc_id"], cost["repeat"]): cost for cost in texts}
-    names = ("model_rows", "cumulative_entropy", "seconds")
     totals = {}
     for task, records in samples.items():
         documents = {record["doc_id"] for record in records}
-        costs = [cost for (name, document, _), cost in made.items() if name == task and document in documents]
-        totals[task] = {"num_texts": len(costs), **{name: sum(cost[name] for cost in costs) for name in names}}
+        totals[task] = total_costs([cost for (name, document, _), cost in made.items() if name == task and document in documents])
     return totals

@@ -1,4 +1,4 @@
-"""Text pipelines as models of EleutherAI's lm-evaluation-harness, for its tasks that generate text."""
+"""Runs text pipelines in EleutherAI's lm-evaluation-harness, on its tasks that generate text."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ CALL_ARGUMENTS = (
     "cache",
     "pack_candidates",
 )
-"""Arguments of the pipeline's call that are the same for all requests."""
+"""Arguments of the pipeline's call that `InfoGainLM` takes; they hold for all requests."""
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""What tasks call the number of new tokens."""
+"""The names that tasks have for the number of new tokens."""
 
 GENERATION_NAMES = ("until", *LENGTH_NAMES, "do_sample", "temperature", "top_k", "top_p")
-"""Settings of a request that are honoured."""
+"""The settings of a request that are supported."""
 
 NO_LIKELIHOOD = (
     "A masked diffusion model has no exact likelihood of a text, so tasks with the output type "
@@ -50,13 +50,13 @@ NO_LIKELIHOOD = (
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What a request asks for.
+    """The checked settings of a request.
 
     Attributes:
-        until: The text ends before the first of these.
-        max_new_tokens: Masks behind the prompt.
-        sampled: Whether the request is for a random text, so that its repeats differ.
-        scheduler: Settings of the scheduler that are the request's.
+        until: The text ends before the first of these strings.
+        max_new_tokens: The number of masks behind the prompt.
+        sampled: Whether the text is to be random, so that repeats of the request differ.
+        scheduler: Settings of the scheduler that the request overrides.
     """
 
     until: tuple[str, ...]
@@ -66,18 +66,18 @@ class GenerationSettings:
 
 
 def generation_settings(given: Mapping[str, Any], max_gen_toks: int, greedy_tokens: bool = False) -> GenerationSettings:
-    """A request's settings, checked.
+    """Checks the settings of a request.
 
-    As in lm-eval, a request is sampled if `do_sample` says so, or, where it says nothing, if `temperature` is above 0; without
-    sampling `temperature`, `top_k` and `top_p` mean nothing.
+    As in lm-eval, a request is sampled if `do_sample` is true, or if it is missing and `temperature` is above 0. Without sampling
+    `temperature`, `top_k` and `top_p` have no effect.
 
     Args:
         given: The request's `generation_kwargs`.
-        max_gen_toks: Where they name no length.
+        max_gen_toks: The number of new tokens if they name none.
         greedy_tokens: Whether requests without sampling set the scheduler's `token_temperature` to 0.
 
     Raises:
-        ValueError: For a setting that is not honoured, or not possible, naming it.
+        ValueError: For a setting that is not supported or has an impossible value, naming it.
     """
     unknown = [name for name in given if name not in GENERATION_NAMES]
     if unknown:
@@ -85,7 +85,7 @@ def generation_settings(given: Mapping[str, Any], max_gen_toks: int, greedy_toke
         raise ValueError(f"The generation setting `{unknown[0]}` = {given[unknown[0]]!r} is not supported, only {allowed}.")
     until = given.get("until") or ()
     until = (until,) if isinstance(until, str) else tuple(until)
-    if not all(isinstance(one, str) for one in until):
+    if not all(isinstance(stop, str) for stop in until):
         raise ValueError(f"`until` must be a string or a list of strings, got {given['until']!r}.")
     lengths = {name: given[name] for name in LENGTH_NAMES if given.get(name) is not None}
     if len(set(lengths.values())) > 1:
@@ -109,41 +109,63 @@ def generation_settings(given: Mapping[str, Any], max_gen_toks: int, greedy_toke
         scheduler |= {} if temperature is None else {"token_temperature": float(temperature)}
     elif greedy_tokens:
         scheduler = {"token_temperature": 0.0}
-    return GenerationSettings(tuple(one for one in until if one), length, bool(sampled), tuple(sorted(scheduler.items())))
+    return GenerationSettings(tuple(stop for stop in until if stop), length, bool(sampled), tuple(sorted(scheduler.items())))
 
 
 def request_seed(seed: int, context: str, repeat: int) -> int:
-    """The seed of one text, from 0 to 2^63 - 1: by the run's seed, the prompt, and the number of the repeat."""
+    """The seed of one text, from 0 to 2^63 - 1, derived from the run's seed, the prompt and the number of the repeat."""
     digest = hashlib.sha256(json.dumps([seed, context, repeat]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def total_costs(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The number of texts, and the sums over them of "model_rows", "cumulative_entropy" (in nats) and "seconds"."""
+    return {
+        "num_texts": len(costs),
+        "model_rows": sum(cost["model_rows"] for cost in costs),
+        **{name: math.fsum(cost[name] for cost in costs) for name in ("cumulative_entropy", "seconds")},
+    }
+
+
+@dataclass(frozen=True)
+class _PendingText:
+    """A text to be made: number `index` of those requested, whose `key` names it in the cache of texts."""
+
+    index: int
+    request: Any
+    settings: GenerationSettings
+    repeat: int
+    seed: int
+    key: str
+    prompt: list[int]
 
 
 class InfoGainLM(LM):
     """A text pipeline, for `lm_eval.simple_evaluate(model=InfoGainLM(pipe), tasks=[...])`.
 
-    A text depends on its prompt, the settings and the seed only, not on its batch (up to rounding in the model). It is decoded to
-    its end or the length that the task asks for; the strings in `until` then cut it. Requests with `temperature` above 0 set the
-    scheduler's `token_temperature`, and `top_k` and `top_p`. Requests without sampling leave the scheduler as it is, since a
-    temperature is part of what some samplers are: their texts are fixed by the seed. See `greedy_tokens`.
+    A text depends only on its prompt, the settings and the seed, not on its batch (up to rounding in the model). It is decoded to
+    its end or to the length that the task asks for, and then cut at the strings in `until`. Requests with `temperature` above 0
+    set the scheduler's `token_temperature`, `top_k` and `top_p`. Requests without sampling leave the scheduler as it is, since
+    some samplers are defined with a temperature: the seed fixes their texts. See `greedy_tokens`.
 
-    `texts` keeps every batch as it is finished. lm-eval's own cache (`use_cache`) runs what is in its file when it is read back,
-    so go on with nobody else's; it knows prompts, not models: use one per model and settings.
+    `texts` stores each batch as soon as it is finished. lm-eval's own cache (`use_cache`) unpickles its file, which can run code,
+    so never open somebody else's; and since it identifies texts by their prompts, it needs one file per model and settings.
 
     Args:
         pipe: An `InfoGainTextPipeline`, on its device, with the scheduler to use.
-        batch_size: Texts decoded together.
-        max_gen_toks: New tokens where a task does not say how many.
-        seed: Of the run.
+        batch_size: The number of texts decoded together.
+        max_gen_toks: The number of new tokens for tasks that do not name one.
+        seed: The seed of the run, from which `request_seed` derives those of its texts.
         greedy_tokens: Whether requests without sampling set the scheduler's `token_temperature` to 0.
-        texts: Keeps texts and their costs in a file, and gives those that are there already.
+        texts: Stores texts with their costs in a file, and returns those that are there already.
         call: Arguments of the pipeline's call among `CALL_ARGUMENTS`.
 
     Attributes:
-        costs: Per text, for JSON: "task", "doc_id", "repeat", "seed", "max_new_tokens", "model_rows", "cumulative_entropy" in
-            nats, "seconds" (its share of the batch's).
+        costs: For every text made, as JSON takes it: "task", "doc_id", "repeat", "seed", "max_new_tokens", "model_rows" (model
+            evaluations), "cumulative_entropy" in nats, and "seconds" (its share of its batch's).
 
     Raises:
-        ValueError: For arguments that do not fit, naming the first.
+        ValueError: For an invalid argument, naming the first.
     """
 
     def __init__(
@@ -176,61 +198,46 @@ class InfoGainLM(LM):
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline is."""
+        """The device of the pipeline."""
         return self.pipe.device
 
     @property
     def tokenizer(self) -> Any:
-        """The pipeline's."""
+        """The tokenizer of the pipeline."""
         return self.pipe.tokenizer
 
     @property
     def tokenizer_name(self) -> str:
-        """By which lm-eval tells its caches of rendered prompts apart."""
+        """The name under which lm-eval caches rendered prompts."""
         return self.tokenizer.name_or_path.replace("/", "__") or type(self.tokenizer).__name__
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template, for lm-eval's records; None where none is asked for.
+        """The chat template for lm-eval's records, or None if lm-eval does not use one.
 
         Raises:
-            ValueError: If the tokenizer has none, or none of this name.
+            ValueError: If the tokenizer has no template, or none of this name.
         """
         if chat_template is False or chat_template is None:
             return None
         return self.tokenizer.get_chat_template(chat_template if isinstance(chat_template, str) else None)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as text, by the tokenizer's template; without `add_generation_prompt` its last message is to be continued.
+        """Renders a chat with the tokenizer's template; without `add_generation_prompt` its last message is left open.
 
         Raises:
-            ValueError: If the tokenizer has no template, or one that does not take this chat, such as its system message.
+            ValueError: If the tokenizer has no template, or one that refuses this chat, such as a system message.
         """
         text = chat_text(self.tokenizer, chat_history, continued=not add_generation_prompt)
         self._rendered.add(text)
         return text
 
     @property
-    def num_texts(self) -> int:
-        """Texts made so far; those that were kept do not count, here and in what follows."""
-        return len(self.costs)
-
-    @property
-    def model_rows(self) -> int:
-        """States that went through the model so far."""
-        return sum(cost["model_rows"] for cost in self.costs)
-
-    @property
-    def cumulative_entropy(self) -> float:
-        """H~ of all texts so far, summed, in nats."""
-        return math.fsum(cost["cumulative_entropy"] for cost in self.costs)
-
-    @property
-    def seconds(self) -> float:
-        """Spent on decoding so far."""
-        return math.fsum(cost["seconds"] for cost in self.costs)
+    def totals(self) -> dict[str, Any]:
+        """The `total_costs` of all texts made so far; texts that `texts` already had do not count."""
+        return total_costs(self.costs)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval puts into the "config" of its results: the settings, and what the texts cost."""
+        """What lm-eval adds to the "config" of its results: the settings, and the cost of the texts."""
         return {
             "infogain": {
                 "scheduler": {name: value for name, value in self.pipe.scheduler.config.items() if not name.startswith("_")},
@@ -238,18 +245,15 @@ class InfoGainLM(LM):
                 "max_gen_toks": self.max_gen_toks,
                 "seed": self.seed,
                 "greedy_tokens": self.greedy_tokens,
-                "num_texts": self.num_texts,
-                "model_rows": self.model_rows,
-                "cumulative_entropy": self.cumulative_entropy,
-                "seconds": self.seconds,
+                **self.totals,
             }
         }
 
     def encode(self, context: str) -> list[int]:
-        """Token ids of a prompt; one that the chat template made, or that has its start-of-text token, gets no special tokens.
+        """The token ids of a prompt. Special tokens are added unless a chat template rendered it or it has a start-of-text token.
 
         Raises:
-            ValueError: If it is empty, or has the model's mask token.
+            ValueError: If the prompt is empty or holds the model's mask token.
         """
         bos = self.tokenizer.bos_token
         special = context not in self._rendered and not (bos and context.startswith(bos))
@@ -261,124 +265,113 @@ class InfoGainLM(LM):
         return ids
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts of lm-eval's requests, in their order.
+        """The texts for lm-eval's requests, in their order.
 
         Raises:
-            ValueError: For a request's setting that is not honoured, or a prompt too long for the model, before any text of its
-                settings is made.
+            ValueError: For a setting that is not supported, before any text is made; or for a prompt too long for the model,
+                before any text with the same settings is made.
         """
-        repeats: Counter[Any] = Counter()
         texts = [""] * len(requests)
-        groups: dict[Any, list[tuple[int, list[int], GenerationSettings, int]]] = {}
-        for index, request in enumerate(requests):
-            context, given = request.args[:2]
-            settings = generation_settings(given, self.max_gen_toks, self.greedy_tokens)
-            key = json.dumps([context, given], sort_keys=True)
-            # Without sampling repeats are the same text, also where lm-eval's cache has some of them.
-            repeat = repeats[key] if settings.sampled else 0
-            if repeat and given.get("do_sample") is None:
-                raise ValueError(  # lm-eval's cache would give all of them the same text when a run goes on
-                    f"`do_sample` must be true in requests that are sampled more than once, got none beside {dict(given)!r}."
-                )
-            repeats[key] += 1
-            kept = None if self.texts is None else self.texts.get(self._key(request, settings, repeat))
+        groups: dict[Any, list[_PendingText]] = {}
+        for pending in self._pending(requests):
+            kept = None if self.texts is None else self.texts.get(pending.key)
             if kept is not None:
-                texts[index] = kept
+                texts[pending.index] = kept
                 continue
-            group = groups.setdefault((settings.max_new_tokens, settings.scheduler), [])
-            group.append((index, self.encode(context), settings, repeat))
+            settings = pending.settings
+            groups.setdefault((settings.max_new_tokens, settings.scheduler), []).append(pending)
         missing = sum(map(len, groups.values()))
         with Progress(total=missing, desc="generate_until", unit="text", disable=disable_tqdm) as progress:
             for (length, scheduler), group in groups.items():
-                # The longest first: what does not fit into the model or its memory shows at once.
-                group.sort(key=lambda item: -len(item[1]))
+                # The longest prompts first: if one does not fit into the model or its memory, that shows at once.
+                group.sort(key=lambda pending: -len(pending.prompt))
                 for start in range(0, len(group), self.batch_size):
-                    part = group[start : start + self.batch_size]
-                    origins = [requests[index] for index, *_ in part]
-                    for (index, *_), text in zip(part, self._batch(part, origins, length, dict(scheduler)), strict=True):
-                        texts[index] = text
-                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
-                    progress.update(len(part))
+                    batch = group[start : start + self.batch_size]
+                    for pending, text in zip(batch, self._batch(batch, length, dict(scheduler)), strict=True):
+                        texts[pending.index] = text
+                        self.cache_hook.add_partial("generate_until", pending.request.args, text)
+                    progress.update(len(batch))
         return texts
 
-    def _key(self, request: Any, settings: GenerationSettings, repeat: int) -> str:
-        context = request.args[0]
-        return TextCache.key([context, context in self._rendered, asdict(settings), request_seed(self.seed, context, repeat)])
+    def _pending(self, requests: Sequence[Any]) -> list[_PendingText]:
+        repeats: Counter[str] = Counter()
+        found = []
+        for index, request in enumerate(requests):
+            context, given = request.args[:2]
+            settings = generation_settings(given, self.max_gen_toks, self.greedy_tokens)
+            name = json.dumps([context, given], sort_keys=True)
+            # Without sampling repeats are the same text, even if lm-eval's cache holds some of them.
+            repeat = repeats[name] if settings.sampled else 0
+            if repeat and given.get("do_sample") is None:
+                raise ValueError(  # lm-eval's cache would return one text for all repeats when a run is resumed
+                    f"`do_sample` must be true in requests that are sampled more than once, got none beside {dict(given)!r}."
+                )
+            repeats[name] += 1
+            seed = request_seed(self.seed, context, repeat)
+            key = TextCache.key([context, context in self._rendered, asdict(settings), seed])
+            found.append(_PendingText(index, request, settings, repeat, seed, key, self.encode(context)))
+        return found
 
-    def _batch(
-        self,
-        part: list[tuple[int, list[int], GenerationSettings, int]],
-        requests: list[Any],
-        length: int,
-        scheduler: dict[str, Any],
-    ) -> list[str]:
-        prompts = [ids for _, ids, _, _ in part]
-        seeds = [request_seed(self.seed, request.args[0], repeat) for request, (*_, repeat) in zip(requests, part, strict=True)]
-        own, start = self.pipe.scheduler, time.perf_counter()
+    def _batch(self, batch: Sequence[_PendingText], length: int, scheduler: dict[str, Any]) -> list[str]:
+        own = self.pipe.scheduler
+        start = time.perf_counter()
         try:
             self.pipe.scheduler = InfoGainScheduler.from_config(own.config, **scheduler)
             output = self.pipe(
-                input_ids=prompts,
+                input_ids=[pending.prompt for pending in batch],
                 max_new_tokens=length,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                generator=[torch.Generator().manual_seed(pending.seed) for pending in batch],
                 **self.call,
             )
         finally:
             self.pipe.scheduler = own
-        seconds = (time.perf_counter() - start) / len(part)
-        rows, entropies = output.trace.model_rows.sum(0).tolist(), output.trace.cumulative_entropy.tolist()
-        texts, records = [], []
-        for row, (_, prompt, settings, repeat) in enumerate(part):
-            new = output.sequences[row][output.attention_mask[row]].tolist()[len(prompt) :]
-            texts.append(self._text(new, settings.until))
-            cost = {
-                "task": getattr(requests[row], "task_name", None),
-                "doc_id": getattr(requests[row], "doc_id", None),
-                "repeat": repeat,
-                "seed": seeds[row],
-                "max_new_tokens": length,
-                "model_rows": rows[row],
-                "cumulative_entropy": entropies[row],
-                "seconds": seconds,
-            }
-            self.costs.append(cost)
-            records.append({"key": self._key(requests[row], settings, repeat), "text": texts[row], **cost})
+        seconds = (time.perf_counter() - start) / len(batch)
+        evaluations = output.trace.model_rows.sum(0).tolist()
+        entropies = output.trace.cumulative_entropy.tolist()
+        texts, costs = [], []
+        for index, pending in enumerate(batch):
+            new = output.sequences[index][output.attention_mask[index]].tolist()[len(pending.prompt) :]
+            texts.append(self._text(new, pending.settings.until))
+            costs.append(
+                {
+                    "task": getattr(pending.request, "task_name", None),
+                    "doc_id": getattr(pending.request, "doc_id", None),
+                    "repeat": pending.repeat,
+                    "seed": pending.seed,
+                    "max_new_tokens": length,
+                    "model_rows": evaluations[index],
+                    "cumulative_entropy": entropies[index],
+                    "seconds": seconds,
+                }
+            )
+        self.costs += costs
         if self.texts is not None:
-            self.texts.add(records)
+            made = zip(batch, texts, costs, strict=True)
+            self.texts.add([{"key": pending.key, "text": text, **cost} for pending, text, cost in made])
         return texts
 
     def _text(self, tokens: list[int], until: tuple[str, ...]) -> str:
-        """The text of new tokens, before its end and the first of `until`, special tokens among them."""
+        """Decodes new tokens up to an end-of-text token or the first string of `until`, which may be a special token."""
         known = self.tokenizer.get_added_vocab()
-        ends = {*self.pipe.family.eos_token_ids, *(known[one] for one in until if one in known)}
-        stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-        text = self.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
-        return text[: min((text.find(one) for one in until if one in text), default=len(text))]
+        ends = {*self.pipe.family.eos_token_ids, *(known[stop] for stop in until if stop in known)}
+        length = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+        text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        return text[: min((text.find(stop) for stop in until if stop in text), default=len(text))]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Not possible.
-
-        Raises:
-            NotImplementedError: Always.
-        """
+        """Always raises a NotImplementedError: a masked diffusion model has no exact likelihood of a text."""
         raise NotImplementedError(NO_LIKELIHOOD)
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Not possible.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(NO_LIKELIHOOD)
+    loglikelihood_rolling = loglikelihood
 
 
 def task_configs(index: Mapping[str, Any], names: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The configurations of tasks, and of those in groups and tags, by name, with nothing of theirs loaded or run.
+    """The configurations of tasks by name, with groups and tags expanded; nothing of the tasks is loaded or run.
 
     Args:
         index: `lm_eval.tasks.TaskManager().task_index`.
-        names: Of tasks, groups or tags, or a group's entries.
-        overrides: What the group sets for all.
+        names: Names of tasks, groups or tags, or the entries of a group.
+        overrides: The settings of a group for all of its tasks.
 
     Raises:
         ValueError: For a name that is not in the index.
@@ -393,7 +386,7 @@ def task_configs(index: Mapping[str, Any], names: Sequence[Any], overrides: Mapp
             raise ValueError(f"`tasks` must be names of tasks, groups or tags of lm-eval (lm-eval ls tasks), got {name!r}.")
         config = (entry.cfg if entry is not None else item) or {}
         if entry is not None and entry.kind.name == "TAG":
-            tagged = [other for other, one in index.items() if name in one.tags and one.kind.name != "TAG"]
+            tagged = [task for task, other in index.items() if name in other.tags and other.kind.name != "TAG"]
             found |= task_configs(index, tagged, rest)
         elif isinstance(config.get("task"), list):
             group = {key: value for key, value in config.items() if key in ("unsafe_code", "output_type")}
@@ -408,19 +401,19 @@ def check_tasks(index: Mapping[str, Any], names: Sequence[str], allow_code_execu
 
     Args:
         index: `lm_eval.tasks.TaskManager().task_index`.
-        names: Of tasks, groups or tags.
+        names: Names of tasks, groups or tags.
         allow_code_execution: Whether tasks may run the programs that the model writes.
 
     Raises:
-        ValueError: For a name that lm-eval does not know, a task that needs likelihoods, or one that runs generated programs
-            where that is not allowed.
+        ValueError: For a name that lm-eval does not know, a task that needs likelihoods, or a task that runs generated programs
+            if that is not allowed.
     """
     if not names:
-        raise ValueError("`tasks` must be a list of names that is not empty, got [].")
+        raise ValueError("`tasks` must be a non-empty list of names, got [].")
     for name, config in task_configs(index, names).items():
-        kind = config.get("output_type", "generate_until")
-        if kind != "generate_until":
-            raise ValueError(f"The task {name} has the output type {kind}. {NO_LIKELIHOOD}")
+        output_type = config.get("output_type", "generate_until")
+        if output_type != "generate_until":
+            raise ValueError(f"The task {name} has the output type {output_type}. {NO_LIKELIHOOD}")
         if config.get("unsafe_code") and not allow_code_execution:
             raise ValueError(
                 f"The task {name} runs programs that the model writes, on this machine and with your rights: it is refused "

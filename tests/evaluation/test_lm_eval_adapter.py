@@ -87,11 +87,11 @@ def test_a_text_is_the_pipelines_with_the_requests_seed(adapter):
         assert cost["model_rows"] == output.trace.model_rows.sum()
         assert cost["cumulative_entropy"] == pytest.approx(output.trace.cumulative_entropy.item(), rel=1e-4)
         assert cost["seed"] == adapter.request_seed(0, prompt, 0)
-    assert model.num_texts == 5
-    assert model.model_rows == sum(cost["model_rows"] for cost in model.costs)
-    assert model.seconds > 0
+    assert model.totals["num_texts"] == 5
+    assert model.totals["model_rows"] == sum(cost["model_rows"] for cost in model.costs)
+    assert model.totals["seconds"] > 0
     info = json.loads(json.dumps(model.get_model_info()))["infogain"]
-    assert info["model_rows"] == model.model_rows
+    assert info["model_rows"] == model.totals["model_rows"]
     assert info["scheduler"]["sampler"] == "info_gain"
 
 
@@ -109,9 +109,9 @@ def test_a_request_sets_the_temperature_for_itself_only(adapter):
     seen = []
 
     class Watched(adapter.InfoGainLM):
-        def _batch(self, part, requests, length, scheduler):
+        def _batch(self, batch, length, scheduler):
             seen.append((length, scheduler))
-            return super()._batch(part, requests, length, scheduler)
+            return super()._batch(batch, length, scheduler)
 
     sampled = {"max_gen_toks": 4, "do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 1.0}
     model = Watched(pipe)
@@ -448,4 +448,4 @@ def test_the_example_of_the_documentation_runs(tasks, capsys):
     assert own in code
     code = code.replace(own, 'tasks=["tiny_words"], limit=2, task_manager=manager')
     exec(code, {"manager": TaskManager(include_path=str(tasks))})
-    assert capsys.readouterr().out.startswith("12 ")
+    assert capsys.readouterr().out.startswith("{'num_texts': 2, 'model_rows': 12, ")
