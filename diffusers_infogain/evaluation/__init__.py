@@ -1,1 +1,1 @@
-"""What a sampler buys: exact test models, and measurements of decoded samples."""
+"""Evaluation: models with exact marginals, metrics of images, text tasks with checkers, resumable runs, and comparisons."""

@@ -1,4 +1,4 @@
-"""Composition on the demo world, in GenEval's categories: does an image keep what its prompt says?"""
+"""Compositional accuracy on the demo world, in GenEval's categories: whether an image shows what its prompt says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .statistics import Figure, clustered_mean
 
 
 def check_composition(images: Sequence[FinishedImage]) -> list[bool]:
-    """The checker's verdict on every image.
+    """For each image, whether the checker finds what its prompt says.
 
     Raises:
         ValueError: For a prompt that is no caption of the demo world, or images that cannot be read.

@@ -1,8 +1,8 @@
-"""Models whose marginals are exact, to compare samplers without a trained network in the way.
+"""Models with exact marginals, on which samplers can be compared without the errors of a trained network.
 
-A set of sequences x_1 ... x_G stands for the data. Given a partly masked state z the model believes in x_g with the weight
+A set of sequences x_1 ... x_G is the data. Given a partly masked state z the model gives x_g the weight
 softmax_g(sharpness · number of visible tokens of z that agree with x_g), and its prediction at a position is the mixture of
-those sequences. Sampling several positions at once ignores how they hang together, as with any masked diffusion model.
+these sequences. Sampling several positions in parallel ignores their dependence, as in any masked diffusion model.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ SUDOKU_SHARPNESS = 6.0
 DIGITS_SHARPNESS = 1.5
 DIGITS_LEVELS = 4
 SYNONYMS = (1, 6, 6, 6)
-"""Codes per grey level: one for the background and six for each ink, so that entropies favour the background."""
+"""The number of codes for each grey level: one for the background and six for each ink, so that entropies favour the
+background."""
 
 
 def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) -> Denoise:
-    """`denoise(tokens, rows)` with the exact marginals, as log-probabilities (R, L, V), of a set of sequences (G, L).
+    """A `Denoise` function that returns the exact marginals of a set of sequences (G, L), as log-probabilities (R, L, V).
 
     The mask id is V = `num_tokens`.
     """
@@ -45,10 +46,10 @@ def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) ->
 
 
 def synonymous_denoise(denoise: Denoise, num_codes: Sequence[int]) -> Denoise:
-    """A model whose token v is written by `num_codes[v]` codes that mean the same and are equally likely.
+    """Replaces each token v of a model by `num_codes[v]` synonymous codes, which are equally likely.
 
-    Codes are numbered token after token, the mask id is their number. VQ codes are partly synonymous in this way: their entropies
-    are above those of what they stand for, by log(num_codes[v]) where v is certain.
+    Codes are numbered token after token, and the mask id is their total number. VQ codes are partly synonymous in this way: their
+    entropies exceed those of the tokens that they stand for, by log(num_codes[v]) where v is certain.
     """
     token_of = codes_to_tokens(num_codes)
     logarithms = torch.tensor(num_codes).log()[token_of]
@@ -61,7 +62,7 @@ def synonymous_denoise(denoise: Denoise, num_codes: Sequence[int]) -> Denoise:
 
 
 def codes_to_tokens(num_codes: Sequence[int]) -> torch.Tensor:
-    """The token that each code stands for, (Σ num_codes,)."""
+    """The token of each code, (Σ num_codes,)."""
     return torch.arange(len(num_codes)).repeat_interleave(torch.tensor(num_codes))
 
 
@@ -90,19 +91,19 @@ def digit_images() -> torch.Tensor:
 
 
 def nearest_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
-    """Number of positions in which each of `tokens` (B, L) differs from the closest of `sequences` (G, L): (B,)."""
+    """The Hamming distance of each of `tokens` (B, L) to the closest of `sequences` (G, L): (B,)."""
     return (tokens[:, None] != sequences).sum(-1).amin(1)
 
 
 def energy_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| in Hamming distance, X from `tokens` (B, L), Y from `sequences` (G, L).
 
-    0 if both have the same distribution (about 0, or a little below, for samples of it): unlike the distance to the nearest
-    sequence it also grows when samples are good but all alike. X and X' are different samples.
+    0 if both have the same distribution, and for samples about 0 or slightly below, since X and X' are different samples. Unlike
+    the distance to the nearest sequence it also grows if samples are good but all alike.
     """
 
     def mean_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-        return sum(float((row != b).sum(-1).double().sum()) for row in a) / (len(a) * len(b))
+        return sum(float((sequence != b).sum(-1).double().sum()) for sequence in a) / (len(a) * len(b))
 
     within = mean_distance(tokens, tokens) * len(tokens) / max(1, len(tokens) - 1)
     return 2 * mean_distance(tokens, sequences) - within - mean_distance(sequences, sequences)
@@ -110,12 +111,12 @@ def energy_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class SamplerSetting:
-    """A row of the comparison.
+    """A sampler in the comparison.
 
     Attributes:
         config: Settings of the scheduler.
-        one_by_one: Decode with as many steps as there are tokens, so at most one token a step where no bound allows more.
-        num_runs: Above 1: best-of-N.
+        one_by_one: Whether there are as many steps as tokens, so that a step decodes one token unless a bound allows more.
+        num_runs: The N of best-of-N; 1 for a single run.
     """
 
     name: str
@@ -167,15 +168,21 @@ COMPARED = (
     SamplerSetting("info_gain kl, bound 1, N 4, τ 0.5", _look("kl", "maskgit", bound=1, n=4, temperature=0.5), one_by_one=True),
     SamplerSetting("info_gain, default", PRESETS["default"], one_by_one=True),
 )
-"""Rows of the comparison; rules without a note decode the number of tokens a step that the task asks for, with N = 8."""
+"""The samplers of the comparison; unless their names say otherwise they follow the task's schedule, with N = 8 candidates."""
 
 
 @dataclass
 class ExactResult:
-    """Figures of one setting on one task; `quality` is the task's own measure, `spread` its standard error.
+    """The figures of one sampler on one task.
 
-    `distinct` counts the different samples of a seed (of several: their mean); `energy_distance` is that of all samples to the
-    data.
+    Attributes:
+        quality: The mean of the task's own measure.
+        spread: The standard error of `quality`.
+        distinct: The number of distinct samples of a seed, averaged over the seeds.
+        energy_distance: The energy distance of all samples to the data.
+        model_rows: Model evaluations per sample.
+        cumulative_entropy: In nats, per sample.
+        samples: The number of samples over all seeds.
     """
 
     name: str
@@ -202,11 +209,12 @@ def run_setting(
     token_of: torch.Tensor | None = None,
     **config: Any,
 ) -> ExactResult:
-    """Decodes `num_samples` sequences per seed from an empty canvas and measures them against the data, `sequences`.
+    """Decodes `num_samples` sequences per seed from an empty canvas and compares them with the data, `sequences`.
 
     Args:
-        token_of: Where the model speaks in synonymous codes, the token that each stands for.
-        config: Goes to the scheduler.
+        quality: The measure of each sample (B, L): (B,).
+        token_of: The token of each code, if the model predicts synonymous codes.
+        config: Further settings of the scheduler.
     """
     if setting.one_by_one:
         num_inference_steps = length
@@ -214,7 +222,7 @@ def run_setting(
     scheduler = InfoGainScheduler(mask_token_id=num_tokens, **{**config, **setting.config})
     scheduler.set_timesteps(num_inference_steps)
     canvas = torch.full((num_samples, length), num_tokens)
-    tokens, distinct, rows, entropies = [], [], [], []
+    tokens, distinct, evaluations, entropies = [], [], [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         if setting.num_runs > 1:
@@ -223,24 +231,24 @@ def run_setting(
             output = decode(denoise, scheduler, canvas, generator=generator)
         tokens.append(output.tokens if token_of is None else token_of[output.tokens])
         distinct.append(len(tokens[-1].unique(dim=0)))
-        rows.append(output.trace.model_rows.sum(0).double())
+        evaluations.append(output.trace.model_rows.sum(0).double())
         entropies.append(output.trace.cumulative_entropy)
-    every = quality(torch.cat(tokens)).double()
+    qualities = quality(torch.cat(tokens)).double()
     return ExactResult(
         name=setting.name,
-        quality=every.mean().item(),
-        spread=(every.std() / len(every) ** 0.5).item(),
+        quality=qualities.mean().item(),
+        spread=(qualities.std() / len(qualities) ** 0.5).item(),
         distinct=sum(distinct) / len(distinct),
         energy_distance=energy_distance(torch.cat(tokens), sequences),
-        model_rows=torch.cat(rows).mean().item(),
+        model_rows=torch.cat(evaluations).mean().item(),
         cumulative_entropy=torch.cat(entropies).mean().item(),
-        samples=len(every),
+        samples=len(qualities),
     )
 
 
 @dataclass(frozen=True)
 class ExactTask:
-    """A data set, how it is decoded, and what is measured."""
+    """A data set with its exact model, the settings of its decoding (arguments of `run_setting`), and its measure of quality."""
 
     title: str
     sequences: torch.Tensor
@@ -249,7 +257,7 @@ class ExactTask:
     options: dict[str, Any]
 
     def run(self, setting: SamplerSetting, num_samples: int, seeds: Sequence[int] = (0,)) -> ExactResult:
-        """Decodes and measures samples under a setting."""
+        """Decodes and measures samples with a sampler."""
         return run_setting(
             self.denoise, self.quality, self.sequences, setting, num_samples=num_samples, seeds=seeds, **self.options
         )
@@ -276,7 +284,7 @@ def digits_task(num_inference_steps: int = 8, num_codes: Sequence[int] = (1,) * 
     """Handwritten digits; quality is the Hamming distance to the nearest real one (lower is better).
 
     Args:
-        num_codes: How many synonymous codes write each grey level.
+        num_codes: The number of synonymous codes for each grey level.
     """
     images = digit_images()
     codes = "" if max(num_codes) == 1 else f", grey levels written by {', '.join(map(str, num_codes))} codes"

@@ -1,4 +1,4 @@
-"""Feature extractors for metrics of images, all with the contract of `FeatureExtractor`."""
+"""Feature extractors for metrics of images: Inception, CLIP and the demo model's encoder, all as `FeatureExtractor`."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from ..extras import missing
 from ..tensor_files import read_safetensors, read_tensors
 
 INCEPTION_OUTPUTS = {"pool": ("2048", 2048), "spatial": ("768", 17 * 17 * 7), "logits": ("logits_unbiased", 1008)}
-"""Per output of `InceptionFeatures`: the features torch-fidelity computes for it, and the number of dimensions it has."""
+"""For each output of `InceptionFeatures`: torch-fidelity's name for the features it takes, and its number of dimensions."""
 
 _SPATIAL_CHANNELS = 7
 _DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 
 
 class FeatureExtractor(torch.nn.Module):
-    """Turns uint8 images (B, 3, H, W) into float32 features (B, D); a frozen network that is always in evaluation mode.
+    """A frozen network in evaluation mode that turns uint8 images (B, 3, H, W) into float32 features (B, D).
 
-    Subclasses define `extract`. Metrics, torchmetrics' own included, take any such module.
+    Subclasses define `extract`. Metrics, including torchmetrics' own, take any such module.
 
     Attributes:
-        num_features: D.
-        name: What reports print.
-        input_size: Height and width of the images that the network itself works on, in pixels; None: it takes any.
+        num_features: The number D of dimensions.
+        name: The name in reports.
+        input_size: Height and width in pixels that the network resizes images to, or None if it takes any size.
     """
 
     num_features: int
@@ -51,7 +51,7 @@ class FeatureExtractor(torch.nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Has no effect: features that depend on the batch, or on dropout, would not be comparable."""
+        """Has no effect: in training mode features would depend on the batch and on dropout."""
         return super().train(False)
 
     @torch.no_grad()
@@ -69,15 +69,15 @@ class FeatureExtractor(torch.nn.Module):
         return self.extract(images).float()
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of images that `forward` has checked."""
+        """The features of images that `forward` has checked."""
         raise NotImplementedError
 
 
 @contextlib.contextmanager
 def torchvision_explained() -> Iterator[None]:
-    """Names the remedy where an import fails for torchvision: torch-fidelity needs it, and torchmetrics imports torch-fidelity.
+    """Explains an import that fails for torchvision, which torch-fidelity needs, which torchmetrics imports if it is installed.
 
-    A torchvision made for another torch fails with whatever its operators raise, hence any exception.
+    A torchvision built for another torch fails with whatever its operators raise, hence `except Exception`.
     """
     try:
         yield
@@ -99,7 +99,7 @@ def _inception_class() -> Any:
 
 
 def _downloaded_inception() -> Path:
-    """torch-fidelity's file of FID's weights, downloaded to where torch-fidelity keeps it, if it is not there yet."""
+    """torch-fidelity's file of FID's weights; downloaded first, to torch-fidelity's own place, if it is not there yet."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     url = URL_INCEPTION_V3
@@ -120,18 +120,18 @@ def _load_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 class InceptionFeatures(FeatureExtractor):
-    """torch-fidelity's InceptionV3, which has the weights of the original FID and resizes images as TensorFlow 1 does.
+    """torch-fidelity's InceptionV3, with the weights of the original FID and TensorFlow 1's way of resizing.
 
     Args:
         output: "pool" (2048, for FID and KID), "logits" (1008, without the bias, for the Inception score) or "spatial" (2023,
             for sFID): the first 7 channels of `mixed_6/conv`, in the order (row, column, channel), as in OpenAI's evaluator
             for ADM, so that its reference files apply.
-        weights: torch-fidelity's checkpoint, as .pth or .safetensors; by default it is downloaded once.
+        weights: torch-fidelity's checkpoint as .pth or .safetensors; None: it is downloaded, once.
 
     Raises:
         ModuleNotFoundError: Without torch-fidelity.
-        ImportError: Without a torchvision that works, which torch-fidelity imports.
-        ValueError: If `output` is unknown, or the checkpoint is of another network.
+        ImportError: Without a working torchvision, which torch-fidelity imports.
+        ValueError: If `output` is unknown, or the checkpoint belongs to another network.
         OSError: If the weights cannot be downloaded or read.
     """
 
@@ -140,7 +140,7 @@ class InceptionFeatures(FeatureExtractor):
             raise ValueError(f"`output` must be one of {', '.join(INCEPTION_OUTPUTS)}, got {output!r}.")
         computed, num_features = INCEPTION_OUTPUTS[output]
         network_class = _inception_class()
-        # torch-fidelity unpickles whatever its file holds; it gets a copy of what the safe loader has read.
+        # torch-fidelity unpickles its file without restrictions, so it gets a copy of what the safe loader has read.
         source = io.BytesIO()
         torch.save(_load_checkpoint(_downloaded_inception() if weights is None else weights), source)
         source.seek(0)
@@ -169,13 +169,13 @@ class InceptionFeatures(FeatureExtractor):
 class ClipFeatures(FeatureExtractor):
     """Projected image features of a CLIP model, and its text features.
 
-    Images are resized by Pillow, with or without torchvision, so that the figures do not depend on what else is installed.
+    Pillow resizes the images even if torchvision is installed, so that figures do not depend on the installation.
 
     Args:
         model: Folder or Hub id in transformers' format, with weights in safetensors.
 
     Raises:
-        OSError: If there is none.
+        OSError: If there is no such model.
     """
 
     def __init__(self, model: str | os.PathLike):
@@ -202,7 +202,7 @@ class ClipFeatures(FeatureExtractor):
     def text_features(self, texts: list[str]) -> torch.Tensor:
         """Text features (B, D), not normalised.
 
-        Texts longer than the model's context (77 tokens in OpenAI's) are cut before the end token, with a warning.
+        Texts longer than the model's context (77 tokens for OpenAI's) are truncated before the end token, with a warning.
         """
         network: Any = self.network
         length = network.config.text_config.max_position_embeddings
@@ -222,12 +222,12 @@ def _pooled(output: Any) -> torch.Tensor:
 
 
 class DemoFeatures(FeatureExtractor):
-    """Features of the demo world's 64 x 64 images, without a download, from the demo model's own VQ encoder.
+    """Features of the demo world's 64 x 64 images from the demo model's own VQ encoder, without a download.
 
-    Each of the 64 numbers is a channel's mean over the image behind the last down block, where one position sees about as much
-    as an object covers. Means there notice missing objects, and blurred, shifted or discolored ones. The encoder's output does
-    not: it is trained to name the nearest ideal patch, which is to disregard blur. With 64 dimensions some hundred images are
-    enough for a covariance of full rank. Distances are comparable only at the same number of images.
+    Each of the 64 numbers is the mean of a channel over the image after the last down block, where the receptive field of a
+    position is about as large as an object. These means react to missing objects, and to blurred, shifted or discolored ones. The
+    encoder's output does not: it is trained to predict the nearest ideal patch, and so to ignore blur. With 64 dimensions a few
+    hundred images are enough for a covariance of full rank. Distances are comparable only at the same number of images.
     """
 
     def __init__(self) -> None:
@@ -235,7 +235,7 @@ class DemoFeatures(FeatureExtractor):
         super().__init__(network.encoder, network.config.block_out_channels[-1], "demo VQ encoder, channel means", IMAGE_SIZE)
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """Channel means behind the last down block."""
+        """Channel means (B, 64) after the last down block."""
         if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
             size = " x ".join(map(str, images.shape[2:]))
             raise ValueError(f"`images` must be demo images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {size}.")

@@ -1,6 +1,6 @@
-"""Photographs as feature extractors take them: found in folders, decoded, turned upright and resized one by one, in batches.
+"""Loads photographs for feature extractors: finds them in folders, decodes, turns upright and resizes them, in batches.
 
-Memory is that of one batch, however many images there are.
+Only one batch is in memory, however many images there are.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ..image_files import open_image
 from ..progress import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Of the files that are taken for images."""
-# By content, whatever a file is called: other decoders of Pillow start programs (EPS) or are rarely tried.
+"""The suffixes of files that are read as images."""
+# A file's content has to be one of these, whatever its suffix: Pillow's other decoders start programs (EPS) or are rarely tested.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-# Leaving these out in silence would measure part of a set.
+# Files with these suffixes are an error: to skip them would silently measure a part of the set only.
 _UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".dng", ".tga")
 
 _FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
 
-# Of the images at once where each keeps its own size: somewhat more than 64 images of 299 x 299 have.
+# The pixels of a batch of images that keep their own size: somewhat more than 64 images of 299 x 299 have.
 _MOST_PIXELS = 2**23
 _THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes outside the interpreter's lock
 _LISTED = 10
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in a folder and the folders below it, in the order of their names. Other files are left out, and hidden ones.
+    """The images in a folder and its subfolders, sorted by name. Hidden files and files of other types are skipped.
 
     Raises:
-        ValueError: If there are none, or images in a format that is not read.
+        ValueError: If there are no images, or images in a format that cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder of images.")
@@ -53,7 +53,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _regular_files(folder: Path) -> Iterator[Path]:
-    """Follows links, as data sets that are put together from several places have them, each folder once."""
+    """Follows links to folders, which data sets assembled from several places have, but visits each folder once."""
     visited = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -71,12 +71,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def decode(path: Path) -> PIL.Image.Image:
-    """An image as RGB with 8 bits, upright by its EXIF orientation, transparent parts on white; the first frame of an animation.
+    """Decodes an image as 8-bit RGB, upright by its EXIF orientation, transparency on white; of an animation the first frame.
 
-    Of 16 bits the upper 8 are taken, as Pillow does for colors.
+    Of 16-bit pixels the upper 8 bits are kept, as Pillow does for colors.
 
     Raises:
-        ValueError: With the file's name, if it is missing, damaged, or no image of a kind that is read.
+        ValueError: If the file is missing, damaged, or of a format or pixel type that cannot be read, with its name and why.
     """
     try:
         return _as_rgb(PIL.ImageOps.exif_transpose(open_image(path, _FORMATS)))
@@ -103,14 +103,14 @@ def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
             raise _UnreadKindError("pixels of more than 16 bits")
         return PIL.Image.fromarray((gray // 256).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        # by way of RGBA, which RGBa and La have the only conversion to
+        # RGBA is the only mode that Pillow converts RGBa and La to
         white = PIL.Image.new("RGBA", image.size, "white")
         return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
 def resized(image: PIL.Image.Image, size: int, resize: str) -> torch.Tensor:
-    """The largest square around the centre at `size` pixels, uint8 (3, size, size); with "network" the image as it is."""
+    """Crops the largest centred square and resizes it to uint8 (3, size, size); "network" keeps the image as it is."""
     if resize != "network":
         image = PIL.ImageOps.fit(image, (size, size), _FILTERS[resize])
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -124,16 +124,18 @@ def batches(
     batch_size: int,
     description: str,
 ) -> Iterator[dict[int, torch.Tensor]]:
-    """Images in batches of at most `batch_size`, in their order: for every one of `sizes` a tensor, uint8 (B, 3, H, W).
+    """Yields images in their order, in batches of at most `batch_size`: for each of `sizes` a uint8 tensor (B, 3, H, W).
 
-    With "network" a batch holds images of one size that follow each other.
+    With the resize "network" a batch holds consecutive images of equal size.
 
     Args:
         sources: Files, or RGB images.
-        total: How many, for the progress bar.
+        sizes: Heights (and widths) to resize to.
+        resize: One of `choices.RESIZES`.
+        total: The number of sources, for the progress bar.
 
     Raises:
-        ValueError: At the end, if some cannot be read, naming them. After the first of them there are no more batches.
+        ValueError: At the end, if some images cannot be read, naming them. After the first of them no batch is yielded.
     """
     batch: list[dict[int, torch.Tensor]] = []
     bad: list[str] = []
@@ -150,9 +152,9 @@ def batches(
         ThreadPoolExecutor(_THREADS) as pool,
         Progress(total=total, desc=description, unit="image", leave=False) as progress,
     ):
-        # a few at a time: `map` on everything would decode everything, as fast as it can
-        while some := list(itertools.islice(remaining, _THREADS)):
-            for image in pool.map(load, some):
+        # a few at a time, since `map` on everything would decode all images far ahead of their use
+        while next_sources := list(itertools.islice(remaining, _THREADS)):
+            for image in pool.map(load, next_sources):
                 progress.update()
                 if isinstance(image, str):
                     bad.append(image)

@@ -1,4 +1,4 @@
-"""Prompts from the files that people have, and the images that a run makes of them."""
+"""Reads prompts from files in common formats, and lists the images that a run makes of them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ..files import parse_json, read_json, read_text
 from ..printing import shown
 
 MAX_LENGTH = 100_000
-"""Characters of a prompt in a file, at most."""
+"""The largest number of characters that a prompt in a file may have."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and whatever else its line in the file said."""
+    """A prompt, and all other fields of its line in the file."""
 
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(path: Path, template: str = "{}") -> list[Prompt]:
-    """The prompts of a file, in its order.
+    """Reads the prompts of a file, in its order.
 
     - `.jsonl`: one object per line with the key "prompt", as in GenEval's `evaluation_metadata.jsonl`; other keys are kept.
     - `.json`: a list of strings, or a mapping from class ids to names such as a model configuration's `id2label` (or the
-      configuration itself). Of names like "tench, Tinca tinca" the first is taken.
-    - else text with one prompt or class name per line; empty lines are left out.
+      configuration itself). A name like "tench, Tinca tinca" is cut at its first comma.
+    - Any other file is text with one prompt or class name per line; empty lines are skipped.
 
     Args:
-        template: Sentence around every prompt, e.g. "a photo of a {}" for class names.
+        template: A sentence around each prompt, e.g. "a photo of a {}" for class names.
 
     Raises:
-        ValueError: For a file without prompts, a line that is none or too long, or a template without "{}".
+        ValueError: For a file without prompts, an invalid line, a prompt that is too long, or a template without "{}".
     """
     check_type("path", path, Path, "a pathlib.Path")
     check_type("template", template, str, "a string")
@@ -75,7 +75,7 @@ def _names(value: Any, path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image of a run: its prompt, its seed and the file it goes to, relative to the folder of images."""
+    """One image of a run: its prompt, its seed, and its file relative to the folder of images."""
 
     index: int
     prompt: Prompt
@@ -85,7 +85,7 @@ class ImageRequest:
 
 
 def requests(prompts: Sequence[Prompt], num_images: int = 1, seed: int = 0, layout: str = "plain") -> list[ImageRequest]:
-    """`num_images` images per prompt. Image i of the run has the seed `seed` + i, so no two share their noise.
+    """Lists `num_images` images per prompt. Image i of the run has the seed `seed` + i, so that no two share their noise.
 
     Args:
         layout: "plain" (000000.png, 000001.png, ...) or "geneval" (00000/samples/0000.png, ... with 00000/metadata.jsonl).
@@ -99,10 +99,10 @@ def requests(prompts: Sequence[Prompt], num_images: int = 1, seed: int = 0, layo
         raise ValueError(f"`num_images` must be an integer >= 1, got {num_images}.")
     if len(prompts) * num_images > SEED_STRIDE:
         raise ValueError(f"A run has at most {SEED_STRIDE} images, got {len(prompts)} prompts x {num_images}.")
-    every = []
+    found = []
     for prompt_index, prompt in enumerate(prompts):
         for sample in range(num_images):
             index = prompt_index * num_images + sample
             file = f"{index:06d}.png" if layout == "plain" else f"{prompt_index:05d}/samples/{sample:04d}.png"
-            every.append(ImageRequest(index, prompt, prompt_index, seed + index, file))
-    return every
+            found.append(ImageRequest(index, prompt, prompt_index, seed + index, file))
+    return found

@@ -1,4 +1,4 @@
-"""Reference statistics of real images, in the .npz format of OpenAI's evaluator for ADM, with how they were made."""
+"""Reads and writes statistics of reference images in the .npz format of OpenAI's evaluator for ADM, with their origin."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
 # The covariance estimate comes out as `sigma` for any number n of images on one rank. Where each of R ranks holds the reference,
-# it comes out as sigma · (1 - 1/n) / (1 - 1/(R n)): n is large, and a power of two, which rounds nothing.
+# it comes out as sigma · (1 - 1/n) / (1 - 1/(R n)): hence a large n, and a power of two, so that products with it are exact.
 _NUM_IMAGES = 2**40
 
-
-# The array that tells how statistics were made: the bytes of a JSON object. Readers of ADM's format leave it alone.
+# The array with the origin of statistics, as the bytes of a JSON object. Other readers of ADM's format ignore it.
 _ORIGIN_KEY = "infogain"
 
 
 @dataclass(frozen=True)
 class StatisticsOrigin:
-    """How statistics were made: from how many images, resized how (see `photographs`), by which network with which weights.
+    """How statistics were made: the number of images, how they were resized (see `photographs`), the network and its weights.
 
     Raises:
-        ValueError: If a value is of another type.
+        ValueError: If a value has another type.
     """
 
     num_images: int
@@ -49,9 +48,9 @@ class StatisticsOrigin:
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """Mean (D,) and covariance (D, D) of pool features, for FID, and of spatial features, for sFID (None: not known).
+    """Mean (D,) and covariance (D, D) of pool features, for FID, and of spatial features, for sFID (None if unknown).
 
-    `origin` is None for a file from elsewhere.
+    `origin` is None for a file that another program wrote.
 
     Raises:
         ValueError: If shapes do not fit, a value is not finite, or a covariance is not symmetric.
@@ -84,10 +83,10 @@ class ReferenceStatistics:
 
 
 def read_reference(path: str | os.PathLike) -> ReferenceStatistics:
-    """Reads `mu` and `sigma`, and where the file has them `mu_s`, `sigma_s` and how they were made.
+    """Reads `mu` and `sigma`, and if the file has them `mu_s`, `sigma_s` and the origin.
 
     Raises:
-        ValueError: If the file lacks a key or holds arrays that are no statistics.
+        ValueError: If the file lacks a key or its arrays are no statistics.
         OSError: If it cannot be read.
     """
     arrays = read_npz(path, ("mu", "sigma"), ("mu_s", "sigma_s", _ORIGIN_KEY))
@@ -108,7 +107,7 @@ def _read_origin(content: np.ndarray) -> StatisticsOrigin:
 
 
 def write_reference(path: str | os.PathLike, stats: ReferenceStatistics) -> None:
-    """Writes the statistics; a reader sees the old file or the new one, never a part."""
+    """Writes the statistics atomically."""
     arrays = {name: value for name, value in vars(stats).items() if name != "origin" and value is not None}
     if stats.origin is not None:
         arrays[_ORIGIN_KEY] = np.frombuffer(json.dumps(asdict(stats.origin)).encode(), np.uint8)
@@ -117,13 +116,13 @@ def write_reference(path: str | os.PathLike, stats: ReferenceStatistics) -> None
 
 
 def set_reference(metric: FrechetInceptionDistance, stats: ReferenceStatistics) -> FrechetInceptionDistance:
-    """Gives a Fréchet distance the statistics in place of real images, and returns it; resets keep them.
+    """Sets statistics in place of the real images of a Fréchet distance, and returns the metric; resets keep them.
 
-    A metric with spatial Inception features takes `mu_s` and `sigma_s`. On several ranks, every rank may load them. Real images
-    added afterwards would count next to nothing.
+    A metric with spatial Inception features takes `mu_s` and `sigma_s`. With several ranks, every rank may load the statistics.
+    Real images that are added afterwards have practically no weight.
 
     Raises:
-        ValueError: If the statistics are not of the metric's features.
+        ValueError: If the statistics do not fit the metric's features.
     """
     spatial = isinstance(metric.inception, InceptionFeatures) and metric.inception.output == "spatial"
     mu, sigma = (stats.mu_s, stats.sigma_s) if spatial else (stats.mu, stats.sigma)

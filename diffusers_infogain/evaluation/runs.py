@@ -96,22 +96,23 @@ def _call(
 
 
 def check_settings(output: Path, settings: dict[str, Any], begun: bool = False) -> None:
-    """Records what a run is, in a folder's run.json or beside a file; an output that holds another run is refused.
+    """Records the settings of a run in the run.json of a folder, or beside a file, and refuses an output with another run.
 
-    The version of this package belongs to what a run is.
+    The version of this package counts as a setting.
 
     Args:
-        begun: Whether the output has results, which must not be without a record of how they were made.
+        begun: Whether the output already has results, which need a record of how they were made.
 
     Raises:
-        ValueError: If it does, naming the first setting that differs, or if the record is missing or damaged.
+        ValueError: If the output holds another run, naming the first setting that differs, or if its record is missing or
+            damaged.
     """
     from .. import __version__
 
     settings = json.loads(json.dumps({**settings, "version": __version__}))
     path = output / "run.json" if output.is_dir() else output.with_name(f"{output.name}.run.json")
     if not begun and not output.is_dir():
-        path.unlink(missing_ok=True)  # of an output that was removed
+        path.unlink(missing_ok=True)  # left behind by an output that was removed
     if path.exists():
         refuse_differences(output, read_json(path), settings)
     elif begun:
@@ -121,7 +122,7 @@ def check_settings(output: Path, settings: dict[str, Any], begun: bool = False) 
 
 
 def refuse_differences(output: Path | str, found: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raises a ValueError that names the first setting in which an output differs from what is asked for now."""
+    """Raises a ValueError that names the first setting in which an output differs from the present ones."""
     for name, before, now in _differences(found, settings):
         there, here = excerpts(before, now)
         raise ValueError(
@@ -143,23 +144,21 @@ def _differences(found: dict[str, Any], settings: dict[str, Any], outer: str = "
             yield f"`{full}`", before, now
 
 
-def excerpts(one: Any, other: Any, length: int = 80) -> tuple[str, str]:
-    """Two values as short texts that show where they differ."""
-    texts = [json.dumps(value, ensure_ascii=False) for value in (one, other)]
-    shared = next((place for place, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+def excerpts(first: Any, second: Any, length: int = 80) -> tuple[str, str]:
+    """Two values as JSON, cut to at most `length` characters around the first one in which they differ."""
+    texts = [json.dumps(value, ensure_ascii=False) for value in (first, second)]
+    shared = next((index for index, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
     start = max(0, shared - length // 2) if max(map(len, texts)) > length else 0
-    parts = [text[start : start + length] for text in texts]
-    first, second = (
-        "..." * (start > 0) + part + "..." * (start + length < len(text)) for part, text in zip(parts, texts, strict=True)
-    )
-    return first, second
+    before = "..." if start > 0 else ""
+    cut = [f"{before}{text[start : start + length]}{'...' if start + length < len(text) else ''}" for text in texts]
+    return cut[0], cut[1]
 
 
 def _finished(folder: Path, request: ImageRequest) -> bool:
-    """Whether an image of the run is there, and whole.
+    """Whether the file of an image exists and is complete.
 
     Raises:
-        ValueError: If another image is there.
+        ValueError: If it holds another image.
     """
     path = folder / "images" / request.file
     if not path.exists():
@@ -189,23 +188,24 @@ class Process:
 
 
 def make_missing(
-    every: Sequence[ImageRequest],
+    requests: Sequence[ImageRequest],
     make: MakeImages,
     folder: Path,
     batch_size: int,
     process: Process = Process(),
     description: str = "images",
 ) -> None:
-    """Makes those images of a run that are not on disk yet, each written as soon as its batch is done.
+    """Makes those images of a run that are not on disk yet, and writes each as soon as its batch is done.
 
-    Batches are always the same ones, and a batch of which any image is missing is made as a whole: kernels may round otherwise
-    in a batch of another size, and a run that was killed has to end with the bits of one that was not. For the same reason
-    processes share out whole batches.
+    Batches are always the same, and a batch with any image missing is made as a whole: kernels may round differently in a batch
+    of another size, and a run that was killed has to end with the same bits as one that was not. For the same reason processes
+    share whole batches.
     """
     cut_unfinished(folder / f"timing-{process.index}.jsonl", _TIMING)
-    batches = [every[first : first + batch_size] for first in range(0, len(every), batch_size)]
-    with Progress(total=sum(map(len, batches[process.index :: process.count])), desc=description, unit="image") as progress:
-        for batch in batches[process.index :: process.count]:
+    batches = [requests[first : first + batch_size] for first in range(0, len(requests), batch_size)]
+    own = batches[process.index :: process.count]
+    with Progress(total=sum(map(len, own)), desc=description, unit="image") as progress:
+        for batch in own:
             missing = [request for request in batch if not _finished(folder, request)]
             if missing:
                 watch = _Watch()
@@ -245,7 +245,10 @@ def make_run(
 
 
 class _Watch:
-    """Seconds, and the most memory held meanwhile: of the GPU where there is one, else of the process (on Linux)."""
+    """Measures seconds and peak memory: the GPU's if there is one, else the process's (on Linux only).
+
+    The peak is that of one batch, hence not `resource.getrusage`, whose peak cannot be reset.
+    """
 
     def __init__(self) -> None:
         if torch.cuda.is_available():
@@ -268,19 +271,19 @@ class _Watch:
 
 
 _TIMING = '{"images": '
-_CLEAR_PEAK = Path("/proc/self/clear_refs")  # writing 5 makes the peak of the resident memory start anew
+_CLEAR_PEAK = Path("/proc/self/clear_refs")  # writing 5 resets the peak of the resident memory
 
 
 @dataclass
 class Timing:
-    """Seconds per image, and the peak memory in bytes of the process that needed most (None where it is not known)."""
+    """Seconds per image, and the peak memory in bytes of the process that needed most (None if it is not known)."""
 
     seconds_per_image: float
     peak_memory: int | None
 
 
 def read_timing(folder: Path) -> Timing:
-    """What making the images took, over all processes and interruptions.
+    """The time and memory that making the images of a run took, over all processes and interruptions.
 
     Raises:
         ValueError: If nothing was recorded, or a record is damaged.
@@ -301,21 +304,21 @@ def read_timing(folder: Path) -> Timing:
 
 @dataclass
 class FinishedImage:
-    """An image of a run, with what its file says about how it was made."""
+    """An image of a run, with the metadata that its file has about how it was made."""
 
     request: ImageRequest
     path: Path
     metadata: dict[str, Any]
 
 
-def finish(every: Sequence[ImageRequest], folder: Path) -> list[FinishedImage]:
-    """Checks that every image of a run is there and readable, and lists them in images.jsonl.
+def finish(requests: Sequence[ImageRequest], folder: Path) -> list[FinishedImage]:
+    """Checks that all images of a run exist and can be read, and lists them in images.jsonl.
 
     Raises:
-        ValueError: If not, naming the files.
+        ValueError: If some cannot be read, naming the files, or if one is of another run.
     """
     images, bad = [], []
-    for request in every:
+    for request in requests:
         path = folder / "images" / request.file
         try:
             metadata = read_png_metadata(path)
@@ -325,7 +328,7 @@ def finish(every: Sequence[ImageRequest], folder: Path) -> list[FinishedImage]:
         _check_image(path, metadata, request)
         images.append(FinishedImage(request, path, metadata))
     if bad:
-        raise ValueError(f"{len(bad)} of {len(every)} images cannot be read: {listed(bad)}.")
+        raise ValueError(f"{len(bad)} of {len(requests)} images cannot be read: {listed(bad)}.")
     lines = [json.dumps({"file": i.request.file, **i.metadata, **_extra(i.request)}) for i in images]
     save_text("".join(line + "\n" for line in lines), folder / "images.jsonl")
     for image in images:

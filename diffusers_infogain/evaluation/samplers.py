@@ -13,16 +13,16 @@ from ..scheduling_infogain import InfoGainScheduler
 from ..settings import SETTINGS
 
 SEARCHES = ("num_beams", "num_runs")
-"""Settings of a sampler that are arguments of the pipeline's call."""
+"""The settings of a sampler that are not the scheduler's but arguments of the pipeline's call."""
 
 
 DEFAULT = "default"
-"""The sampler that is the pipeline's own, with its own settings."""
+"""The name that stands for the pipeline's own sampler, with its own settings."""
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler under a name: settings of the scheduler, and arguments of the pipeline's call."""
+    """A sampler: the name it is written as, settings of the scheduler, and arguments of the pipeline's call."""
 
     name: str
     scheduler: dict[str, Any] = field(hash=False)
@@ -30,31 +30,30 @@ class SamplerSpec:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether it compares candidates, as "default" does unless `for_pipeline` says otherwise."""
+        """Whether it compares candidates by a lookahead. "default" does, unless `for_pipeline` filled in other settings."""
         return SAMPLERS[self.scheduler.get("sampler", "info_gain")].looks_ahead
 
     def for_pipeline(self, config: Mapping[str, Any]) -> SamplerSpec:
-        """With the settings of the pipeline's scheduler where it is "default"; else as it is.
+        """Fills in the settings of the pipeline's scheduler if the sampler is "default"; any other sampler is returned as it is.
 
         Args:
-            config: Of the pipeline's own scheduler.
+            config: The configuration of the pipeline's own scheduler.
         """
         if self.name.partition(":")[0] != DEFAULT:
             return self
-        # A scheduler of the same class says all of its settings itself; another one's are those that both have.
+        # The configuration of another scheduler class contributes the settings that both classes have.
         own = InfoGainScheduler.from_config(dict(config)).config
         return replace(self, scheduler={**{name: own[name] for name in SETTINGS}, **self.scheduler})
 
 
 def parse_sampler(text: str) -> SamplerSpec:
-    """A sampler or preset, with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
+    """Parses a sampler or preset with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
 
-    "default" stands for what the pipeline does by itself (see `SamplerSpec.for_pipeline`).
-
-    A pair is written start:end, as in "maskgit:choice_temperature=4:0"; "num_beams" and "num_runs" search with the sampler.
+    "default" stands for the pipeline's own sampler (see `SamplerSpec.for_pipeline`). A pair is written start:end, as in
+    "maskgit:choice_temperature=4:0". The settings "num_beams" and "num_runs" search with the sampler.
 
     Raises:
-        ValueError: For an unknown name, or a setting that is not of the form key=value. Values are checked by the scheduler.
+        ValueError: For an unknown name or setting, or a setting that is not of the form key=value. The scheduler checks values.
     """
     name, _, rest = text.partition(":")
     if name not in SAMPLERS and name not in PRESETS:
@@ -72,11 +71,11 @@ def parse_sampler(text: str) -> SamplerSpec:
 
 
 def check_recorded_sampler(text: str, where: str) -> None:
-    """Raises a ValueError that says where a sampler stands, if it is none."""
+    """Raises a ValueError that names the place in a file if its sampler does not exist."""
     try:
         parse_sampler(text)
     except ValueError as error:
-        raise ValueError(f"{where} is of no sampler that there is. {error}") from None
+        raise ValueError(f"{where} has an unknown sampler. {error}") from None
 
 
 def _value(text: str) -> Any:
@@ -111,10 +110,10 @@ _GAINS = {"sum": "summed gain", "mean": "mean gain", "kl": "KL gain"}
 
 
 def describe_sampler(text: str, *, bounds: bool = True) -> str:
-    """The sampler of `comparison.parse_sampler` in words: "maskgit:entropy_bound=0.25" is "MaskGIT, entropy bound 0.25".
+    """A sampler, written as for `parse_sampler`, in words: "maskgit:entropy_bound=0.25" is "MaskGIT, entropy bound 0.25".
 
     Args:
-        bounds: Whether to tell how large an entropy bound above 0 is; otherwise samplers that differ in it are called the same.
+        bounds: Whether to include the value of an entropy bound above 0; without it samplers that differ in it have one name.
     """
     name, _, rest = text.partition(":")
     words = [_SAMPLERS.get(name, name.replace("_", " "))]
@@ -141,7 +140,7 @@ def _setting(key: str, value: str, bounds: bool) -> str:
     return f"{key.replace('_', ' ')} {value.replace(':', ' to ')}"
 
 
-# Wong's palette for the color-blind, less its yellow, which is too light for lines, and some grays.
+# Wong's color-blind palette without its yellow, which is too light for lines, and some grays.
 _COLORS = {
     "maskgit": "#0072B2",
     "pivot": "#009E73",
@@ -158,7 +157,7 @@ _OTHER_COLOR = "#5A5A5A"
 
 
 def color_of(text: str) -> str:
-    """A sampler's color, the same in every picture: by its gain where it looks ahead, else by its rule."""
+    """The color of a sampler in all plots: by its gain if it looks ahead, else by its rule."""
     spec = parse_sampler(text)
     if spec.looks_ahead:
         return _COLORS.get(spec.scheduler.get("gain_reduction", "kl"), _OTHER_COLOR)

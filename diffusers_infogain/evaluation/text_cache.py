@@ -1,4 +1,4 @@
-"""Texts that were made, with what they cost, in a file of JSON lines: a run that was killed goes on where it was."""
+"""A cache of texts and their costs in a file of JSON lines, from which a run that was killed is resumed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FIELDS = {
 
 
 class TextCache:
-    """The texts in a file, and new ones in the end of it. One file is for one model and its settings.
+    """Reads the texts in a file, and appends new ones to it. Each model with its settings needs a file of its own.
 
     Args:
-        path: Of JSON lines; a last one that a killed run left unfinished is cut off.
+        path: A file of JSON lines, which need not exist. A last line that a killed run left incomplete is cut off.
 
     Attributes:
-        records: One for every text: "key", "text" and the entries of `InfoGainLM.costs`.
+        records: One for each text: "key", "text" and the entries of `InfoGainLM.costs`.
 
     Raises:
         ValueError: For a line that is no such record, naming it.
@@ -51,19 +51,19 @@ class TextCache:
 
     @staticmethod
     def key(request: Any) -> str:
-        """What tells texts of one model and its settings apart.
+        """A key by which a text is stored.
 
         Args:
-            request: For JSON: prompt, seed, and the request's settings.
+            request: What tells it from other texts of the model, as JSON takes it: prompt, seed, and the request's settings.
         """
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> str | None:
-        """The text, if there is one."""
+        """The text with this key, or None."""
         return self._texts.get(key)
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
-        """Keeps the texts of a batch, and writes them at once."""
+        """Stores the texts of a batch, and appends them to the file before it returns."""
         append_json_lines(records, self.path)
         self.records += records
         self._texts |= {record["key"]: record["text"] for record in records}

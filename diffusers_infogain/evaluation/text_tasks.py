@@ -1,10 +1,10 @@
 """Text tasks whose answers a rule can check: one-way multiplication, 4x4 Sudoku, Countdown.
 
-A problem is a frozen dataclass with `check(answer)`, which parses the whole answer and never looks for a part of it, `rules`,
-`question` and `solution` for `few_shot_prompt`, and `held_out`, its side of a fixed split of all problems, seven to one. The
-first two tasks are for infilling as well: `template` is the text with `MASK` at every character that is asked for, and `letter`
-stands before it in the rows of the embedded model (see `diffusers_infogain/demo/text_model`). `sample_*` draw problems with a
-`torch.Generator`.
+A problem is a frozen dataclass with `check(answer)`, which parses the whole answer and never searches it for a right part;
+`rules`, `question` and `solution` for `few_shot_prompt`; and `held_out`, its side of a fixed split of all problems, seven to one.
+Multiplication and Sudoku can also be infilled: `template` is the text with `MASK` for every character to fill in, and `letter`
+precedes it in the training data of the embedded model (see `diffusers_infogain/demo/text_model`). `sample_*` draw problems with
+a `torch.Generator`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from ..checks import check_bool, check_choice, check_integer, check_type
 
 MASK = "_"
-"""Stands in a template for a character that is asked for."""
+"""The character of a template that stands for one to fill in."""
 
 MAX_FACTOR = 31
 FACTOR_DIGITS = len(str(MAX_FACTOR))
@@ -64,7 +64,7 @@ def _draw(generator: torch.Generator, high: int) -> int:
 
 
 def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None) -> list[Problem]:
-    """`num` problems of the wanted side of the split, by rejection."""
+    """Draws problems until there are `num` on the wanted side of the split."""
     check_integer("num", num, 0)
     if held_out is not None:
         check_bool("held_out", held_out)
@@ -77,9 +77,9 @@ def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None) -> lis
 
 
 def final_answer(reply: str) -> str:
-    """What a chat model's reply says after its last "Answer:" (in the first line that says anything), or all of it.
+    """Extracts the answer from a chat model's reply: the first non-empty line after its last "Answer:", or else the whole reply.
 
-    Blanks around it, a full stop at its end and what chat models set answers in (**bold**, `code`, $formula$, \\boxed{}) are cut.
+    Surrounding blanks, a final full stop and the markup of chat models (**bold**, `code`, $formula$, \\boxed{}) are removed.
     """
     *_, answer = re.split(r"(?i)\*{0,2}answer\*{0,2}\s*:\*{0,2}", reply)
     if answer != reply:
@@ -88,7 +88,7 @@ def final_answer(reply: str) -> str:
 
 
 def first_line(reply: str) -> str:
-    """What a reply to a prompt that ends in "Answer:" says, before the model goes on with another problem."""
+    """The first line of a reply to a prompt that ends in "Answer:", without further problems that the model goes on to write."""
     return _bare(reply.strip().partition("\n")[0])
 
 
@@ -102,7 +102,7 @@ def _bare(answer: str) -> str:
 
 
 def equation(a: int, b: int) -> str:
-    """The factors in decimal, the product in binary, all zero-padded: "07*12=0001010100".
+    """Writes an equation with decimal factors and a binary product, all zero-padded: "07*12=0001010100".
 
     Raises:
         ValueError: For a factor outside 0 to `MAX_FACTOR`.
@@ -124,10 +124,10 @@ def check_equation(text: str) -> bool:
 
 @dataclass(frozen=True)
 class MultiplicationProblem:
-    """`a * b` in decimal factors and a binary product: a table to look up from the factors, a search from the product.
+    """`a * b` with decimal factors and a binary product: a table lookup given the factors, a search given the product.
 
     Args:
-        given: What the template tells: the "factors", the "product" (every pair of factors with it is right) or "nothing".
+        given: What the template shows: the "factors", the "product" (then every pair of factors with it is right) or "nothing".
     """
 
     letter: ClassVar[str] = "M"
@@ -151,7 +151,7 @@ class MultiplicationProblem:
 
     @property
     def template(self) -> str:
-        """The equation with `MASK` at what is asked for: "07*12=__________"."""
+        """The equation with `MASK` for what is not given: "07*12=__________"."""
         blank = MASK * FACTOR_DIGITS
         factors = self.solution.partition("=")[0] if self.given == "factors" else f"{blank}*{blank}"
         product = self.solution.partition("=")[2] if self.given == "product" else MASK * PRODUCT_BITS
@@ -163,7 +163,7 @@ class MultiplicationProblem:
         return f"Equation: {self.template}\nAnswer:"
 
     def similar(self, generator: torch.Generator) -> MultiplicationProblem:
-        """Another problem with as much given, of the larger side."""
+        """Draws a problem with as much given, from the larger side of the split."""
         return sample_multiplications(1, generator, given=self.given, held_out=False)[0]
 
     @property
@@ -172,14 +172,14 @@ class MultiplicationProblem:
         return _is_held_out(f"{min(self.a, self.b)}*{max(self.a, self.b)}")
 
     def check(self, answer: str) -> bool:
-        """Whether the answer is a true equation that keeps what the template tells."""
+        """Whether the answer is a true equation that agrees with the template."""
         return check_equation(answer) and _agrees(self.template, answer)
 
 
 def sample_multiplications(
     num: int, generator: torch.Generator, *, given: Given = "factors", held_out: bool | None = None
 ) -> list[MultiplicationProblem]:
-    """`num` problems, factors uniform and drawn with replacement; `held_out` None draws from both sides of the split.
+    """Draws `num` problems with uniform factors, with replacement; `held_out` None draws from both sides of the split.
 
     Raises:
         ValueError: As `MultiplicationProblem`, or for a negative `num`.
@@ -214,7 +214,7 @@ def sudoku_grids() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SudokuProblem:
-    """A grid of which some cells are given, in one line of 16 characters; every valid grid that keeps the clues is right."""
+    """A partly filled grid, as 16 characters in one line; every valid grid that agrees with the clues is right."""
 
     letter: ClassVar[str] = "S"
     shots: ClassVar[int] = 5
@@ -223,7 +223,7 @@ class SudokuProblem:
         "every row, every column and every 2x2 box holds each digit once. Reply with the 16 digits in one line."
     )
     template: str
-    """The clues, `MASK` at the other cells: "12__3___________"."""
+    """The clues, with `MASK` for the other cells: "12__3___________"."""
 
     def __post_init__(self):
         if re.fullmatch(f"[{SUDOKU_DIGITS}{MASK}]{{16}}", self.template) is None:
@@ -245,7 +245,7 @@ class SudokuProblem:
         return f"Puzzle: {self.template}\nAnswer:"
 
     def similar(self, generator: torch.Generator) -> SudokuProblem:
-        """Another problem, with one right answer, of the larger side."""
+        """Draws a problem with one right answer, from the larger side of the split."""
         drawn = (sample_sudokus(1, generator, held_out=False)[0] for _ in itertools.count())
         return next(problem for problem in drawn if len(problem.solutions) == 1)
 
@@ -255,20 +255,20 @@ class SudokuProblem:
         return _is_held_out(self.template)
 
     def check(self, answer: str) -> bool:
-        """Whether the answer is a valid grid that keeps the clues."""
+        """Whether the answer is a valid grid that agrees with the clues."""
         return check_grid(answer) and _agrees(self.template, answer)
 
 
 def sample_sudokus(
     num: int, generator: torch.Generator, *, clues: tuple[int, int] = (4, 12), held_out: bool | None = None
 ) -> list[SudokuProblem]:
-    """`num` problems: a uniform grid, a uniform number of clues from `clues[0]` to `clues[1]`, uniform places.
+    """Draws `num` problems: a uniform grid, a uniform number of clues from `clues[0]` to `clues[1]`, at uniform cells.
 
     `held_out` None draws from both sides of the split.
 
     Raises:
         ValueError: For `clues` that are not two ascending numbers from 0 to 15, or a negative `num`; and if `held_out` is given
-            for no clues at all, since the empty grid is one problem.
+            without any clues, since the empty grid is a single problem.
     """
     fewest, most = clues
     if not 0 <= fewest <= most <= 15:
@@ -322,9 +322,9 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
 
 @dataclass(frozen=True)
 class CountdownProblem:
-    """Reach `target` from `numbers` with + - * / and parentheses, each number at most once; it need not be used.
+    """Reach `target` from `numbers` with + - * / and parentheses, using each number at most once.
 
-    A number that stands twice in `numbers` may be used twice. Steps in between may be negative or fractions.
+    A number that occurs twice in `numbers` may be used twice. Intermediate results may be negative or fractions.
     """
 
     shots: ClassVar[int] = 3
@@ -347,7 +347,7 @@ class CountdownProblem:
         return f"Numbers: {', '.join(map(str, self.numbers))}\nTarget: {self.target}\nAnswer:"
 
     def similar(self, generator: torch.Generator) -> CountdownProblem:
-        """Another problem with as many numbers, of the larger side."""
+        """Draws a problem with as many numbers, from the larger side of the split."""
         return sample_countdowns(1, generator, count=len(self.numbers), held_out=False)[0]
 
     @property
@@ -379,14 +379,14 @@ def sample_countdowns(
     max_target: int = 100,
     held_out: bool | None = None,
 ) -> list[CountdownProblem]:
-    """`num` solvable problems, each with a solution: uniform numbers, then random operations on at least two of them.
+    """Draws `num` solvable problems with a solution each: uniform numbers, then random operations on at least two of them.
 
-    Every step of the solution is a positive integer. The target lies in 1 to `max_target` and is not among the numbers.
+    Every intermediate result is a positive integer. The target lies in 1 to `max_target` and is not among the numbers.
     `held_out` None draws from both sides of the split.
 
     Args:
         count: How many numbers a problem has.
-        max_number: The largest of them; the smallest is 1.
+        max_number: The upper bound of the numbers; the lower bound is 1.
 
     Raises:
         ValueError: For a `count` below 2, a `max_number` below 2, a `max_target` below 10 or a negative `num`.
@@ -422,10 +422,11 @@ def sample_countdowns(
 def few_shot_prompt(
     problem: MultiplicationProblem | SudokuProblem | CountdownProblem, shots: int | None = None, seed: int = 0
 ) -> str:
-    """The rules, `shots` solved problems like it from the larger side of the split, then `problem`, in plain text.
+    """A prompt in plain text: the rules, `shots` similar solved problems from the larger side of the split, then `problem`.
 
     Args:
-        shots: Solved problems, all different; None: as many as arXiv 2602.18176 has for Sudoku (5) and Countdown (3), else none.
+        shots: The number of solved problems, all different; None: that of arXiv 2602.18176 for Sudoku (5) and Countdown (3), and
+            none for other tasks.
 
     Raises:
         ValueError: For negative `shots`.
@@ -439,4 +440,4 @@ def few_shot_prompt(
         example = problem.similar(generator)
         if example != problem and example not in examples:
             examples.append(example)
-    return "\n\n".join([problem.rules, *(f"{one.question} {one.solution}" for one in examples), problem.question])
+    return "\n\n".join([problem.rules, *(f"{example.question} {example.solution}" for example in examples), problem.question])
