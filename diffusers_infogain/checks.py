@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -88,6 +89,15 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raises a ValueError that names the argument if the value is not one of these strings."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}.")
+
+
+def check_known(owner: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises a TypeError for the first name that is not known, with the closest one."""
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"the closest is {close[0]!r}" if close else f"there are {', '.join(known)}"
+            raise TypeError(f"{owner} has no setting {name!r}; {hint}.")
 
 
 def check_bool(name: str, value: object) -> None:

@@ -341,9 +341,8 @@ def decode(
     """Decodes every masked token (Algorithm 1 of arXiv 2602.18176; greedy samplers: one candidate per step).
 
     Args:
-        denoise: `denoise(tokens, sample_index)` returns the logits (R, L, V), after guidance, of R states (R, L), where
-            `sample_index` (R,) says which sample (its prompt, its masks) each belongs to. Finished samples are left out. To save
-            memory it may return those at masked positions only, (M, V) for the M masks of `tokens`, in row-major order.
+        denoise: `denoise(tokens, sample_index)` returns the logits (R, L, V), after guidance, of R states (R, L) of the samples
+            `sample_index` (R,), or to save memory those at the M masks of `tokens` only, (M, V) in row-major order.
         scheduler: Its `set_timesteps` must have been called, or `num_inference_steps` be given. Decoding ends early when nothing
             is masked any more.
         tokens: (B, L) long. Known tokens stay as they are.
@@ -354,25 +353,14 @@ def decode(
         callback: Called after each step with a `DecodingStep`. Tokens that it returns, or changes in place, replace the state,
             whose logits are then computed anew.
         grid: (height, width) of the tokens, for the halton order; by default a square.
-        num_inference_steps: Decode in this many steps, with a copy of the scheduler: one scheduler may then serve several
-            threads.
+        num_inference_steps: Decode in this many steps, with a copy of the scheduler, so that one may serve several threads.
         interrupted: Asked before every step; True ends the decoding, and what is masked stays masked.
 
     Raises:
         ValueError: For arguments that do not fit, or logits that cannot be sampled from (naming the step and the sample).
     """
-    run = Run.begin(
-        denoise,
-        scheduler,
-        tokens,
-        allowed,
-        generator,
-        lookahead_batch_size,
-        grid,
-        num_inference_steps,
-        interrupted,
-        callback,
-    )
+    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, callback)
+    run = Run.begin(denoise, scheduler, tokens, *options)
     samples = torch.arange(len(tokens), device=tokens.device)
     recorder = TraceRecorder()
     logits: Logits | None = None

@@ -79,6 +79,17 @@ def check_logits(name: str, logits: Any, ndims: Sequence[int] = range(8)) -> Non
         check_tensor(name, logits, ndims, "a tensor of real numbers with the tokens in the codebook as its last dimension")
 
 
+def check_logits_of_tokens(logits: Any, tokens: Any) -> None:
+    """Raises a ValueError that names the argument if `logits` (B, L, V) are not those of `tokens` (B, L)."""
+    check_tensor("tokens", tokens, range(8), "a long tensor (batch, length)", [torch.long])
+    check_logits("logits", logits)
+    if tokens.ndim != 2 or len(logits.shape) != 3 or logits.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"`logits` must have the shape (batch, length, tokens in the codebook) of `tokens` (batch, length), "
+            f"got {tuple(logits.shape)} for {tuple(tokens.shape)}."
+        )
+
+
 def rows_at(logits: Logits, where: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The vectors (K, V) of (..., L, V) at a mask (..., L), or at an index for every dimension of it; always a copy."""
     return logits.rows_at(where) if isinstance(logits, MaskedLogits) else logits[where]

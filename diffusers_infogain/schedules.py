@@ -94,6 +94,16 @@ def decode_counts(
     return num_masked - _after_step(num_masked, initial_masks, ratios[-1])
 
 
+def share_masked_after(
+    step_index: int, num_steps: int, masking_schedule: str, *, tokens_per_step: int | None, length: int
+) -> torch.Tensor:
+    """(), the share of an empty canvas of `length` tokens that is still masked after a step, in float32."""
+    if tokens_per_step is None:
+        return mask_ratio(torch.tensor((step_index + 1) / num_steps), masking_schedule)
+    left = 0 if step_index == num_steps - 1 else max(length - tokens_per_step * (step_index + 1), 0)
+    return torch.tensor(left / length, dtype=torch.float32)
+
+
 def annealed(temperature: tuple[float, float], num_steps: int) -> torch.Tensor:
     """(T,) float32: a temperature that goes linearly from its start in the first step to its end in the last."""
     start, end = temperature

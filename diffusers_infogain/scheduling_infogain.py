@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +13,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from . import candidates as draw
-from . import schedules, scoring
-from .checks import check_bool, check_choice, check_device, check_integer, check_temperature, check_tensor, check_type, is_number
+from . import checks, schedules, scoring
 from .lookahead import Objective
-from .masked_logits import Logits, MaskedLogits, check_logits, codebook_rows, rows_at, take_states
+from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_tokens, codebook_rows, rows_at, take_states
 from .migration import with_split_settings
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
@@ -50,8 +47,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             logits = denoise(tokens)
     ```
 
-    `diffusers_infogain.decoding.decode` is this loop with chunked lookahead, finished samples left out and a trace. `step` has
-    the contract of every diffusers scheduler, so the greedy rules also run in the stock `AmusedPipeline`.
+    `decode` is this loop with chunked lookahead, finished samples left out and a trace. `step` has the contract of every
+    diffusers scheduler, so the greedy rules also run in the stock `AmusedPipeline`.
 
     Args:
         mask_token_id: Id of the mask. It is never sampled.
@@ -90,10 +87,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             `step()` has no history, so there none is.
         halton_randomize: "halton" starts each sample at a random place of its order, wrapping around. `step()` does not know
             where a sample begins, so there all start at the first place.
-        pc_frequencies: Path of a safetensors file with one float32 tensor "frequencies" (V,), how often each token occurs in text
-            (see `token_frequencies`), for "pc_sampler". The first `set_timesteps` reads it.
-        pc_decay: λ of "pc_sampler", whose φ falls by exp(-λ) from one position of the active region to the next.
-        pc_clip: α of "pc_sampler", the upper limit of the calibrated confidence.
+        pc_frequencies: File with how often each token occurs in text (see `token_frequencies`), for "pc_sampler". The first
+            `set_timesteps` reads it.
+        pc_decay, pc_clip: λ and α of "pc_sampler": how fast φ falls along the active region, and the limit of its confidence.
 
     Raises:
         ValueError: For a value outside these ranges, naming it and what is allowed.
@@ -133,9 +129,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         pc_decay: float = 0.25,
         pc_clip: float = 10.0,
     ):
-        check_integer("mask_token_id", mask_token_id, 0)
-        check_choice("sampler", sampler, tuple(SAMPLERS))
-        check_choice("certainty", certainty, tuple(RULES))
+        checks.check_integer("mask_token_id", mask_token_id, 0)
+        checks.check_choice("sampler", sampler, tuple(SAMPLERS))
+        checks.check_choice("certainty", certainty, tuple(RULES))
         for name, setting in SETTINGS.items():
             setting.check(name, self.config[name])
         if SAMPLERS[sampler].bound_only and entropy_bound == 0:
@@ -162,14 +158,11 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             TypeError: For a setting that does not exist, naming the closest one (not with `return_unused_kwargs`).
             ValueError: As the constructor.
         """
-        check_type("config", config, (Mapping, type(None)), "the configuration of a scheduler, a mapping, or None")
-        check_bool("return_unused_kwargs", return_unused_kwargs)
-        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        unknown = [name for name in settings if name not in (*known, "pretrained_model_name_or_path")]
-        if unknown and not return_unused_kwargs:
-            close = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f"the closest is {close[0]!r}" if close else f"there are {', '.join(known)}"
-            raise TypeError(f"{cls.__name__} has no setting {unknown[0]!r}; {hint}.")
+        checks.check_type("config", config, (Mapping, type(None)), "the configuration of a scheduler, a mapping, or None")
+        checks.check_bool("return_unused_kwargs", return_unused_kwargs)
+        if not return_unused_kwargs:
+            given = [name for name in settings if name != "pretrained_model_name_or_path"]
+            checks.check_known(cls.__name__, given, ["mask_token_id", *SETTINGS])
         if config is not None:
             # diffusers lists there what was not given by keyword, and drops it: positional arguments as well.
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
@@ -222,15 +215,15 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: For numbers outside these ranges, or for "pc_sampler" without usable `pc_frequencies`.
         """
-        check_integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
+        checks.check_integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         if self.rule.load is not None and self._resource is None:
             self._resource = self.rule.load(self.config)
         if temperature is None:
             name, temperature = self.rule.temperature, self.config[self.rule.temperature]
         else:
             name = "temperature"
-        pair = check_temperature(name, temperature)
-        check_device("device", device)
+        pair = checks.check_temperature(name, temperature)
+        checks.check_device("device", device)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = schedules.annealed(pair, num_inference_steps)
 
@@ -278,7 +271,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("`timesteps` are not set: call `set_timesteps` first.")
         number = timestep.item() if isinstance(timestep, torch.Tensor) and timestep.numel() == 1 else timestep
         num_steps = len(self.timesteps)
-        if not (is_number(number) and 0 <= number < num_steps and number == int(number)):
+        if not (checks.is_number(number) and 0 <= number < num_steps and number == int(number)):
             raise ValueError(f"`timestep` must be one of the scheduler's {num_steps} timesteps, got {shown(number)}.")
         return num_steps - 1 - int(number)
 
@@ -312,10 +305,14 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             ValueError: For shapes that do not fit, an unknown timestep, or logits that are NaN, +inf or -inf for all tokens.
         """
         index = self.step_index(timestep)
-        self._check_state(logits, tokens, initial_masks, memory)
+        check_logits_of_tokens(logits, tokens)
+        checks.check_type("memory", memory, (Memory, type(None)), "the `memory` of a proposal, or None")
+        if initial_masks is not None:
+            checks.check_tensor("initial_masks", initial_masks, [1], f"a tensor of {len(tokens)} integers or None", [torch.long])
         masked = self.undecided(tokens, allowed)
         region = torch.ones_like(masked) if allowed is None else allowed
-        step = self._step(logits, index, tokens.shape, masked, region, generator, memory, initial_masks, grid)
+        share_left = masked.sum(-1).float() / (region.sum(-1) if initial_masks is None else initial_masks).clamp(min=1)
+        step = self._step(logits, index, masked, region, share_left, generator, memory, grid)
         phi = step.dense(self.rule(step), -torch.inf)
         values = step.dense(step.tokens, 0)
         count = schedules.decode_counts(
@@ -335,66 +332,49 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         candidates = torch.where(selected, values, tokens[:, None])
         keeps_logits = self.looks_ahead and self.objective.compares_distributions
         remembered = {**self.rule.remember(step), **self._sampler.remember(step)}
-        proposal = InfoGainProposal(
+        duplicate_of = draw.first_occurrence(candidates)
+        differ = (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)
+        return InfoGainProposal(
             candidates=candidates,
             selected=selected,
             cost=scoring.action_cost(entropies[:, None], selected),
-            needs_lookahead=False,
+            needs_lookahead=self.looks_ahead and bool(differ.any()),
             masked=masked,
             entropies=entropies,
-            duplicate_of=draw.first_occurrence(candidates),
+            duplicate_of=duplicate_of,
             logits=logits if keeps_logits else None,
             memory=Memory(step.memory.sample, remembered),
         )
-        differ = (proposal.duplicate_of > 0).any(-1) & proposal.next_masked.flatten(1).any(-1)
-        proposal.needs_lookahead = self.looks_ahead and bool(differ.any())
-        return proposal
-
-    def _check_state(
-        self, logits: Logits, tokens: torch.Tensor, initial_masks: torch.Tensor | None, memory: Memory | None
-    ) -> None:
-        check_tensor("tokens", tokens, range(8), "a long tensor (batch, length)", [torch.long])
-        check_logits("logits", logits)
-        if tokens.ndim != 2 or len(logits.shape) != 3 or logits.shape[:2] != tokens.shape:
-            raise ValueError(
-                f"`logits` must have the shape (batch, length, tokens in the codebook) of `tokens` (batch, length), "
-                f"got {tuple(logits.shape)} for {tuple(tokens.shape)}."
-            )
-        if initial_masks is not None:
-            check_tensor("initial_masks", initial_masks, [1], f"a tensor of {len(tokens)} integers or None", [torch.long])
-        check_type("memory", memory, (Memory, type(None)), "the `memory` of a proposal, or None")
 
     def _step(
         self,
         logits: Logits,
         index: int,
-        shape: torch.Size,
         masked: torch.Tensor,
         region: torch.Tensor,
+        share_left: torch.Tensor,
         generator: draw.Generators,
         memory: Memory | None,
-        initial_masks: torch.Tensor | None,
         grid: tuple[int, int] | None,
     ) -> Step:
         """Draws every candidate's tokens, and lays out what a rule may look at."""
         config, rule = self.config, self.rule
-        batch, length = shape
+        batch, length = masked.shape
         if memory is None:
             memory = Memory({} if rule.begin is None else rule.begin(config, generator, batch, length))
         rows = codebook_rows(rows_at(logits, masked), config.mask_token_id, masked.nonzero(as_tuple=True), index)
         uniform = draw.draw_uniforms(generator, batch, self.num_compared, length).to(masked.device)
         uniform = uniform.permute(0, 3, 1, 2)[masked]  # (M, N, 2)
         token_temperature = schedules.annealed_inversely(config.token_temperature, index, len(self.timesteps))
-        share_left = masked.sum(-1).float() / (region.sum(-1) if initial_masks is None else initial_masks).clamp(min=1)
         runs_ahead = self.entropy_bound > 0
         temperature = schedules.temperature_at(self.position_temperatures, index, share_left if runs_ahead else None)
-        temperature = temperature.to(masked.device).expand(batch)
+        temperature = temperature.to(masked.device).expand(batch)[:, None].expand(batch, length)
         return Step(
             logits=rows,
             entropies=scoring.entropy(rows),
             tokens=draw.sample_tokens(rows, uniform[..., 0], token_temperature, config.top_k, config.top_p),
             uniform=uniform[..., 1],
-            temperature=temperature[:, None].expand(shape)[masked][:, None],
+            temperature=temperature[masked][:, None],
             masked=masked,
             allowed=region,
             grid=grid,
@@ -417,7 +397,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             ValueError: If they are missing, of another shape, NaN, +inf or -inf for all tokens.
         """
         index = self.step_index(timestep)
-        check_type("proposal", proposal, InfoGainProposal, "what `propose` returned")
+        checks.check_type("proposal", proposal, InfoGainProposal, "what `propose` returned")
         batch, num, length = proposal.candidates.shape
         samples = torch.arange(batch, device=proposal.cost.device)
         if lookahead_logits is None:
@@ -462,12 +442,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
                 f"`step` cannot look ahead as the sampler {self.config.sampler!r} with {self.config.num_candidates} candidates "
                 "does: use `InfoGainPipeline`, or `propose` and `select`, or a greedy `sampler`."
             )
-        check_bool("return_dict", return_dict)
-        check_tensor("sample", sample, [2, 3], "a long tensor (batch, length) or (batch, height, width)", [torch.long])
-        described = (
-            "a tensor of logits, (batch, length, tokens in the codebook) or (batch, tokens in the codebook, height, width)"
-        )
-        check_tensor("model_output", model_output, [3, 4], described)
+        checks.check_bool("return_dict", return_dict)
+        checks.check_tensor("sample", sample, [2, 3], "a long tensor (batch, length) or (batch, height, width)", [torch.long])
+        layouts = "(batch, length, tokens in the codebook) or (batch, tokens in the codebook, height, width)"
+        checks.check_tensor("model_output", model_output, [3, 4], f"a tensor of logits, {layouts}")
         shape, grid = sample.shape, None
         if sample.ndim == 3:
             if model_output.ndim != 4 or model_output.shape[0] != shape[0] or model_output.shape[2:] != shape[1:]:
@@ -477,16 +455,13 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
                 )
             grid = (shape[1], shape[2])
             sample, model_output = sample.flatten(1), model_output.flatten(2).transpose(1, 2)
+        ratio: Any = starting_mask_ratio
+        if isinstance(ratio, torch.Tensor) and ratio.numel() == 1:  # as diffusers' pipelines pass it
+            ratio = ratio.item()
+        checks.check_number("starting_mask_ratio", ratio, 0, 1, optional=True)
         initial_masks = None
-        if starting_mask_ratio is not None:
-            # diffusers' pipelines give a tensor.
-            ratio: Any = starting_mask_ratio
-            if isinstance(ratio, torch.Tensor) and ratio.numel() == 1:
-                ratio = ratio.item()
-            if not (is_number(ratio) and 0 <= ratio <= 1):
-                raise ValueError(f"`starting_mask_ratio` must be a number in [0, 1], got {shown(ratio)}.")
-            masks = round(ratio * sample.shape[1])
-            initial_masks = torch.full((len(sample),), masks, device=sample.device)
+        if ratio is not None:
+            initial_masks = torch.full((len(sample),), round(ratio * sample.shape[1]), device=sample.device)
         # An empty memory and not None: `step` does not know where a sample begins.
         proposal = self.propose(
             model_output, timestep, sample, generator=generator, memory=Memory(), grid=grid, initial_masks=initial_masks
@@ -496,7 +471,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         return output if return_dict else (output.prev_sample,)
 
     def add_noise(self, sample: torch.Tensor, timesteps: int | torch.Tensor, generator: draw.Generators = None) -> torch.Tensor:
-        """Masks tokens at random, so many as the schedule leaves after a step of an empty canvas, on the average.
+        """Masks tokens at random: on average as many as the schedule leaves of an empty canvas after a step.
 
         With one generator the masks are those that `AmusedScheduler.add_noise` draws.
 
@@ -511,14 +486,13 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: For an unknown timestep, or a list of generators of another length than the batch.
         """
-        check_tensor("sample", sample, [2, 3], "a long tensor (batch, length) or (batch, height, width)", [torch.long])
-        index, length = self.step_index(timesteps), sample.shape[1:].numel()
-        per_step = self.config.tokens_per_step
-        if per_step is None:
-            done = torch.tensor((index + 1) / len(self.timesteps), dtype=torch.float32)
-            share = schedules.mask_ratio(done, self.config.masking_schedule)
-        else:
-            left = 0 if index == len(self.timesteps) - 1 else max(length - per_step * (index + 1), 0)
-            share = torch.tensor(left / length, dtype=torch.float32)
+        checks.check_tensor("sample", sample, [2, 3], "a long tensor (batch, length) or (batch, height, width)", [torch.long])
+        share = schedules.share_masked_after(
+            self.step_index(timesteps),
+            len(self.timesteps),
+            self.config.masking_schedule,
+            tokens_per_step=self.config.tokens_per_step,
+            length=sample.shape[1:].numel(),
+        )
         uniform = draw.uniforms(generator, len(sample), sample.shape[1:]).to(sample.device)
         return sample.masked_fill(uniform < share.to(sample.device), self.config.mask_token_id)

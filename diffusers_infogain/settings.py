@@ -12,12 +12,12 @@ from typing import Any
 from .checks import LARGEST_NUMBER, check_bool, check_choice, check_integer, check_number, check_temperature, check_type
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
     """One setting: what it may be, and one line that says what it does.
 
     Attributes:
-        type: int, float, bool, str (a path), tuple (names, see `choices`) or "temperature" (a number or a pair of numbers).
+        type: int, float, bool, str (a path), "name" (see `choices`) or "temperature" (a number or a pair of numbers).
         default: The constructor's default.
         help: What it does.
         lowest, highest: Bounds of a number.
@@ -66,7 +66,7 @@ class Setting:
             return "true or false"
         if self.type is str:
             words = "path of a file"
-        elif self.type is tuple:
+        elif self.type == "name":
             words = ", ".join(f'"{name}"' for name in self.choices) or "name of a rule"
         elif self.type == "temperature":
             words = f"number >= 0, or a pair (start, end){' of numbers > 0' if self.exclusive else ''}"
@@ -80,90 +80,53 @@ class Setting:
 MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
 
+_OF_KLASS = "of the samplers klass and klass_parallel"
+_OF_PC = "of the rule pc_sampler"
+
 SETTINGS: dict[str, Setting] = {
     "masking_schedule": Setting(
-        type=tuple,
-        choices=MASKING_SCHEDULES,
-        default="cosine",
-        help="how the number of masked tokens falls over the steps",
+        "name", "cosine", "how the number of masked tokens falls over the steps", choices=MASKING_SCHEDULES
     ),
-    "tokens_per_step": Setting(
-        type=int, lowest=1, optional=True, default=None, help="fixed number of tokens per step, instead of the schedule"
-    ),
-    "sampler": Setting(
-        type=tuple,
-        default="info_gain",
-        help="rule that picks the tokens to decode; `diffusers-infogain samplers` lists them",
-    ),
-    "certainty": Setting(type=tuple, default="maskgit", help="rule that proposes positions for the lookahead samplers"),
-    "num_candidates": Setting(type=int, lowest=1, default=4, help="actions compared per step"),
-    "token_temperature": Setting(
-        type="temperature", exclusive=True, default=1.0, help="of the token draws; 0 takes the most probable token"
-    ),
+    "tokens_per_step": Setting(int, None, "fixed number of tokens per step, instead of the schedule", lowest=1, optional=True),
+    "sampler": Setting("name", "info_gain", "rule that picks the tokens to decode; `diffusers-infogain samplers` lists them"),
+    "certainty": Setting("name", "maskgit", "rule that proposes positions for the lookahead samplers"),
+    "num_candidates": Setting(int, 4, "actions compared per step", lowest=1),
+    "token_temperature": Setting("temperature", 1.0, "of the token draws; 0 takes the most probable token", exclusive=True),
     "position_temperature": Setting(
-        type="temperature",
-        default=0.4,
-        help="of the draws of positions in candidates after the first; 0 makes candidates differ in tokens only",
+        "temperature", 0.4, "of the draws of positions in candidates after the first; 0 makes candidates differ in tokens only"
     ),
-    "choice_temperature": Setting(type="temperature", default=(2.0, 0.0), help="factor on the Gumbel noise of the rule maskgit"),
+    "choice_temperature": Setting("temperature", (2.0, 0.0), "factor on the Gumbel noise of the rule maskgit"),
     "pivot_temperature": Setting(
-        type="temperature", default=1.0, help="of the draws of pivots in candidates after the first of the rule pivot, in nats"
+        "temperature", 1.0, "of the draws of pivots in candidates after the first, in nats, of the rule pivot"
     ),
-    "top_k": Setting(type=int, lowest=1, optional=True, default=None, help="draw from the k most probable tokens"),
+    "top_k": Setting(int, None, "draw from the k most probable tokens", lowest=1, optional=True),
     "top_p": Setting(
-        type=float,
-        highest=1,
-        exclusive=True,
-        optional=True,
-        default=None,
-        help="draw from the smallest set of tokens with this probability",
+        float, None, "draw from the smallest set of tokens with this probability", highest=1, exclusive=True, optional=True
     ),
     "confidence_threshold": Setting(
-        type=float,
-        highest=1,
-        optional=True,
-        default=None,
-        help="commit tokens above this probability without lookahead",
+        float, None, "commit tokens above this probability without lookahead", highest=1, optional=True
     ),
     "parallel_threshold": Setting(
-        type=float,
-        highest=1,
-        default=0.9,
-        help="of the samplers confidence_parallel and klass_parallel: the probability above which a position is decoded",
+        float, 0.9, "probability above which confidence_parallel and klass_parallel decode a position", highest=1
     ),
-    "gain_weight": Setting(type=float, default=1.0, help="weight of the information gain against the cost"),
-    "gain_reduction": Setting(type=tuple, choices=GAIN_REDUCTIONS, default="kl", help="what the lookahead counts as gain"),
+    "gain_weight": Setting(float, 1.0, "weight of the information gain against the cost"),
+    "gain_reduction": Setting("name", "kl", "what the lookahead counts as gain", choices=GAIN_REDUCTIONS),
     "entropy_bound": Setting(
-        type=float,
+        float,
+        None,
+        "in nats; decode more tokens than the schedule asks for while they are this independent; 0: off",
         optional=True,
-        default=None,
-        help="in nats; decode more tokens than the schedule asks for while they are this independent; 0: off",
     ),
-    "klass_threshold": Setting(
-        type=float, default=5e-4, help="of the samplers klass and klass_parallel: a KL below this means stable, in nats"
-    ),
-    "klass_history": Setting(
-        type=int, lowest=1, default=2, help="of the sampler klass_parallel: consecutive steps a position must be stable"
-    ),
+    "klass_threshold": Setting(float, 5e-4, f"{_OF_KLASS}: a position is stable if its KL is below this, in nats"),
+    "klass_history": Setting(int, 2, "of the sampler klass_parallel: consecutive steps a position must be stable", lowest=1),
     "halton_randomize": Setting(
-        type=bool,
-        default=False,
-        only_for="images",
-        help="of the rule halton: start each sample at a random place of the order",
+        bool, False, "of the rule halton: start each sample at a random place of the order", only_for="images"
     ),
     "pc_frequencies": Setting(
-        type=str,
-        optional=True,
-        default=None,
-        only_for="text",
-        help="of the rule pc_sampler: safetensors file with the frequency of every token",
+        str, None, f"{_OF_PC}: safetensors file with the frequency of every token", optional=True, only_for="text"
     ),
-    "pc_decay": Setting(
-        type=float, default=0.25, only_for="text", help="of the rule pc_sampler: how fast it prefers earlier positions"
-    ),
-    "pc_clip": Setting(
-        type=float, default=10.0, only_for="text", help="of the rule pc_sampler: upper limit of its calibrated confidence"
-    ),
+    "pc_decay": Setting(float, 0.25, f"{_OF_PC}: how fast it prefers earlier positions", only_for="text"),
+    "pc_clip": Setting(float, 10.0, f"{_OF_PC}: upper limit of its calibrated confidence", only_for="text"),
 }
 """Every setting of the scheduler but `mask_token_id`, in the constructor's order."""
 

@@ -10,7 +10,7 @@ import diffusers_infogain
 PACKAGE = Path(diffusers_infogain.__file__).parent
 # From the bottom up. A module imports from its own layer or from those below it, and never in a circle.
 LAYERS = {
-    "ground": ["printing", "extras", "progress", "files", "checks", "settings", "choices"],
+    "ground": ["printing", "extras", "progress", "files", "_files", "output_folders", "checks", "settings", "choices"],
     "sampler": [
         "scoring",
         "masked_logits",
@@ -42,7 +42,9 @@ def layer(module: str) -> int:
     (own,) = [
         number
         for number, names in enumerate(LAYERS.values())
-        if any(top.startswith(name) if name.endswith("_") else top == name for name in names)
+        if any(
+            top == name or (name[-1] == "_" and top.startswith(name)) or (name[0] == "_" and top.endswith(name)) for name in names
+        )
     ]
     return own
 

@@ -98,7 +98,7 @@ def test_step_begins_the_schedule_at_the_starting_mask_ratio(masking_schedule, m
 def test_step_refuses_a_share_that_is_none(ratio):
     ours, _ = both_schedulers(7)
     tokens, logits = tokens_and_logits()
-    with pytest.raises(ValueError, match=r"`starting_mask_ratio` must be a number in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"`starting_mask_ratio` must be a number in \[0, 1\] or None, got"):
         ours.step(logits, 6, tokens, starting_mask_ratio=ratio)
 
 
