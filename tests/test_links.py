@@ -90,3 +90,10 @@ def test_the_error_messages_of_the_faq_exist():
 def as_pattern(message: str) -> re.Pattern[str]:
     parts = [part for part in message.split("...") if part.strip()]
     return re.compile(".*".join(map(re.escape, parts)), flags=re.DOTALL)
+
+
+def test_files_that_pages_name_exist():
+    pattern = re.compile(r"(?<![\w/.])(?:tests|examples|docs)/[\w/.]*\w")
+    named = {(page, path) for page in PAGES for path in pattern.findall((ROOT / page).read_text(encoding="utf-8"))}
+    assert len(named) > 30
+    assert not [entry for entry in sorted(named) if not (ROOT / entry[1]).exists()]

@@ -32,6 +32,12 @@ def test_the_workflow_runs_every_leg_of_the_ci_script():
     assert f"set -- {' '.join(legs())}" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_the_ci_script_names_tests_that_exist():
+    paths = re.findall(r"tests/[\w/.]+", (ROOT / ".ci" / "run").read_text())
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 def test_the_workflow_has_the_lowest_python():
     (job,) = read(WORKFLOW)["jobs"].values()
     (python,) = [step["with"]["python-version"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
