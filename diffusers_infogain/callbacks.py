@@ -21,14 +21,14 @@ StepCallback: TypeAlias = Callable[..., dict[str, Any]] | PipelineCallback | Mul
 
 @dataclass
 class CallState:
-    """What a running call of a pipeline lets its callbacks, and other threads, read and change.
+    """State of a running call of a pipeline, which its callbacks and other threads can read and change.
 
     Attributes:
-        guidance_scale: As given to the call; a change counts from the next step.
-        unguided: The guidance scale up to which there is none.
-        num_timesteps: Steps planned; after the call, those it took (an entropy bound ends early).
-        interrupt: Set it to end the decoding before the next step.
-        conditions: Tensors that the model is conditioned on, by name, which a callback may replace.
+        guidance_scale: As given to the call; a change takes effect in the next step.
+        unguided: Largest guidance scale that switches guidance off.
+        num_timesteps: Planned number of steps; after the call, the number that it took (an entropy bound can end it early).
+        interrupt: Set it to True to end the decoding before the next step.
+        conditions: Tensors that the model is conditioned on, by name; callbacks can replace them.
     """
 
     guidance_scale: float = 1.0
@@ -43,20 +43,20 @@ class CallState:
         return self.guidance_scale > self.unguided
 
     def fingerprint(self) -> tuple[Any, ...]:
-        """What the model's output depends on; it differs after a change."""
+        """Differs after a change that affects the model's output."""
         return self.guidance_scale, *map(id, self.conditions.values())
 
 
 class CallStateMixin:
-    """Properties by which diffusers' users and callbacks steer a pipeline while it runs.
+    """The properties through which users and callbacks of diffusers control a running pipeline.
 
-    Calls in several threads do not see each other: a thread reads and changes its own call's state. Read from a thread in which
-    no call runs, the properties are those of the call that began last; `_interrupt` set there ends all running calls.
+    Calls in several threads do not see each other: a thread reads and changes the state of its own call. In a thread without a
+    running call the properties are those of the call that started last, and setting `_interrupt` ends all running calls.
     """
 
     @contextmanager
     def running(self, state: CallState) -> Iterator[None]:
-        """Makes `state` that of this thread's call within the block."""
+        """Makes `state` the state of this thread's call within the block."""
         thread, calls = threading.get_ident(), self.__dict__.setdefault("_running_calls", {})
         outer = calls.get(thread)
         calls[thread] = self.__dict__["_last_call"] = state
@@ -67,7 +67,7 @@ class CallStateMixin:
                 del calls[thread]
             else:
                 calls[thread] = outer
-            state.conditions = {}  # the last call's state stays with the pipeline, its tensors do not
+            state.conditions = {}  # the pipeline keeps the state of the last call, but not its tensors
 
     def _own_call(self) -> CallState | None:
         return self.__dict__.get("_running_calls", {}).get(threading.get_ident())
@@ -80,7 +80,7 @@ class CallStateMixin:
 
     @property
     def guidance_scale(self) -> float:
-        """The running call's, or the last one's."""
+        """Guidance scale of the running call, or of the last one."""
         return self._call("guidance_scale").guidance_scale
 
     @property
@@ -98,12 +98,12 @@ class CallStateMixin:
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the running call as planned, or of the last one as taken."""
+        """Planned number of steps of the running call, or the number that the last one took."""
         return self._call("num_timesteps").num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether the running call, or the last one, was told to end: set `_interrupt` to True to do so."""
+        """Whether the running call, or the last one, was interrupted, which setting `_interrupt` to True does."""
         state = self._own_call() or self.__dict__.get("_last_call")
         return state is not None and state.interrupt
 
@@ -119,10 +119,10 @@ class CallStateMixin:
 
 
 def tensor_inputs(callback: StepCallback, names: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
-    """What a callback is given: what diffusers' callback objects ask for themselves, else `names`.
+    """Names of the tensors that a callback receives: those a callback object of diffusers lists itself, otherwise `names`.
 
     Raises:
-        ValueError: If there is no such thing.
+        ValueError: For a callback that cannot be called, or an unknown name.
     """
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         names = callback.tensor_inputs
@@ -144,16 +144,21 @@ def call_back(
     state: CallState,
     **tensors: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Calls a pipeline's `callback_on_step_end`; returns the tokens that it gives back, if any.
+    """Calls a pipeline's `callback_on_step_end`; returns the tokens that it returns, if any.
 
-    Conditions that it gives back replace those of `state`; the model then runs anew, as after a change of the guidance scale.
+    Conditions that it returns replace those of `state`; the model then runs again, as after a change of the guidance scale.
 
     Args:
-        names: What it asks for: "logits", "scores", one of `tensors` or of the conditions.
-        tokens_name: The one of `tensors` that are the tokens, in the pipeline's shape.
+        pipe: The pipeline, the first argument of the callback.
+        callback: The callback.
+        step: The step that ended; its `recompute` is set if the model must run again.
+        names: The tensors that it receives: "logits", "scores", some of `tensors` or of the conditions.
+        tokens_name: The one of `tensors` that holds the tokens, in the pipeline's shape.
+        state: The state of the call.
+        tensors: What the pipeline offers besides logits, scores and conditions.
 
     Raises:
-        ValueError: If it returns no dictionary, or a condition of another shape.
+        ValueError: If it does not return a dictionary or None, or returns a condition of another shape.
     """
     available: dict[str, Any] = {**state.conditions, **tensors, "logits": step.logits, "scores": step.scores}
     callback_kwargs = {name: available[name] for name in names}

@@ -1,4 +1,4 @@
-"""A pipeline's components where they are not plain: None, wrapped, offloaded, or in half precision."""
+"""Components of a pipeline: checks, and those that are None, compiled, offloaded or in half precision."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from .checks import check_type
 from .scheduling_infogain import InfoGainScheduler
 
 PUBLISHED_SCALE_FACTOR = 16
-"""Pixels a token, along one side, of every image model that is published for these pipelines."""
-
+"""Pixels per token along one side, of all published models of these pipelines."""
 
 _TOKENIZERS = threading.Lock()
 
 
 def converted_scheduler(scheduler: Any) -> Any:
     """An `AmusedScheduler` as an `InfoGainScheduler`; anything else as it is."""
-    # By name, since diffusers has deprecated aMUSEd and may drop the class.
-    if not any(kind.__name__ == "AmusedScheduler" for kind in type(scheduler).__mro__):
+    # Recognised by name, because diffusers has deprecated aMUSEd and may drop the class.
+    if not any(base.__name__ == "AmusedScheduler" for base in type(scheduler).__mro__):
         return scheduler
-    # diffusers would take what was given by position for a default, and leave it out.
+    # With this key, `from_config` would drop values that were given by position, as if they were defaults.
     config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
     return InfoGainScheduler.from_config(config)
 
 
 def check_scheduler(scheduler: Any) -> InfoGainScheduler:
-    """The scheduler.
+    """Returns the scheduler of a pipeline if it can run it.
 
     Raises:
-        ValueError: If it is no `InfoGainScheduler`.
+        ValueError: If it is not an `InfoGainScheduler`.
     """
     if not isinstance(scheduler, InfoGainScheduler):
         raise ValueError(
@@ -65,13 +64,10 @@ def check_components(pipe: Any, *names: str) -> None:
             raise ValueError(f"The pipeline's `{name}` must not be None for this call{hint}: set `pipe.{name}`.")
 
 
-_MODELS = ("vqvae", "text_encoder", "transformer", "model")
-
-
-def check_given(components: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the first model that is no module, or tokenizer that is none; None is allowed."""
+def check_component_types(components: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the first model, scheduler or tokenizer of another type; None is allowed."""
     for name, value in components.items():
-        if value is not None and name in _MODELS:
+        if value is not None and name in ("vqvae", "text_encoder", "transformer", "model"):
             check_type(name, value, torch.nn.Module, "a model (torch.nn.Module) or None")
         elif value is not None and name == "scheduler":
             check_type(name, value, SchedulerMixin, "a scheduler or None")
@@ -89,12 +85,12 @@ def tokenize(tokenizer: Any, text: Any, **options: Any) -> Any:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model itself where `torch.compile` has wrapped it."""
+    """The model itself, where `torch.compile` may have wrapped it."""
     return model._orig_mod if is_compiled_module(model) else model
 
 
 def scale_factor(config: Mapping[str, Any]) -> int:
-    """Pixels a token, along one side, of an image tokenizer with this configuration."""
+    """Pixels per token along one side, of an image tokenizer with this configuration."""
     levels = config.get("block_out_channels") or config["encoder_multipliers"]
     return 2 ** (len(levels) - 1)
 
@@ -102,7 +98,7 @@ def scale_factor(config: Mapping[str, Any]) -> int:
 def keep_scale_factor(
     pipe: Any, repository: str | os.PathLike[str], arguments: Mapping[str, Any], hub: Mapping[str, Any]
 ) -> None:
-    """Where a saved pipeline was loaded without its image tokenizer: reads from its configuration what a token is in pixels."""
+    """Sets the pixels per token of a pipeline that was loaded without its image tokenizer, from the tokenizer's saved config."""
     if "vqvae" in arguments and arguments["vqvae"] is None:
         try:
             config = VQModel.load_config(repository, subfolder="vqvae", **hub)
@@ -114,8 +110,8 @@ def keep_scale_factor(
 def in_float32(model: Any, needed: bool = True) -> Any:
     """The model in float32, for decoders that overflow or blur in half precision.
 
-    The model itself where it is in float32, or `needed` is False, else another one with its weights, for this call: the model
-    is shared, between threads and between pipelines, and is not touched. Weights that are quantised stay as they are.
+    Returns the model itself if it is in float32, quantised, or `needed` is False. Otherwise it returns a copy for this call,
+    because threads and pipelines share the model, which must not change.
     """
     plain = unwrapped(model)
     parameters = list(plain.parameters())
@@ -123,11 +119,11 @@ def in_float32(model: Any, needed: bool = True) -> Any:
     if not needed or not floating or all(parameter.dtype == torch.float32 for parameter in parameters):
         return model
     hook = getattr(plain, "_hf_hook", None)
-    if hook is not None:  # offloaded: what ran before it makes room
+    if hook is not None:  # offloaded: the model that ran before makes room
         hook.pre_forward(plain)
     offloaded = any(parameter.is_meta for parameter in parameters)
     weights = get_state_dict_offloaded_model(plain) if offloaded else plain.state_dict()
-    device = next((one.device for one in plain.parameters() if not one.is_meta), torch.device("cpu"))
+    device = next((parameter.device for parameter in plain.parameters() if not parameter.is_meta), torch.device("cpu"))
     device = getattr(hook, "execution_device", None) or device
     with torch.device("meta"):
         twin = type(plain).from_config(plain.config)
@@ -135,7 +131,7 @@ def in_float32(model: Any, needed: bool = True) -> Any:
         name: weight.to(device, torch.float32 if weight.is_floating_point() else weight.dtype) for name, weight in weights.items()
     }
     twin.load_state_dict(converted, assign=True)
-    for module, same in zip(twin.modules(), plain.modules(), strict=True):  # who watches the model sees its twin
-        module._forward_pre_hooks.update(same._forward_pre_hooks)
-        module._forward_hooks.update(same._forward_hooks)
+    for module, original in zip(twin.modules(), plain.modules(), strict=True):  # hooks on the model see its twin run
+        module._forward_pre_hooks.update(original._forward_pre_hooks)
+        module._forward_hooks.update(original._forward_hooks)
     return twin.eval()

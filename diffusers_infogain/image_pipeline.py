@@ -28,8 +28,8 @@ from .checks import LARGEST_NUMBER, check_integer, check_number, prompt_list
 from .components import (
     PUBLISHED_SCALE_FACTOR,
     as_infogain_scheduler,
+    check_component_types,
     check_components,
-    check_given,
     converted_scheduler,
     in_float32,
     scale_factor,
@@ -173,7 +173,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         Raises:
             ValueError: If a component is of another type, or the scale no finite number.
         """
-        check_given(components)
+        check_component_types(components)
         if default_guidance_scale is not None:
             check_number("default_guidance_scale", default_guidance_scale, -LARGEST_NUMBER)
             self.register_to_config(default_guidance_scale=default_guidance_scale)

@@ -16,7 +16,7 @@ COMPONENTS = ("transformer", "text_encoder")
 
 
 class AmusedLoraMixin(StableDiffusionLoraLoaderMixin):
-    """What aMUSEd's own mixin in diffusers does, whose pipelines are deprecated there; files are the same."""
+    """Loads and saves LoRA files as the aMUSEd mixin of diffusers does, which is deprecated there."""
 
     _lora_loadable_modules = list(COMPONENTS)
     transformer: Any
@@ -34,16 +34,16 @@ class AmusedLoraMixin(StableDiffusionLoraLoaderMixin):
         Args:
             pretrained_model_name_or_path_or_dict: Hub id, folder, file or state dict. Files must be safetensors, unless
                 `use_safetensors=False` is given.
-            adapter_name: A name to address the adapter by.
-            hotswap: Put the layers in the place of those of the adapter of that name.
+            adapter_name: Name of the adapter.
+            hotswap: Whether to replace the layers of the adapter of that name.
             kwargs: As in `diffusers.loaders.StableDiffusionLoraLoaderMixin.lora_state_dict`, and `low_cpu_mem_usage`.
 
         Raises:
-            ImportError: If there is no peft, or one that diffusers does not take.
-            ValueError: If layers are found that neither component has, or that have another shape there.
+            ImportError: If peft is missing, or too old for diffusers.
+            ValueError: For layers that neither component has, or that have another shape there.
         """
         if not USE_PEFT_BACKEND:
-            raise ImportError("`load_lora_weights` needs peft, in a version that diffusers takes: the extra 'lora'.")
+            raise ImportError("`load_lora_weights` needs peft in a version that diffusers supports: install the extra 'lora'.")
         options = {"adapter_name": adapter_name, "hotswap": hotswap, "_pipeline": self}
         if "low_cpu_mem_usage" in kwargs:
             options["low_cpu_mem_usage"] = kwargs.pop("low_cpu_mem_usage")
@@ -62,7 +62,7 @@ class AmusedLoraMixin(StableDiffusionLoraLoaderMixin):
             )
 
     def _check_layers(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Raises a ValueError that names the first layer that is not for this pipeline."""
+        """Raises a ValueError that names the first layer that does not fit this pipeline."""
         if not state_dict:
             raise ValueError("`pretrained_model_name_or_path_or_dict` must hold LoRA layers, got no tensor.")
         modules: dict[str, dict[str, torch.nn.Module]] = {}
@@ -71,17 +71,17 @@ class AmusedLoraMixin(StableDiffusionLoraLoaderMixin):
             if component not in COMPONENTS or "lora" not in rest:
                 raise ValueError(
                     "`pretrained_model_name_or_path_or_dict` must hold LoRA layers of `transformer` and `text_encoder` only, "
-                    f"with those words before their names and 'lora' in them, got {key!r}."
+                    f"whose names start with one of these words and contain 'lora', got {key!r}."
                 )
             check_components(self, component)
             if component not in modules:
                 modules[component] = dict(unwrapped(getattr(self, component)).named_modules())
             layer, found, part = rest.partition(".lora_")
-            if not found or part not in ("A.weight", "B.weight"):  # of an older format, which diffusers converts
+            if not found or part not in ("A.weight", "B.weight"):  # an older format, which diffusers converts
                 continue
             module = modules[component].get(layer) or modules[component].get(layer.removeprefix("text_model."))
             if module is None:
-                raise ValueError(f"`{component}` has no layer {layer!r}: these LoRA layers are another model's.")
+                raise ValueError(f"`{component}` has no layer {layer!r}: these LoRA layers belong to another model.")
             axis, weight = (1 if part == "A.weight" else 0), module.get_parameter("weight")
             if weight.shape[axis] != tensor.shape[axis]:
                 raise ValueError(
@@ -105,10 +105,10 @@ class AmusedLoraMixin(StableDiffusionLoraLoaderMixin):
         """Writes LoRA layers, such as `peft.get_peft_model_state_dict(pipe.transformer)`, for `load_lora_weights`.
 
         Args:
-            save_directory: Folder, which is made if it is not there.
-            text_encoder_lora_layers, transformer_lora_layers: Modules or state dicts; at least one.
+            save_directory: Folder; it is created if necessary.
+            text_encoder_lora_layers, transformer_lora_layers: Modules or state dicts; at least one of the two.
             transformer_lora_adapter_metadata, text_encoder_lora_adapter_metadata: Their peft configuration, such as
-                `pipe.transformer.peft_config["default"].to_dict()`; without it the scale α / r is taken to be 1.
+                `pipe.transformer.peft_config["default"].to_dict()`; without it the scale α / r is assumed to be 1.
             is_main_process, weight_name, save_function, safe_serialization: As in diffusers.
 
         Raises:

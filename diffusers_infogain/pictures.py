@@ -1,4 +1,4 @@
-"""Images that carry how they were made, also into the files that users save them as."""
+"""Images that record how they were generated, and keep the record in PNG files."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .image_files import METADATA_KEY, png_information
 
 
 class Picture(PIL.Image.Image):
-    """A PIL image with its settings as JSON in `info["infogain"]`; a PNG file that it is saved as holds them too.
+    """A PIL image with its settings as JSON in `info["infogain"]`, which PNG files keep.
 
-    What Pillow makes of it (resized, cut, converted) is a plain image, since those are no longer the settings' pixels.
+    Pillow's operations (resizing, cropping, converting) return plain images, because the settings no longer reproduce them.
     """
 
     @classmethod
     def of(cls, image: PIL.Image.Image, settings: Mapping[str, Any]) -> Picture:
-        """The image with settings."""
+        """A copy of the image that records these settings."""
         picture = cls()
         vars(picture).update(vars(image))
         picture.info = {**image.info, METADATA_KEY: json.dumps(settings, allow_nan=False)}
         return picture
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As Pillow's; the settings are left out where `pnginfo` is given."""
+        """As in Pillow; if `pnginfo` is given, the settings are not saved."""
         params.setdefault("pnginfo", png_information(self.info[METADATA_KEY]) if METADATA_KEY in self.info else None)
         super().save(fp, format, **params)
 
     def copy(self) -> Picture:
-        """The same image, with its settings."""
+        """A copy that keeps the settings."""
         picture = type(self)()
         vars(picture).update(vars(super().copy()))
         return picture

@@ -18,7 +18,7 @@ from .checkpoints.repository import Repository
 from .checkpoints.text import open_text_model
 from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
-from .components import check_components, check_given, tokenize
+from .components import check_component_types, check_components, tokenize
 from .models.chat_templates import chat_text
 from .models.text_family import TextFamily, family_name, text_family
 from .models.wrapped import underlying
@@ -68,7 +68,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         family: dict[str, Any] | None = None,
     ):
         super().__init__()
-        check_given({"model": model, "tokenizer": tokenizer})
+        check_component_types({"model": model, "tokenizer": tokenizer})
         if scheduler is not None and not isinstance(scheduler, InfoGainScheduler):
             raise ValueError(f"`scheduler` must be an InfoGainScheduler, got {type(scheduler).__name__}.")
         if family is not None:

@@ -1,4 +1,4 @@
-"""Pictures of what a sampler did."""
+"""Labelled grids of images, for comparisons of samplers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class GridCell:
 
 @dataclass
 class GridRow:
-    """A row of cells with a title and smaller lines below it."""
+    """A row of cells, with a title and smaller lines of text to its left."""
 
     title: str
     lines: Sequence[str]
@@ -46,12 +46,13 @@ def labelled_grid(columns: Sequence[str], rows: Sequence[GridRow], title: str = 
     """Images in rows and columns with their labels, on white.
 
     Args:
-        columns: A text over each column, such as the prompt.
-        rows: One `GridRow` per row, each with as many cells as there are columns.
+        columns: A heading for each column, such as the prompt.
+        rows: The rows, each with as many cells as there are columns.
+        title: Heading of the whole picture.
         cell_size: Width and height to which images are enlarged, in pixels.
 
     Raises:
-        ValueError: If a row has another number of cells.
+        ValueError: If a row does not have one cell per column.
     """
     for row in rows:
         if len(row.cells) != len(columns):

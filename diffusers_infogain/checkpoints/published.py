@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..checks import check_type, shown
-from ..components import check_given, keep_scale_factor
+from ..components import check_component_types, keep_scale_factor
 from .errors import one_sentence
 from .repository import EMBEDDED_MODELS, MODEL_INDEX, HubArguments, Repository
 from .saved import component_types, index_classes, reference
@@ -221,7 +221,7 @@ def load_saved_or_published(
         TypeError: For an argument that does not apply to such a repository.
     """
     # Instead of some components, folders and Hub ids are accepted too.
-    check_given({key: value for key, value in arguments.items() if not isinstance(value, (str, os.PathLike))})
+    check_component_types({key: value for key, value in arguments.items() if not isinstance(value, (str, os.PathLike))})
     for argument in ("variant", "revision"):
         check_type(argument, arguments.get(argument), (str, type(None)), "a string or None")
     repository = Repository(name, HubArguments(**HubArguments.given(arguments)))

@@ -268,7 +268,7 @@ def test_layers_saved_with_the_pipeline_are_fused(trained, tmp_path):
     ("changed", "message"),
     [
         ({"unet.attn.to_q.lora_A.weight": (2, 16)}, "must hold LoRA layers of `transformer` and `text_encoder` only"),
-        ({"transformer.attn.to_q.weight": (2, 16)}, "'lora' in them, got 'transformer.attn.to_q.weight'"),
+        ({"transformer.attn.to_q.weight": (2, 16)}, "contain 'lora', got 'transformer.attn.to_q.weight'"),
         ({"transformer.blocks.0.to_q.lora_A.weight": (2, 16)}, "`transformer` has no layer 'blocks.0.to_q'"),
         ({"text_encoder.layers.9.q_proj.lora_A.weight": (2, 16)}, "`text_encoder` has no layer 'layers.9.q_proj'"),
         ({}, "must hold LoRA layers, got no tensor"),
