@@ -28,27 +28,27 @@ from .text_generation import CALLBACK_TENSOR_INPUTS, TextGeneration
 from .text_output import InfoGainTextOutput, TextBlock
 
 DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "even"}
-"""Settings of a new pipeline's scheduler: the paper's, with the gain summed over the masks (see docs/results.md), and the steps'
-counts as published for text."""
+"""Settings of a new pipeline's scheduler: those of the paper, but with the gain summed over the masks (see docs/results.md) and an
+even number of tokens in all steps, as in the published loops for text."""
 
 Messages = list[dict[str, str]]
 
 
 class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
-    r"""Text generation and infilling with masked language models, decoded by information gain or any rule it is compared with.
+    r"""Text generation and infilling with masked language models, decoded by information gain or any other rule.
 
-    `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, small models of their kind and any
-    `AutoModelForMaskedLM` as they were published, on transformers' own classes, or what `save_pretrained` wrote.
+    `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, A2D models and any `AutoModelForMaskedLM` as they
+    were published, on the classes of transformers, or what `save_pretrained` wrote.
 
     Args:
         model: Predicts the tokens.
-        tokenizer: Of the prompts.
-        scheduler: Decides which tokens to decode next, and with what.
-        family: Facts on the model that its weights do not tell, `dataclasses.asdict(TextFamily(...))`; by default those of its
+        tokenizer: Encodes prompts and decodes texts.
+        scheduler: Decides which tokens to decode next, and their values.
+        family: Facts about the model that its weights do not tell, `dataclasses.asdict(TextFamily(...))`; by default those of its
             configuration.
 
     Raises:
-        ValueError: If `scheduler` is no `InfoGainScheduler`, or the family is not known.
+        ValueError: If `scheduler` is not an `InfoGainScheduler`, or the family is not known.
     """
 
     families = ("LLaDA", "Dream", "SDAR", "TraDo", "A2D", "an AutoModelForMaskedLM")
@@ -80,7 +80,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
 
     @property
     def device(self) -> torch.device:
-        """The model's, also where it is wrapped."""
+        """The device of the model, which may be wrapped by `torch.compile` or peft."""
         return super().device if self.model is None else underlying(self.model).device
 
     @property
@@ -100,15 +100,15 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     def open_published(
         cls, repository: str | os.PathLike[str], *, without: Collection[str] = (), **hub: Any
     ) -> PublishedPipeline:
-        """The published repository, opened to be loaded or converted.
+        """Opens a published repository, to be loaded or converted; no code of it runs.
 
         Args:
             repository: Folder or Hub id.
-            without: Models that are not opened, since others take their place or none is wanted.
+            without: Models that are not opened, because the caller replaces them or needs none.
             hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
         Raises:
-            ValueError: For a model of no known family.
+            ValueError: For a model of an unknown family.
         """
         opened = open_text_model(repository, **hub)
         components = {

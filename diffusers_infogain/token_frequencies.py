@@ -55,7 +55,7 @@ def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> to
 
 
 def save_token_frequencies(frequencies: torch.Tensor, path: str | Path) -> None:
-    """Writes frequencies (V,) in one go, as a safetensors file with the float32 tensor "frequencies".
+    """Writes frequencies (V,) atomically, as a safetensors file with the float32 tensor "frequencies".
 
     Raises:
         ValueError: If they are not float32 of one dimension, in [0, 1] and not all 0.

@@ -79,10 +79,10 @@ def plain_text(pipe, prompt: list[int], new: int, block: int, steps: int, seed: 
     for start in range(len(prompt), tokens.shape[1], block):
         end = min(start + block, tokens.shape[1])
 
-        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
-            every = tokens.expand(len(states), -1).clone()
-            every[:, start:end] = states
-            return torch.cat([pipe.model(one[None]) for one in every])[:, start:end]
+        def denoise(states: torch.Tensor, sample_index: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            sequences = tokens.expand(len(states), -1).clone()
+            sequences[:, start:end] = states
+            return torch.cat([pipe.model(ids[None]) for ids in sequences])[:, start:end]
 
         scheduler = InfoGainScheduler.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(steps)
@@ -106,9 +106,9 @@ def test_prompts_of_different_lengths_are_decoded_as_each_alone(sampler, bound, 
         lookahead_batch_size=chunk,
         stop_at_eos=False,
     )
-    for row, prompt in enumerate(PROMPTS):
-        expected = plain_text(pipe, pipe.tokenizer(prompt).input_ids, 8, block, 3, seed=row)
-        assert output.sequences[row][output.attention_mask[row]].tolist() == expected
+    for sample, prompt in enumerate(PROMPTS):
+        expected = plain_text(pipe, pipe.tokenizer(prompt).input_ids, 8, block, 3, seed=sample)
+        assert output.sequences[sample][output.attention_mask[sample]].tolist() == expected
 
 
 @settings(max_examples=25, deadline=None)
@@ -127,8 +127,8 @@ def test_no_mask_is_left_and_prompts_are_untouched(new, block, steps, k, thresho
         steps, k = max(steps, -(-new // (block or new))), None
     pipe = make_pipe(num_candidates=num, tokens_per_step=k, confidence_threshold=threshold)
     output = pipe(prompts, max_new_tokens=new, block_length=block, num_inference_steps=steps, stop_at_eos=stop)
-    for row, prompt in enumerate(prompts):
-        tokens = output.sequences[row][output.attention_mask[row]].tolist()
+    for sample, prompt in enumerate(prompts):
+        tokens = output.sequences[sample][output.attention_mask[sample]].tolist()
         ids = pipe.tokenizer(prompt).input_ids
         assert tokens[: len(ids)] == ids
         assert len(tokens) == len(ids) + new
@@ -140,19 +140,19 @@ def test_no_mask_is_left_and_prompts_are_untouched(new, block, steps, k, thresho
 
 
 def test_masks_within_a_text_are_filled_in_and_the_rest_stays(pipe):
-    rows = [[0, MASK, 2, MASK, MASK, 5], [MASK, 1, 2]]
-    output = pipe(input_ids=rows, max_new_tokens=0, generator=generators(0, 1))
-    for row, given_ids in enumerate(rows):
-        tokens = output.sequences[row][output.attention_mask[row]].tolist()
+    prompts = [[0, MASK, 2, MASK, MASK, 5], [MASK, 1, 2]]
+    output = pipe(input_ids=prompts, max_new_tokens=0, generator=generators(0, 1))
+    for sample, given_ids in enumerate(prompts):
+        tokens = output.sequences[sample][output.attention_mask[sample]].tolist()
         assert MASK not in tokens
         assert all(token == known for token, known in zip(tokens, given_ids, strict=True) if known != MASK)
     assert len(output.texts[0].split()) <= 6
-    tensors = [torch.tensor(row) for row in rows]
+    tensors = [torch.tensor(ids) for ids in prompts]
     again = pipe(input_ids=tensors, max_new_tokens=0, generator=generators(0, 1))
     assert torch.equal(again.sequences, output.sequences)
-    whole = pipe(input_ids=torch.tensor([rows[0], rows[0]]), max_new_tokens=0, generator=generators(0, 0))
+    whole = pipe(input_ids=torch.tensor([prompts[0], prompts[0]]), max_new_tokens=0, generator=generators(0, 0))
     assert whole.sequences.tolist() == [output.sequences[0].tolist()] * 2
-    alone = pipe(input_ids=rows[1:], max_new_tokens=0, generator=generators(1))
+    alone = pipe(input_ids=prompts[1:], max_new_tokens=0, generator=generators(1))
     assert alone.sequences[0].tolist() == output.sequences[1][output.attention_mask[1]].tolist()
 
 
@@ -179,11 +179,10 @@ def test_a_text_is_finished_with_the_block_in_which_it_ends():
     pipe = ending_pipe(place=4)
     pipe.set_progress_bar_config(disable=True)
     output = pipe(["a red cat", "dogs"], max_new_tokens=9, block_length=3)
-    # rows have 3 and 1 tokens of prompt: the ends are the second and the fourth new token
+    # the prompts have 3 and 1 tokens: the ends are the second and the fourth new token
     assert output.texts == ["on", "on on on"]
     assert output.sequences[0].tolist()[4:] == [EOS] * 8
-    rows = output.trace.model_rows.sum(0).tolist()
-    assert rows == [3, 6]
+    assert output.trace.model_rows.sum(0).tolist() == [3, 6]
     whole = pipe(["a red cat", "dogs"], max_new_tokens=9, block_length=3, stop_at_eos=False)
     assert whole.trace.model_rows.sum(0).tolist() == [9, 9]
     assert whole.texts == output.texts
@@ -222,12 +221,12 @@ def test_streams_add_up_to_the_text_where_characters_have_several_bytes():
 
 def test_masks_in_one_prompt_change_nothing_for_the_others():
     for pipe in (make_pipe(sampler="info_gain"), make_block_pipe(sampler="info_gain")):
-        rows = [[0, MASK, 2], [1, 2, 3, 4], [MASK, MASK]]
-        together = pipe(input_ids=rows, max_new_tokens=6, block_length=4, generator=generators(0, 1, 2))
-        for row, ids in enumerate(rows):
-            alone = pipe(input_ids=[ids], max_new_tokens=6, block_length=4, generator=generators(row))
-            assert together.texts[row] == alone.texts[0]
-            found = together.sequences[row][together.attention_mask[row]]
+        prompts = [[0, MASK, 2], [1, 2, 3, 4], [MASK, MASK]]
+        together = pipe(input_ids=prompts, max_new_tokens=6, block_length=4, generator=generators(0, 1, 2))
+        for sample, ids in enumerate(prompts):
+            alone = pipe(input_ids=[ids], max_new_tokens=6, block_length=4, generator=generators(sample))
+            assert together.texts[sample] == alone.texts[0]
+            found = together.sequences[sample][together.attention_mask[sample]]
             assert torch.equal(found, alone.sequences[alone.attention_mask])
 
 
@@ -259,10 +258,10 @@ def test_the_trace_is_that_of_the_decoding():
     trace = pipe("a red cat", max_new_tokens=8, num_inference_steps=4, generator=generators(3), stop_at_eos=False).trace
     tokens = torch.tensor([[*prompt, *[MASK] * 8]])
 
-    def denoise(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        every = torch.cat([tokens[:, : len(prompt)].expand(len(states), -1), states], dim=1)
+    def denoise(states: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
+        sequences = torch.cat([tokens[:, : len(prompt)].expand(len(states), -1), states], dim=1)
         with torch.no_grad():
-            return torch.cat([pipe.model(one[None]) for one in every])[:, len(prompt) :]
+            return torch.cat([pipe.model(ids[None]) for ids in sequences])[:, len(prompt) :]
 
     scheduler = InfoGainScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(4)
@@ -278,14 +277,14 @@ def test_the_trace_is_that_of_the_decoding():
 
 def test_rows_with_other_numbers_of_masks_are_decoded_together_where_their_steps_are_equal():
     pipe = make_pipe(sampler="confidence", tokens_per_step=2)
-    rows = [[0, MASK, MASK, MASK, MASK], [0, MASK, MASK, 1, MASK], [MASK, 1, MASK, MASK, MASK], [0, 1, MASK, MASK, MASK]]
+    prompts = [[0, MASK, MASK, MASK, MASK], [0, MASK, MASK, 1, MASK], [MASK, 1, MASK, MASK, MASK], [0, 1, MASK, MASK, MASK]]
     with forwards(pipe) as ran:
-        pipe(input_ids=rows, max_new_tokens=0, generator=generators(0, 1, 2, 3))
+        pipe(input_ids=prompts, max_new_tokens=0, generator=generators(0, 1, 2, 3))
     assert ran == [4, 4]
-    for row, ids in enumerate(rows):
-        alone = pipe(input_ids=[ids], max_new_tokens=0, generator=generators(row))
-        whole = pipe(input_ids=rows, max_new_tokens=0, generator=generators(0, 1, 2, 3))
-        assert alone.texts[0] == whole.texts[row]
+    for sample, ids in enumerate(prompts):
+        alone = pipe(input_ids=[ids], max_new_tokens=0, generator=generators(sample))
+        whole = pipe(input_ids=prompts, max_new_tokens=0, generator=generators(0, 1, 2, 3))
+        assert alone.texts[0] == whole.texts[sample]
 
 
 def test_a_text_is_complete_when_its_own_masks_are_gone():
@@ -312,9 +311,9 @@ def test_steps_are_shared_out_over_a_texts_own_blocks():
         call = {"max_new_tokens": 8, "block_length": 4, "num_inference_steps": 5, "stop_at_eos": False}
         together = pipe(prompts, **call, generator=generators(0, 1, 2))
         assert (together.trace.num_decoded > 0).sum(0).tolist() == [5] * 3
-        for row, prompt in enumerate(prompts):
-            alone = pipe(prompt, **call, generator=generators(row))
-            assert together.texts[row] == alone.texts[0]
+        for sample, prompt in enumerate(prompts):
+            alone = pipe(prompt, **call, generator=generators(sample))
+            assert together.texts[sample] == alone.texts[0]
         blocks = 3 if pipe.family.block_length else 2
         with pytest.raises(ValueError, match=f"must be at least 1 for each of the {blocks} blocks, got 1"):
             pipe(prompts, **{**call, "num_inference_steps": 1})
@@ -383,8 +382,8 @@ def test_callbacks_get_the_index_of_the_texts_they_see():
 
     names = ["tokens", "sample_index"]
     pipe(["a red cat", "dogs"], max_new_tokens=5, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
-    assert [left for row, left in seen if row == 0] == [0, 3, 2, 1, 0]
-    assert [left for row, left in seen if row == 1] == [2, 1, 0, 1, 0]
+    assert [left for sample, left in seen if sample == 0] == [0, 3, 2, 1, 0]
+    assert [left for sample, left in seen if sample == 1] == [2, 1, 0, 1, 0]
 
 
 def test_callback_objects_get_what_they_ask_for(pipe):
@@ -416,12 +415,12 @@ def test_image_tokens_are_never_written(pipe):
 
 @contextlib.contextmanager
 def forwards(pipe) -> Iterator[list[int]]:
-    """The rows of every forward of the model."""
-    rows: list[int] = []
+    """The batch size of every forward of the model."""
+    batch_sizes: list[int] = []
     hook = pipe.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: batch_sizes.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
     )
-    yield rows
+    yield batch_sizes
     hook.remove()
 
 
@@ -429,11 +428,11 @@ def forwards(pipe) -> Iterator[list[int]]:
 @pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
 def test_the_trace_counts_every_row_and_call_of_the_model(sampler, cache):
     pipe = make_pipe(sampler=sampler, tokens_per_step=2, gain_reduction="sum")
-    with forwards(pipe) as rows:
+    with forwards(pipe) as batch_sizes:
         trace = pipe("a red cat", max_new_tokens=12, block_length=4, cache=cache, stop_at_eos=False).trace
     assert trace.starts[:, 0].tolist() == [True, False] * 3
-    assert trace.model_rows.sum() == sum(rows)
-    assert trace.model_calls.tolist() == [len(rows)]
+    assert trace.model_rows.sum() == sum(batch_sizes)
+    assert trace.model_calls.tolist() == [len(batch_sizes)]
 
 
 def test_finished_texts_are_no_longer_run():
@@ -447,12 +446,12 @@ def test_finished_texts_are_no_longer_run():
         return {"tokens": tokens}
 
     prompts = ["a red cat on", "the mat on fog", "a dog on fog"]
-    with forwards(pipe) as rows:
+    with forwards(pipe) as batch_sizes:
         output = pipe(prompts, max_new_tokens=12, callback_on_step_end=end_one, generator=generators(0, 1, 2))
     assert EOS in output.sequences[1].tolist()
-    first = rows.index(2)
-    assert set(rows[:first]) == {3}
-    assert set(rows[first:]) <= {1, 2}
+    first = batch_sizes.index(2)
+    assert set(batch_sizes[:first]) == {3}
+    assert set(batch_sizes[first:]) <= {1, 2}
     alone = pipe(prompts[:1], max_new_tokens=12, callback_on_step_end=end_one, generator=generators(0))
     assert torch.equal(output.sequences[0], alone.sequences[0])
 
@@ -467,7 +466,7 @@ def test_searches(search):
 
 def test_texts_of_a_prompt_follow_each_other(pipe):
     output = pipe(["a cat", "fog"], max_new_tokens=3, num_texts_per_prompt=2, generator=generators(*range(4)))
-    starts = [output.sequences[row][output.attention_mask[row]][0].item() for row in range(4)]
+    starts = [output.sequences[sample][output.attention_mask[sample]][0].item() for sample in range(4)]
     assert starts == [0, 0, 8, 8]
 
 
@@ -563,10 +562,10 @@ def plain_block_text(pipe, prompt: list[int], new: int, block: int, seed: int) -
         if not (tokens[:, start:end] == MASK).any():
             continue
 
-        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
-            every = tokens.expand(len(states), -1).clone()
-            every[:, start:end] = states
-            logits = torch.cat([pipe.model(one[None, :real], attention_mask=mask).logits for one in every])
+        def denoise(states: torch.Tensor, sample_index: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            sequences = tokens.expand(len(states), -1).clone()
+            sequences[:, start:end] = states
+            logits = torch.cat([pipe.model(ids[None, :real], attention_mask=mask).logits for ids in sequences])
             return torch.nn.functional.pad(logits, (0, 0, 0, tokens.shape[1] - real))[:, start:end]
 
         scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
@@ -581,9 +580,9 @@ def plain_block_text(pipe, prompt: list[int], new: int, block: int, seed: int) -
 def test_block_causal_models_give_the_same_with_and_without_a_cache(sampler, block, cache):
     pipe = make_block_pipe(sampler=sampler)
     output = pipe(PROMPTS, max_new_tokens=9, block_length=block, generator=generators(0, 1, 2), stop_at_eos=False, **cache)
-    for row, prompt in enumerate(PROMPTS):
-        expected = plain_block_text(pipe, pipe.tokenizer(prompt).input_ids, 9, block or 4, seed=row)
-        assert output.sequences[row][output.attention_mask[row]].tolist() == expected
+    for sample, prompt in enumerate(PROMPTS):
+        expected = plain_block_text(pipe, pipe.tokenizer(prompt).input_ids, 9, block or 4, seed=sample)
+        assert output.sequences[sample][output.attention_mask[sample]].tolist() == expected
 
 
 @pytest.mark.parametrize("block", [None, 3])
@@ -595,12 +594,12 @@ def test_shifted_models_read_a_prediction_one_token_before(block):
     for start in range(len(prompt), tokens.shape[1], block or 6):
         end = min(start + (block or 6), tokens.shape[1])
 
-        def denoise(states: torch.Tensor, rows: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
-            every = tokens.expand(len(states), -1).clone()
-            every[:, start:end] = states
-            seen = torch.zeros(1, 1, every.shape[1], every.shape[1], dtype=pipe.model.dtype)
+        def denoise(states: torch.Tensor, sample_index: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
+            sequences = tokens.expand(len(states), -1).clone()
+            sequences[:, start:end] = states
+            seen = torch.zeros(1, 1, sequences.shape[1], sequences.shape[1], dtype=pipe.model.dtype)
             with torch.no_grad():
-                return pipe.model(every, attention_mask=seen).logits[:, start - 1 : end - 1]
+                return pipe.model(sequences, attention_mask=seen).logits[:, start - 1 : end - 1]
 
         scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
         scheduler.set_timesteps(end - start)
@@ -632,6 +631,6 @@ def test_the_embedded_model_fills_in_a_sudoku():
     pipe.set_progress_bar_config(disable=True)
     assert pipe.model.dtype == torch.float32
     problems = sample_sudokus(12, torch.Generator().manual_seed(0))
-    rows = [pipe.tokenizer(problem.letter + problem.template).input_ids for problem in problems]
-    texts = pipe(input_ids=rows, max_new_tokens=0, generator=generators(*range(12))).texts
+    prompts = [pipe.tokenizer(problem.letter + problem.template).input_ids for problem in problems]
+    texts = pipe(input_ids=prompts, max_new_tokens=0, generator=generators(*range(12))).texts
     assert sum(problem.check(text[1:]) for problem, text in zip(problems, texts, strict=True)) >= 11
