@@ -28,8 +28,8 @@ from .text_generation import CALLBACK_TENSOR_INPUTS, TextGeneration
 from .text_output import InfoGainTextOutput, TextBlock
 
 DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "even"}
-"""Settings of a new pipeline's scheduler: those of the paper, but with the gain summed over the masks (see docs/results.md) and an
-even number of tokens in all steps, as in the published loops for text."""
+"""Settings of a new pipeline's scheduler: those of the paper, but with the gain summed over the masks (see docs/results.md) and
+tokens shared evenly over the steps, as in the published loops for text."""
 
 Messages = list[dict[str, str]]
 
