@@ -347,6 +347,15 @@ def test_blocks_are_streamed_as_they_are_finished():
         pipe.stream("a cat", block_length=0)
 
 
+def test_only_decoding_draws_from_the_generator(pipe):
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    blocks = pipe.stream("a red cat", max_new_tokens=4, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+    next(blocks)
+    assert not torch.equal(generator.get_state(), before)
+
+
 def test_chats_go_through_the_template(pipe):
     pipe.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}fog"
     chat = [{"role": "user", "content": "a red cat"}]

@@ -15,8 +15,8 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Qwen2Config
 
 from diffusers_infogain.checkpoints.source import renamed
 from diffusers_infogain.checkpoints.text import open_text_model
-from diffusers_infogain.models.llada import KEY_MAPPING, BidirectionalLlama, llama_config
-from diffusers_infogain.models.text_family import TextFamily, text_family
+from diffusers_infogain.models.llada import KEY_MAPPING, BidirectionalLlama, llama_config, pad_prompts
+from diffusers_infogain.models.text_family import TextFamily, family_name, text_family
 from diffusers_infogain.models.text_logits import TextCache
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -198,6 +198,13 @@ def test_only_the_wanted_positions_go_through_the_head():
     assert seen == [int(where.sum())]
 
 
+def test_prompts_are_padded_on_the_left():
+    ids, mask = pad_prompts([[1, 2, 3], [4], []], 9, torch.device("cpu"))
+    assert ids.tolist() == [[1, 2, 3], [9, 9, 4], [9, 9, 9]]
+    assert mask.tolist() == [[True] * 3, [False, False, True], [False] * 3]
+    assert (ids.dtype, mask.dtype) == (torch.long, torch.bool)
+
+
 # Caches
 
 
@@ -274,6 +281,23 @@ def test_models_of_other_kinds_are_refused(config, text, tmp_path):
     with pytest.raises(ValueError) as error:
         open_text_model(tmp_path)
     assert text in str(error.value)
+
+
+def test_a_configuration_says_whether_it_is_of_a_text_model():
+    saved = asdict(family_of("sdar"))
+    configs = [
+        ({"model_type": "mmada"}, "mmada"),
+        ({"model_type": "a2d-qwen2"}, "a2d"),
+        ({"model_type": "modernbert"}, "masked_lm"),
+        ({"model_type": "llama"}, None),
+        ({"model_type": "llama", "is_causal": False}, "llada"),
+        ({"model_type": "qwen3", "text_family": saved}, "sdar"),
+        ({"model_type": ["bert"]}, None),
+        ({}, None),
+    ]
+    assert [family_name(config) for config, _ in configs] == [name for _, name in configs]
+    with pytest.raises(ValueError, match=r"config\.json: `text_family`"):
+        family_name({"model_type": "qwen3", "text_family": {**saved, "attention": "causal"}})
 
 
 def test_a_family_must_make_sense():
