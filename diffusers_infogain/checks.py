@@ -118,11 +118,11 @@ def check_type(name: str, value: object, kinds: type | tuple[type, ...], describ
 
 
 def check_list(name: str, value: Any, kinds: type | tuple[type, ...], described: str) -> list[Any]:
-    """The value as a list, if it is a list or tuple of such things that is not empty.
+    """The value as a list, if it is a non-empty list or tuple of items of these types.
 
     Args:
         kinds: The types of its items.
-        described: How the message calls the whole, such as "a string or a list of strings that is not empty".
+        described: How the message calls the whole, such as "a string or a non-empty list of strings".
 
     Raises:
         ValueError: If not, naming the argument.
@@ -157,7 +157,7 @@ def prompt_list(name: str, prompt: Any) -> list[str]:
     """
     if isinstance(prompt, str):
         return [prompt]
-    return check_list(name, prompt, str, "a string or a list of strings that is not empty")
+    return check_list(name, prompt, str, "a string or a non-empty list of strings")
 
 
 def check_search(num_beams: int, num_runs: int, callback: object) -> None:

@@ -193,5 +193,5 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
             ValueError: For a class that does not exist (naming the nearest), or for the first other argument that does not fit.
         """
         if not isinstance(class_labels, (str, int)):
-            check_list("class_labels", class_labels, (str, int), "a class or a list of classes that is not empty")
+            check_list("class_labels", class_labels, (str, int), "a class or a non-empty list of classes")
         return self.generate({**locals(), "class_labels": imagenet_class_ids(class_labels)})

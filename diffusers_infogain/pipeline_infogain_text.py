@@ -145,7 +145,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         check_components(self, "tokenizer")
         if prompt is not None:
             return [list(tokenize(self.tokenizer, text).input_ids) for text in prompt_list("prompt", prompt)]
-        described = "a chat or a list of chats that is not empty, each a list of dictionaries"
+        described = "a chat or a non-empty list of chats, each a list of dictionaries"
         chats = check_list("messages", messages, (dict, list, tuple), described)
         chats = [chats] if isinstance(chats[0], dict) else chats
         for chat in chats:

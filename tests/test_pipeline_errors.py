@@ -24,16 +24,16 @@ EMBEDS, STATES = torch.zeros(2, 16), torch.zeros(2, 12, 16)
     [
         ({"prompt": None}, "Either `prompt` or `prompt_embeds` must be given"),
         ({"prompt_embeds": EMBEDS, "encoder_hidden_states": STATES}, "and not both"),
-        ({"prompt": []}, "`prompt` must be a string or a list of strings that is not empty, got []"),
-        ({"prompt": 3}, "`prompt` must be a string or a list of strings that is not empty, got 3"),
-        ({"prompt": ["a cat", None]}, "`prompt` must be a string or a list of strings"),
+        ({"prompt": []}, "`prompt` must be a string or a non-empty list of strings, got []"),
+        ({"prompt": 3}, "`prompt` must be a string or a non-empty list of strings, got 3"),
+        ({"prompt": ["a cat", None]}, "`prompt` must be a string or a non-empty list of strings"),
         ({"prompt": None, "prompt_embeds": EMBEDS}, "`prompt_embeds` and `encoder_hidden_states` must be given together"),
         ({"negative_prompt_embeds": EMBEDS}, "`negative_prompt_embeds` and `negative_encoder_hidden_states` must be given"),
         (
             {"prompt": None, "prompt_embeds": EMBEDS, "encoder_hidden_states": STATES[:1]},
             "`prompt_embeds` and `encoder_hidden_states` must have the same length, got 2 and 1",
         ),
-        ({"negative_prompt": []}, "`negative_prompt` must be a string or a list of strings that is not empty, got []"),
+        ({"negative_prompt": []}, "`negative_prompt` must be a string or a non-empty list of strings, got []"),
         ({"negative_prompt": 3}, "`negative_prompt` must be a string"),
         ({"negative_prompt": ["fog", "mud"]}, "`negative_prompt` must have one entry, or one for each of the 1 prompts, got 2"),
         (

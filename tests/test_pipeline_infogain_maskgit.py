@@ -111,7 +111,7 @@ def test_offloading_and_half_precision(file, dtype):
     [
         ({"class_labels": "goldfsh"}, "'goldfsh' is not the name of an ImageNet class: did you mean 'goldfish'"),
         ({"class_labels": 1000}, "`class_labels`: the id of an ImageNet class must be an integer in [0, 999], got 1000."),
-        ({"class_labels": []}, "`class_labels` must be a class or a list of classes that is not empty, got []"),
+        ({"class_labels": []}, "`class_labels` must be a class or a non-empty list of classes, got []"),
         ({"height": 128}, "`height` and `width` must be 64, the only size of this model, got 128 and 64"),
         ({"height": 60}, "`height` and `width` must be positive multiples of 16, got 60 and 64"),
         ({"latents": torch.full((1, 4, 4), 70)}, "`latents` must hold ids from 0 to 63 or the mask id 64"),

@@ -326,7 +326,7 @@ def test_memory_of_a_decision_at_the_width_of_8b():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"prompt": []}, "`prompt` must be a string or a list of strings that is not empty, got []"),
+        ({"prompt": []}, "`prompt` must be a string or a non-empty list of strings, got []"),
         ({"negative_prompt": ["a", "b"]}, "`negative_prompt` must have one entry, or one for each of the 1 prompts, got 2"),
         ({"height": 7}, "`height` and `width` must be positive multiples of 2, got 7 and 8"),
         ({"height": 32, "width": 16}, "need 128 image tokens, which make a sequence of 135 with the prompt; the model takes 100"),

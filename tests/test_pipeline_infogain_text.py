@@ -493,7 +493,7 @@ def test_saving_keeps_the_facts(pipe, tmp_path):
     [
         ({"prompt": None}, "Exactly one of `prompt`, `messages` and `input_ids` must be given, got none"),
         ({"input_ids": [[1]]}, "must be given, got prompt, input_ids"),
-        ({"prompt": []}, "`prompt` must be a string or a list of strings that is not empty, got []"),
+        ({"prompt": []}, "`prompt` must be a string or a non-empty list of strings, got []"),
         *(
             (
                 {"prompt": None, "input_ids": ids},
@@ -504,7 +504,7 @@ def test_saving_keeps_the_facts(pipe, tmp_path):
         ({"prompt": None, "input_ids": [[99]]}, "`input_ids` must be ids from 0 to 23, got ids from 99 to 99"),
         (
             {"prompt": None, "messages": []},
-            "`messages` must be a chat or a list of chats that is not empty, each a list of dictionaries, got []",
+            "`messages` must be a chat or a non-empty list of chats, each a list of dictionaries, got []",
         ),
         ({"max_new_tokens": -1}, "`max_new_tokens` must be an integer >= 0, got -1"),
         (

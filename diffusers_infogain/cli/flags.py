@@ -62,16 +62,16 @@ def words(text: str) -> str:
 
 
 def name(text: str) -> str:
-    """The type of a flag for a name that is not empty."""
+    """The type of a flag for a non-empty name."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"must be a name that is not empty, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"must be a non-empty name, got {shown(text)}")
     return words(text)
 
 
 def path(text: str) -> Path:
     """The type of a flag for a file or folder; the empty path, which would be the current folder, is a mistake."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"must be a path that is not empty, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"must be a non-empty path, got {shown(text)}")
     return Path(text)
 
 

@@ -171,7 +171,7 @@ def check_config(integers: dict[str, int], lists: dict[str, Sequence[int]]) -> N
     num_levels = len(lists["encoder_multipliers"])
     for name, values in lists.items():
         if not values or not all(map(positive, values)):
-            raise ValueError(f"`{name}` must be a list of positive integers that is not empty, got {values!r}.")
+            raise ValueError(f"`{name}` must be a non-empty list of positive integers, got {values!r}.")
         if len(values) != num_levels:
             raise ValueError(f"`{name}` must have as many entries as `encoder_multipliers`, {num_levels}, got {values!r}.")
 

@@ -78,11 +78,11 @@ def test_wrong_numbers_are_told_with_their_flag(capsys, value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "a", "--output", ""], "argument --output: must be a path that is not empty, got ''"),
-        (["generate", "a", "--output", "a\0b"], "argument --output: must be a path that is not empty, got 'a\\x00b'"),
-        (["generate", "a", "--model", ""], "argument --model: must be a name that is not empty, got ''"),
+        (["generate", "a", "--output", ""], "argument --output: must be a non-empty path, got ''"),
+        (["generate", "a", "--output", "a\0b"], "argument --output: must be a non-empty path, got 'a\\x00b'"),
+        (["generate", "a", "--model", ""], "argument --model: must be a non-empty name, got ''"),
         (["generate", "a\udcff"], "argument prompts: must be text in UTF-8, got 'a\\udcff'"),
-        (["text", "a", "--prompts-file", ""], "argument --prompts-file: must be a path that is not empty"),
+        (["text", "a", "--prompts-file", ""], "argument --prompts-file: must be a non-empty path"),
         (["generate", "a", "--dtype", "float8"], "argument --dtype: invalid choice: 'float8' (choose from"),
         (["generate", "a", "--seed", "-1"], "argument --seed: must be an integer >= 0, got -1"),
         (["convert", "a", "b", "--max-shard-size", "0"], "argument --max-shard-size: must be a number in [0.001, 1e+06], got 0"),
