@@ -15,7 +15,8 @@ def settings_table() -> str:
     """A row for every setting of the scheduler: name, default, values allowed, and what it does."""
     rows = ["| setting | default | allowed | what it does |", "|---|---|---|---|"]
     for name, setting in SETTINGS.items():
-        rows.append(f"| `{name}` | `{setting.default!r}` | {setting.allowed} | {setting.help} |")
+        default = f'"{setting.default}"' if isinstance(setting.default, str) else repr(setting.default)
+        rows.append(f"| `{name}` | `{default}` | {setting.allowed} | {setting.help} |")
     return "\n".join(rows)
 
 

@@ -62,6 +62,7 @@ def test_the_wheel_says_what_it_is(wheel):
     assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 
+@pytest.mark.slow  # imports everything once more; .ci/run does it
 def test_the_bundled_models_run_from_the_wheel(unpacked, tmp_path):
     code = """
 import diffusers_infogain
