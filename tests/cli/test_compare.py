@@ -8,6 +8,7 @@ import sys
 import PIL.Image
 import pytest
 from helpers import metrics  # noqa: F401, so that metrics can be imported without torchvision
+from helpers.commands import run
 
 from diffusers_infogain import cli, load
 
@@ -15,12 +16,7 @@ ARGUMENTS = ["--num-prompts", "4", "--steps", "2", "--seeds", "0", "1", "--devic
 
 
 def compare(capsys, folder, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main(["compare", "--output", str(folder), *ARGUMENTS, *map(str, arguments)])
-    except SystemExit as stopped:  # argparse
-        code = stopped.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return run(capsys, "compare", "--output", folder, *ARGUMENTS, *arguments)
 
 
 def test_a_comparison_writes_figures_table_plots_and_images_and_makes_only_what_is_missing(capsys, tmp_path):

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.commands import run
 from PIL import Image
-
-from diffusers_infogain import cli
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -19,12 +18,7 @@ QUICK = ["--steps", "2", "--sampler", "maskgit", "--device", "cpu"]
 
 
 def evaluate(capsys, folder, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main(["evaluate", "--output", str(folder), *QUICK, *map(str, arguments)])
-    except SystemExit as stopped:  # argparse
-        code = stopped.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return run(capsys, "evaluate", "--output", folder, *QUICK, *arguments)
 
 
 def images_of(folder: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def add_layers(model: torch.nn.Module, targets: list[str], seed: int = 0, **conf
     return peft.get_peft_model_state_dict(model, adapter_name="default")
 
 
-def first_logits(pipe: InfoGainPipeline) -> torch.Tensor:
+def first_logits(pipe: InfoGainPipeline, **call: Any) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     pipe(
         "a cat",
@@ -116,6 +117,7 @@ def first_logits(pipe: InfoGainPipeline) -> torch.Tensor:
         output_type="latent",
         callback_on_step_end=lambda pipe, index, timestep, kwargs: seen.append(kwargs["logits"]),
         callback_on_step_end_tensor_inputs=["logits"],
+        **call,
     )
     return seen[0]
 
@@ -178,19 +180,7 @@ def test_the_scale_of_a_call(trained):
     before = first_logits(pipe)
     pipe.load_lora_weights(load_file(folder / "pytorch_lora_weights.safetensors"))
     for scale, logits in ((0.0, before), (1.0, expected)):
-        seen = []
-        pipe(
-            "a cat",
-            height=8,
-            width=8,
-            num_inference_steps=2,
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-            cross_attention_kwargs={"scale": scale},
-            callback_on_step_end=lambda pipe, index, timestep, kwargs, seen=seen: seen.append(kwargs["logits"]),
-            callback_on_step_end_tensor_inputs=["logits"],
-        )
-        torch.testing.assert_close(seen[0], logits)
+        torch.testing.assert_close(first_logits(pipe, cross_attention_kwargs={"scale": scale}), logits)
 
 
 def test_alpha_is_kept_with_the_metadata(tmp_path):

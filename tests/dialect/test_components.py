@@ -9,22 +9,12 @@ import accelerate
 import pytest
 import torch
 from diffusers import AmusedPipeline, AmusedScheduler
-from helpers.dialect import CLIP_FAMILIES, FAMILIES, PROMPT, call, make_pipe
+from helpers.dialect import CLIP_FAMILIES, PROMPT, call, make_pipe
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.components import in_float32
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def pipe(family):
-    return make_pipe(family)
 
 
 def without(pipe, *names):

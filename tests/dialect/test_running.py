@@ -10,21 +10,11 @@ import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.image_processor import VaeImageProcessor
-from helpers.dialect import CLIP_FAMILIES, FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, make_pipe, seeded
+from helpers.dialect import CLIP_FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, seeded
 
 from diffusers_infogain import InfoGainScheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def pipe(family):
-    return make_pipe(family)
 
 
 def test_threads_share_a_vqvae_in_half_precision(pipe):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.sampling import make_scheduler, random_logits
 
-from diffusers_infogain.scoring import halton_order
+from diffusers_infogain.rules import halton_order
 
 # The first cells (row, column) of the published order, and its number of tokens in each of 32 steps.
 FIRST_CELLS = {
