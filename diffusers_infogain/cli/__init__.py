@@ -22,12 +22,12 @@ _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
 
 @dataclass(frozen=True)
 class Command:
-    """A command. Its module, which imports what it needs, is imported when it runs.
+    """A command, whose module with all that it needs is imported only when the command runs.
 
     Attributes:
         summary: One line for `--help`.
         function: "module.function" below this package.
-        add_flags: Adds its flags to its parser.
+        add_flags: Adds the command's flags to its parser.
     """
 
     name: str
@@ -37,48 +37,53 @@ class Command:
 
 
 COMMANDS = (
-    Command("generate", "Images from prompts, as PNG files that carry their settings.", "generate.generate", flags.add_generate),
+    Command(
+        "generate",
+        "Generate images from prompts, as PNG files that hold their settings.",
+        "generate.generate",
+        flags.add_generate,
+    ),
     Command(
         "demo",
-        "A picture of the same prompts and seeds under four samplers, judged by the demo world's checker.",
+        "Compare four samplers on the same prompts and seeds in one picture, judged by the demo world's checker.",
         "demo.demo",
         flags.add_demo,
     ),
-    Command("samplers", "The samplers and presets, with one line each.", "samplers.samplers", flags.add_samplers),
-    Command("exact", "The table of all samplers on models with exact marginals.", "exact.exact", flags.add_exact),
+    Command("samplers", "List the samplers and presets, with one line each.", "samplers.samplers", flags.add_samplers),
+    Command("exact", "Compare all samplers on models with exact marginals, in one table.", "exact.exact", flags.add_exact),
     Command(
         "evaluate",
-        "Images of many prompts, resumable and over several processes, and what they are worth: metrics in one report.",
+        "Generate images from many prompts, resumable and on several processes, and report their metrics.",
         "evaluate.evaluate",
         flags.add_evaluate,
     ),
     Command(
         "compare",
-        "Samplers x steps x candidates x guidance x seeds on the same prompts: figures, a table and plots in one folder.",
+        "Compare samplers x steps x candidates x guidance x seeds on the same prompts: figures, a table and plots.",
         "compare.compare",
         flags.add_compare,
     ),
     Command(
         "text",
-        "Texts from prompts, by a masked language model; with --output as JSON lines, going on where a run was killed.",
+        "Generate texts from prompts with a masked language model; resumable with --output.",
         "text.text",
         flags.add_text,
     ),
     Command(
         "compare-text",
-        "Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables.",
+        "Compare samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables.",
         "compare_text.compare_text",
         flags.add_compare_text,
     ),
     Command(
         "lm-eval",
-        "Tasks of lm-eval that generate text, such as gsm8k: scores, samples and what they cost, going on where it was killed.",
+        "Run lm-eval tasks that generate text, such as gsm8k: scores, samples and their costs; resumable.",
         "lm_eval.lm_eval",
         flags.add_lm_eval,
     ),
     Command(
         "convert",
-        "A published checkpoint as a diffusers folder in safetensors: every tensor checked, and the result tested.",
+        "Convert a published checkpoint to a diffusers folder in safetensors: every tensor checked, and the result tested.",
         "convert.convert",
         flags.add_convert,
     ),
@@ -87,7 +92,7 @@ COMMANDS = (
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, which before Python 3.13 makes an empty list of the value in `--flag=--`."""
+        """Parses like argparse, but refuses `--flag=--`, whose value becomes an empty list before Python 3.13."""
         args = sys.argv[1:] if args is None else list(args)
         for word in args:
             if word.startswith("--") and word.endswith("=--"):
@@ -99,14 +104,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: like an interruption by the user, so that what was begun is cleaned up."""
+    """SIGTERM, handled like an interruption by the user, so that temporary files and locks are cleaned up."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `command`."""
+    """Builds the parser of all commands; the parsed `command` is the command's name."""
     from .. import __version__
 
-    epilog = f"{errors.TRACEBACK}=1 prints where an error comes from."
+    epilog = f"With {errors.TRACEBACK}=1 errors print their traceback."
     parser = _Parser(prog="diffusers-infogain", description="Info-gain sampling for masked diffusion models.", epilog=epilog)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
@@ -118,11 +123,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    Errors that a user can put right end with one sentence on stderr and code 2, an interruption with 130, SIGTERM with 143, and a
-    reader of the output that goes away with 141.
+    Errors that users can fix print one sentence to stderr and return 2, bugs 70, an interruption 130, SIGTERM 143, and an output
+    whose reader has gone 141.
 
     Raises:
-        SystemExit: For `--help`, `--version` and flags that argparse does not take (code 2).
+        SystemExit: For `--help`, `--version` and invalid flags (code 2).
     """
     args = None
     try:
@@ -152,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave_nothing_to_flush() -> None:
-    """Python flushes the output when it ends, and would print a traceback if nobody takes it."""
+    """Flushes the output now, since Python would print a traceback if its own flush at exit failed."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -160,11 +165,11 @@ def _leave_nothing_to_flush() -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if hasattr(args, "device"):  # found out before anything is loaded
+    if hasattr(args, "device"):  # checked before anything is loaded
         from .device import choose_device
 
         args.device = choose_device(args.device)
-    if hasattr(args, "dtype"):  # a model is loaded
+    if hasattr(args, "dtype"):  # the command loads a model
         from ..progress import quiet_libraries
 
         quiet_libraries()
@@ -174,7 +179,7 @@ def _run(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises `_Terminated` within the block, unless somebody else handles it; a program in a thread is left alone."""
+    """Makes SIGTERM raise `_Terminated` within the block, unless it has another handler or this is not the main thread."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return

@@ -1,4 +1,4 @@
-"""From flags to what the commands work with: models, settings of schedulers and metrics, arguments of the pipeline's call."""
+"""Turns flags into what commands work with: models, settings of schedulers and metrics, arguments of the pipeline's call."""
 
 from __future__ import annotations
 
@@ -22,43 +22,58 @@ from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
 from ..loading import image_pipeline_class
 from ..output_folders import owned
+from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
 from ..settings import SETTINGS
 
 
 def loading_arguments(args: argparse.Namespace, cls: type[CheckedPipeline]) -> dict[str, Any]:
-    """The flags of `add_loading_flags` that are given.
+    """--variant and --vqvae, if they are given.
 
     Raises:
         ValueError: If the pipeline's `from_pretrained` does not take one of them.
     """
-    given = {name: getattr(args, name) for name in ("variant", "vqvae") if getattr(args, name) is not None}
+    given = _loading_flags(args)
     for name in given:
         if name not in cls.repository_options:
-            raise ValueError(f"--{name} is not for this kind of checkpoint.")
+            raise ValueError(f"--{name} does not apply to {cls.__name__}, which this checkpoint is for.")
     return given
 
 
-def model_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say about the model, for records: two runs with the same settings have the same weights."""
-    given = {name: getattr(args, name) for name in ("variant", "vqvae") if getattr(args, name) is not None}
-    return {"model": args.model, **given, "dtype": args.dtype}
+def _loading_flags(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("variant", "vqvae") if getattr(args, name, None) is not None}
 
 
 def identity(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The model and the kind of machine, for what a run is: what all figures depend on, whatever the model's name stands for."""
-    return {**model_settings(args), "weights": pipeline_digest(pipe), "device": torch.device(args.device).type}
+    """The model and the type of device, for records of runs. The digest of the weights tells models of the same name apart."""
+    return {
+        "model": args.model,
+        **_loading_flags(args),
+        "dtype": args.dtype,
+        "weights": pipeline_digest(pipe),
+        "device": torch.device(args.device).type,
+    }
 
 
 def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
-    """The model of the flags, with no code of the repository run."""
-    kind = image_pipeline_class(args.model)
-    options = loading_arguments(args, kind)
-    return kind.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).to(args.device)
+    """Loads the image model of the flags, without running code from its repository."""
+    cls = image_pipeline_class(args.model)
+    return _load(cls, args, **loading_arguments(args, cls))
+
+
+def load_text_pipeline(args: argparse.Namespace) -> Any:
+    """Loads the text model of the flags, without running code from its repository."""
+    return _load(InfoGainTextPipeline, args)
+
+
+def _load(cls: type[DiffusionPipeline], args: argparse.Namespace, **options: Any) -> DiffusionPipeline:
+    pipe = cls.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the flags name; all others stay the model's.
+    """The settings of the scheduler that the flags name, checked before a model is loaded.
 
     Raises:
         ValueError: For a setting that no model can have.
@@ -72,21 +87,21 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
             value = value[0] if len(value) == 1 else tuple(value)
         if value is not None:
             settings[name] = value
-    InfoGainScheduler(mask_token_id=0, **settings).set_timesteps(1)  # checked before a model is loaded
+    InfoGainScheduler(mask_token_id=0, **settings).set_timesteps(1)
     check_search(getattr(args, "num_beams", 1), getattr(args, "num_runs", 1), None)
     return settings
 
 
 def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The arguments of the pipeline's call that the flags name.
+    """The arguments of an image pipeline's call that the flags name.
 
     Raises:
         ValueError: If the model's pipeline does not take one of them.
     """
-    kind, scale = type(pipe), args.guidance_scale
+    cls = type(pipe)
     call = {
         "num_inference_steps": args.steps,
-        "guidance_scale": pipe.default_guidance_scale if scale is None else scale,
+        "guidance_scale": pipe.default_guidance_scale if args.guidance_scale is None else args.guidance_scale,
         "guidance_schedule": args.guidance_schedule,
         "negative_prompt": args.negative_prompt,
         "height": args.height,
@@ -95,13 +110,23 @@ def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[st
         "num_beams": args.num_beams,
         "num_runs": args.num_runs,
     }
-    if "negative_prompt" not in inspect.signature(kind.__call__).parameters and call.pop("negative_prompt") is not None:
-        raise ValueError(f"`negative_prompt` is not an argument of {kind.__name__}.")
+    if "negative_prompt" not in inspect.signature(cls.__call__).parameters and call.pop("negative_prompt") is not None:
+        raise ValueError(f"`negative_prompt` is not an argument of {cls.__name__}.")
     return call
 
 
-def prompts_of(args: argparse.Namespace) -> list[str]:
-    """Prompts from the arguments, then from the file."""
+def text_call_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a text pipeline's call that the flags name."""
+    names = ("block_length", "lookahead_batch_size", "cache", "num_beams", "num_runs")
+    return {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in names}}
+
+
+def given_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts on the command line, then those of --prompts-file.
+
+    Raises:
+        ValueError: If there are none, or the file cannot be read.
+    """
     prompts = list(args.prompts)
     if args.prompts_file is not None:
         prompts += [prompt.text for prompt in read_prompts(args.prompts_file)]
@@ -110,8 +135,12 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def run_prompts(args: argparse.Namespace) -> list[Prompt]:
-    """The prompts that the flags name."""
+def prompt_set(args: argparse.Namespace) -> list[Prompt]:
+    """The prompts of an evaluation: captions of the demo world, or those of a file.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
     if args.prompts in ("demo", "demo-trained"):
         from ..demo.shapes import sample_captions
 
@@ -123,10 +152,10 @@ def run_prompts(args: argparse.Namespace) -> list[Prompt]:
 
 @contextmanager
 def owned_by(state: PartialState, folder: Path) -> Iterator[None]:
-    """Keeps other commands away from a folder; the processes of this one go on when it is theirs, by the main process.
+    """Keeps other commands out of a folder within the block. The main process locks it, and the others wait until it has.
 
     Raises:
-        ValueError: If another command writes there now.
+        ValueError: If another command is writing to it.
     """
     with owned(folder, main=state.is_main_process):
         state.wait_for_everyone()
@@ -134,7 +163,7 @@ def owned_by(state: PartialState, folder: Path) -> Iterator[None]:
 
 
 def start_process(args: argparse.Namespace) -> PartialState:
-    """This process among those that `accelerate launch` started (or the only one); sets `args.device` to its own GPU."""
+    """The state of this process among those that `accelerate launch` started; sets `args.device` to the process's own GPU."""
     state = PartialState(cpu=args.device == "cpu")
     if state.num_processes > 1 and args.device == "cuda":
         args.device = str(state.device)
@@ -142,20 +171,21 @@ def start_process(args: argparse.Namespace) -> PartialState:
 
 
 def on_device(settings: MeasureSettings, device: str) -> MeasureSettings:
-    """The settings on the device of this process, which is known once the processes are started."""
+    """The settings with the device of this process, which is known once the processes are started."""
     return dataclasses.replace(settings, device=device)
 
 
 def of_demo_world(args: argparse.Namespace) -> bool:
-    """Whether the prompts are the demo world's captions, by the flags."""
+    """Whether the prompts are the demo world's captions."""
     return args.prompts in ("demo", "demo-trained") and getattr(args, "images", None) is None
 
 
 def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
-    """What the flags ask to measure, and how; wrong combinations are found before any image is made.
+    """The metrics of the flags and how to measure them, checked before any image is made.
 
     Raises:
         ValueError: For a metric that does not exist or that the flags do not allow.
+        ModuleNotFoundError: If a metric needs a package that is not installed.
     """
     demo = of_demo_world(args)
     metrics = args.metrics

@@ -23,21 +23,21 @@ from . import common
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Samplers x steps x candidates x guidance x seeds on the same prompts: figures, a table and plots in one folder."""
+    """Runs all combinations of samplers, steps, candidates, guidance scales and seeds, and writes figures, a table and plots."""
     metrics, measuring = common.metrics_of(args)
     plots.load_pyplot()
-    every_prompt = common.run_prompts(args)
+    prompt_set = common.prompt_set(args)
     samplers = [parse_sampler(text) for text in args.samplers]
     identities = measuring.identity(metrics)
     state = common.start_process(args)
     with common.owned_by(state, args.output):
-        _compare(args, state, every_prompt, samplers, metrics, measuring, identities)
+        _compare(args, state, prompt_set, samplers, metrics, measuring, identities)
 
 
 def _compare(
     args: argparse.Namespace,
     state: PartialState,
-    every_prompt: list[prompts.Prompt],
+    prompt_set: list[prompts.Prompt],
     samplers: list[SamplerSpec],
     metrics: list[str],
     measuring: MeasureSettings,
@@ -48,7 +48,7 @@ def _compare(
     base = dict(pipe.scheduler.config)
     settings = {
         **common.identity(args, pipe),
-        "prompts": [prompt.text for prompt in every_prompt],
+        "prompts": [prompt.text for prompt in prompt_set],
         "num_images_per_prompt": args.num_images,
         "batch_size": args.batch_size,
         "lookahead_batch_size": args.lookahead_batch_size,
@@ -69,11 +69,11 @@ def _compare(
     measurement = None
     if state.is_main_process and missing:
         measurement = Measurement(metrics, common.on_device(measuring, args.device))
-        measurement.read_reference([request.prompt for request in prompts.requests(every_prompt, args.num_images, 0)])
-    state.wait_for_everyone()  # all have read what is there before one writes
+        measurement.read_reference([request.prompt for request in prompts.requests(prompt_set, args.num_images, 0)])
+    state.wait_for_everyone()  # until all have read the results, before one writes them
     for number, cell in enumerate(Progress(missing, desc="compare", unit="run", disable=not state.is_main_process), 1):
         pipe.scheduler = schedulers[cell]
-        requests = prompts.requests(every_prompt, args.num_images, prompts.SEED_STRIDE * cell.seed)
+        requests = prompts.requests(prompt_set, args.num_images, prompts.SEED_STRIDE * cell.seed)
         run_folder = folder / "runs" / cell.name
         if state.is_main_process:
             writable_folder(run_folder)

@@ -17,16 +17,16 @@ from ..files import save_text
 from ..output_folders import owned
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
-from .text import identity, load_text_pipeline
+from . import common
 
 
 def compare_text(args: argparse.Namespace) -> None:
-    """Samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables."""
+    """Runs all combinations of tasks, samplers, tokens per step and seeds, and writes their records, tables and plots."""
     infilled = args.ask == "infill"
     for name in ("num_fewshot", "max_new_tokens", "block_length"):
         if infilled and getattr(args, name) is not None:
             flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} must be given with --ask prompt or chat only, got {getattr(args, name)} with --ask infill.")
+            raise ValueError(f"{flag} must be given only with --ask prompt or chat, got {getattr(args, name)} with --ask infill.")
     tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
@@ -45,9 +45,9 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
         call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}
     path = folder / "results.jsonl"
-    pipe = load_text_pipeline(args)
+    pipe = common.load_text_pipeline(args)
     settings = {name: getattr(args, name) for name in ("ask", "num_problems", "problem_seed")}
-    runs.check_settings(folder, {**identity(args, pipe), **settings, **call}, begun=path.exists())
+    runs.check_settings(folder, {**common.identity(args, pipe), **settings, **call}, begun=path.exists())
     call["lookahead_batch_size"] = args.lookahead_batch_size
     answer = partial(text_comparison.fill_in if infilled else text_comparison.reply, pipe, **call)
     records = text_comparison.read_records(path, args.num_problems)

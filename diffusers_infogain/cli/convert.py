@@ -13,7 +13,7 @@ from . import common
 
 
 def convert(args: argparse.Namespace) -> None:
-    """A published checkpoint as a diffusers folder in safetensors: every tensor checked, and the result tested."""
+    """Writes a published checkpoint as a diffusers folder, and prints the tensors, parameters and size of its models."""
     cls = InfoGainTextPipeline if args.text else pipeline_class(args.source)
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     options = common.loading_arguments(args, cls)

@@ -15,8 +15,8 @@ from ..scheduling_infogain import InfoGainScheduler
 from . import common
 from .generate import save_once
 
-# The rules that `demo` shows beside each other; everything not named is the scheduler's default. Those with an entropy bound end
-# when they are done, so they may take more steps than the schedule of the others has.
+# The samplers that `demo` compares; all other settings are the scheduler's defaults. Samplers with an entropy bound stop as soon
+# as everything is decoded, so their schedule may have more steps than that of the others.
 DEMO_SAMPLERS: dict[str, dict[str, Any]] = {
     "confidence": {"sampler": "confidence"},
     "maskgit": {"sampler": "maskgit"},
@@ -36,7 +36,7 @@ DEMO_PROMPTS = (
 
 
 def demo(args: argparse.Namespace) -> None:
-    """A picture of the same prompts and seeds under four samplers, judged by the demo world's checker."""
+    """Draws the same prompts and seeds with four samplers in one picture, judged by the demo world's checker."""
     with owned(args.output):
         _demo(args)
 

@@ -1,4 +1,4 @@
-"""Which devices this machine has, for `--device`."""
+"""Chooses among the devices of this machine, for `--device`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import torch
 
 
 def usable_devices() -> list[str]:
-    """What `--device` takes here: "cpu", and every accelerator that torch can run on, with and without its number."""
+    """The values of `--device` on this machine: "cpu", and each accelerator that torch can use, with and without its number."""
     names = ["cpu"]
-    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
+    for backend, module in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
         if module.is_available():
-            count = 1 if kind == "mps" else module.device_count()
-            names += [kind, *(f"{kind}:{index}" for index in range(count))]
+            count = 1 if backend == "mps" else module.device_count()
+            names += [backend, *(f"{backend}:{index}" for index in range(count))]
     return names
 
 
 def choose_device(name: str | None) -> str:
-    """The device that a flag names; by default a GPU of CUDA where there is one, else the CPU.
+    """The device of the flag; by default the first CUDA GPU, or the CPU if there is none.
 
     Raises:
-        ValueError: If this machine does not have it, saying what it has.
+        ValueError: If this machine does not have the device, listing those that it has.
     """
     usable = usable_devices()
     if name is None:

@@ -1,4 +1,4 @@
-"""How a command ends when it cannot go on: one sentence for its user, and an exit code."""
+"""Turns exceptions into one sentence for the user and an exit code."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import errno
 import re
 
 TRACEBACK = "DIFFUSERS_INFOGAIN_TRACEBACK"
-"""Environment variable: if set, the traceback is printed above the sentence."""
+"""The environment variable that, if set, prints the traceback above the sentence."""
 
 USAGE = 2
-"""Something that the user can put right: a flag, a file, a package, memory."""
+"""The exit code for what users can fix: flags, files, packages, memory."""
 INTERNAL = 70
-"""A mistake of the package."""
+"""The exit code for a bug in this package."""
 
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can.?t allocate memory|cannot allocate memory|ALLOC_FAILED", re.I)
 _DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.I)
 _LONGEST = 2000
 _LESS_MEMORY = ("lookahead_batch_size", "batch_size", "max_new_tokens", "max_shard_size")
-"""Flags that lower what a command holds in memory, the most effective first."""
+"""Flags whose lower values save memory, the most effective first."""
 
 
 def one_sentence(text: str) -> str:
-    """A message on one line, cut where it is long."""
+    """Joins a message to one line, and truncates a long one."""
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def explain(error: Exception, args: argparse.Namespace | None) -> tuple[str, int]:
-    """The sentence for an exception and the exit code; `args` are the command's flags as far as they are known."""
+    """The sentence and the exit code for an exception; `args` are the command's flags, or None if they were not parsed."""
     text = one_sentence(str(error))
     if _is_out_of_memory(error):
-        return f"the memory is not enough{_less_memory(args)}. ({text or type(error).__name__})", USAGE
+        return f"out of memory{_less_memory(args)}. ({text or type(error).__name__})", USAGE
     if _is_disk_full(error):
-        return f"no space is left on the disk for {_written(error, args)}.", USAGE
+        return f"no space left on the disk for {_written(error, args)}.", USAGE
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename!r}", USAGE
     # safetensors' error has no public base class but Exception; the package need not be there yet.
     if isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "SafetensorError":
         return text or type(error).__name__, USAGE
-    kind = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return f"this is a mistake of diffusers-infogain, please report it with what {TRACEBACK}=1 prints: {kind}", INTERNAL
+    name = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"this is a bug in diffusers-infogain; please report it with the output of {TRACEBACK}=1: {name}", INTERNAL
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -65,7 +65,7 @@ def _less_memory(args: argparse.Namespace | None) -> str:
             value = flags[name]
             hints.append(f"--{name.replace('_', '-')} ({'not set' if value is None else f'now {value}'})")
     if flags.get("dtype", "") in ("float32", None):
-        hints.append("or take --dtype bfloat16")
+        hints.append("or use --dtype bfloat16")
     return f": lower {', '.join(hints)}" if hints else ""
 
 
@@ -76,4 +76,4 @@ def _written(error: Exception, args: argparse.Namespace | None) -> str:
     for name, flag in (("output", "--output "), ("target", "")):
         if flags.get(name) is not None:
             return f"{flag}{str(flags[name])!r}"
-    return "what is written"
+    return "the output"

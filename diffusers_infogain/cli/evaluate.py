@@ -22,7 +22,7 @@ from . import common
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Images of many prompts, resumable and over several processes, and what they are worth: metrics in one report."""
+    """Generates the missing images of a run, or takes those of --images, and reports their metrics."""
     metrics, measuring = common.metrics_of(args)
     how = {"metrics": measuring.identity(metrics), **_readable(measuring)}
     if args.images is not None:
@@ -34,28 +34,29 @@ def evaluate(args: argparse.Namespace) -> None:
             figures = measured(Measurement(metrics, measuring).measure(paths), len(paths))
             write_report(args.output, settings, how, figures, {})
         return
-    every_prompt, chosen = common.run_prompts(args), common.scheduler_settings(args)
-    requests = prompts.requests(every_prompt, args.num_images, args.seed, args.layout)
+    prompt_set = common.prompt_set(args)
+    chosen = common.scheduler_settings(args)
+    requests = prompts.requests(prompt_set, args.num_images, args.seed, args.layout)
     state = common.start_process(args)
     with common.owned_by(state, args.output):
-        _evaluate(args, state, chosen, every_prompt, requests, metrics, measuring, how)
+        _evaluate(args, state, chosen, prompt_set, requests, metrics, measuring, how)
 
 
 def _evaluate(
     args: argparse.Namespace,
     state: PartialState,
     chosen: dict[str, Any],
-    every_prompt: list[prompts.Prompt],
+    prompt_set: list[prompts.Prompt],
     requests: list[prompts.ImageRequest],
     metrics: list[str],
     measuring: MeasureSettings,
     how: dict[str, Any],
 ) -> None:
-    every = [request.prompt for request in requests]
+    prompt_of_image = [request.prompt for request in requests]
     measurement = None
     if state.is_main_process:
         measurement = Measurement(metrics, common.on_device(measuring, args.device))
-        measurement.read_reference(every)
+        measurement.read_reference(prompt_of_image)
     folder, pipe = args.output, common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = common.call_arguments(args, pipe)
@@ -63,7 +64,7 @@ def _evaluate(
         **common.identity(args, pipe),
         **call,
         "scheduler": scheduler_record(pipe.scheduler),
-        "prompts": [prompt.text for prompt in every_prompt],
+        "prompts": [prompt.text for prompt in prompt_set],
         "num_images_per_prompt": args.num_images,
         "seed": args.seed,
         "batch_size": args.batch_size,
@@ -80,25 +81,25 @@ def _evaluate(
             from ..evaluation.composition import check_composition, composition_report
 
             composition = composition_report(images, check_composition(images))
-        figures |= measured(measurement.measure([image.path for image in images], every), len(images))
+        figures |= measured(measurement.measure([image.path for image in images], prompt_of_image), len(images))
         write_report(folder, settings, how, figures, composition)
     state.wait_for_everyone()
 
 
 def _readable(measuring: MeasureSettings) -> dict[str, Any]:
-    """How images are measured, by the flags."""
+    """The settings of the measurement for the report, without those of the machine."""
     machine = ("batch_size", "device", "save_statistics")
     values = {name: value for name, value in vars(measuring).items() if name not in machine}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def measured(values: dict[str, float], n: int) -> dict[str, Figure]:
-    """Figures of a set of images as a whole; their spread would take several sets."""
+    """Figures of a whole set of images, without standard errors, which would take several sets."""
     return {name: Figure(value, float("nan"), n) for name, value in values.items()}
 
 
 def decoding_figures(images: list[runs.FinishedImage], folder: Path, looks_ahead: bool) -> dict[str, Figure]:
-    """What decoding took and left: rows, entropy, seconds, memory."""
+    """The costs of decoding and its cumulative entropy, per image."""
     run, timing = image_comparison.describe_run(images, looks_ahead), runs.read_timing(folder)
     clusters, n, unknown = [image.request.prompt_index for image in images], len(images), float("nan")
     figures = {
@@ -119,7 +120,7 @@ def write_report(
     figures: dict[str, Figure],
     composition: dict[str, Figure],
 ) -> None:
-    """report.json and report.md, or report-2.json and so on where there is one of other images or other measurements."""
+    """Writes report.json and report.md, or report-2.json and so on if there is a report of other images or measurements."""
     content = {"settings": settings, "measured": how, "figures": figures_as_json(figures)}
     content["composition"] = figures_as_json(composition)
     content = json.loads(json.dumps(content))

@@ -6,7 +6,7 @@ import argparse
 
 
 def exact(args: argparse.Namespace) -> None:
-    """The table of all samplers on models with exact marginals."""
+    """Prints the table of all samplers on models with exact marginals."""
     from ..evaluation.exact import compare_exact
 
     print(compare_exact(args.num_samples, args.seeds))

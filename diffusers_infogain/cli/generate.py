@@ -21,17 +21,19 @@ from . import common
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Images from prompts, as PNG files that carry their settings."""
-    prompts, chosen = common.prompts_of(args), common.scheduler_settings(args)
+    """Generates images and writes each as a PNG file with its settings."""
+    prompts = common.given_prompts(args)
+    settings = common.scheduler_settings(args)
     with owned(args.output):
-        _generate(args, prompts, chosen)
+        _generate(args, prompts, settings)
 
 
-def _generate(args: argparse.Namespace, prompts: list[str], chosen: dict[str, Any]) -> None:
-    folder, pipe = args.output, common.load_pipeline(args)
-    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
+def _generate(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]) -> None:
+    folder = args.output
+    pipe = common.load_pipeline(args)
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
     call = common.call_arguments(args, pipe)
-    every = [prompt for prompt in prompts for _ in range(args.num_images)]
+    repeated = [prompt for prompt in prompts for _ in range(args.num_images)]
     seeds = [args.seed + i for _ in prompts for i in range(args.num_images)]
     shared = {
         **common.identity(args, pipe),
@@ -41,15 +43,15 @@ def _generate(args: argparse.Namespace, prompts: list[str], chosen: dict[str, An
     }
 
     def save(index: int, image: PIL.Image.Image) -> None:
-        prompt, seed = every[index], seeds[index]
+        prompt, seed = repeated[index], seeds[index]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
         save_once(image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared})
 
-    result = generate_images(pipe, every, seeds, args.batch_size, "generate", save, **call)
+    result = generate_images(pipe, repeated, seeds, args.batch_size, "generate", save, **call)
     if args.grid:
         from ..visualization import GridCell, GridRow, labelled_grid
 
-        per_prompt = [result.images[i : i + args.num_images] for i in range(0, len(every), args.num_images)]
+        per_prompt = [result.images[i : i + args.num_images] for i in range(0, len(repeated), args.num_images)]
         rows = [
             GridRow(f"seed {args.seed + i}", [], [GridCell(images[i]) for images in per_prompt]) for i in range(args.num_images)
         ]
@@ -63,7 +65,7 @@ def _generate(args: argparse.Namespace, prompts: list[str], chosen: dict[str, An
 
 
 def save_once(image: PIL.Image.Image, path: Path, metadata: dict[str, Any]) -> Path:
-    """Writes a PNG, beside an image of other settings under another name (-2, -3, ...), and returns where."""
+    """Writes a PNG and returns its path; if the file has an image with other settings, the name gets a number (-2, -3, ...)."""
     path = unused(path, lambda found: read_png_metadata(found) == json.loads(json.dumps(metadata)))
     save_png(image, path, metadata)
     return path

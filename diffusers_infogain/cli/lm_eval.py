@@ -17,16 +17,15 @@ from ..files import check_fields, read_json, save_text
 from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
-from .text import decoding_arguments, identity, load_text_pipeline
 
 
 def lm_eval(args: argparse.Namespace) -> None:
-    """Tasks of lm-eval that generate text, such as gsm8k: scores, samples and what they cost, going on where a run was killed."""
-    from ..evaluation.lm_eval_adapter import check_tasks  # before all else, since it says how to install lm-eval
+    """Runs lm-eval tasks, and writes scores, samples and costs; texts of earlier runs with the same settings are reused."""
+    from ..evaluation.lm_eval_adapter import check_tasks  # first, since it explains how to install lm-eval
 
     from lm_eval.tasks import TaskManager  # isort: skip
 
-    chosen = common.scheduler_settings(args)  # before the tasks, whose files take lm-eval some seconds to read
+    chosen = common.scheduler_settings(args)  # before the tasks, whose files take lm-eval seconds to read
     manager = TaskManager(include_path=args.include_path)
     check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
     with owned(args.output):
@@ -41,12 +40,12 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     from ..evaluation.text_cache import TextCache
 
     folder = args.output
-    pipe = load_text_pipeline(args)
+    pipe = common.load_text_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
-    call = decoding_arguments(args)
+    call = common.text_call_arguments(args)
     lookahead_batch_size = call.pop("lookahead_batch_size")  # changes no text
     settings = {
-        **identity(args, pipe),
+        **common.identity(args, pipe),
         "version": diffusers_infogain.__version__,
         "seed": args.seed,
         "max_gen_toks": args.max_gen_toks,
@@ -58,7 +57,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
         "system_instruction": args.system_instruction,
         "gen_kwargs": args.gen_kwargs,
     }
-    # Texts of other settings are kept in other files.
+    # Texts with other settings are stored in other files.
     settings = json.loads(json.dumps(settings, default=str))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     texts = TextCache(folder / f"texts_{digest}.jsonl")

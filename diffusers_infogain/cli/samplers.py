@@ -8,7 +8,7 @@ from ..choices import PRESET_DESCRIPTIONS, SAMPLER_DESCRIPTIONS
 
 
 def samplers(args: argparse.Namespace) -> None:
-    """The samplers and presets, with one line each."""
+    """Prints the samplers and presets with their descriptions."""
     width = max(map(len, (*SAMPLER_DESCRIPTIONS, *PRESET_DESCRIPTIONS)))
     for title, descriptions in (("Samplers", SAMPLER_DESCRIPTIONS), ("Presets", PRESET_DESCRIPTIONS)):
         print(f"{title} (--{'sampler' if title == 'Samplers' else 'preset'}):")

@@ -132,24 +132,24 @@ def test_out_of_memory_names_the_flags_that_lower_it(error):
     sentence, code = errors.explain(error, parsed("generate", "a", "--lookahead-batch-size", "64"))
     assert code == 2
     assert sentence.startswith(
-        "the memory is not enough: lower --lookahead-batch-size (now 64), --batch-size (now 8), or take --dtype bfloat16."
+        "out of memory: lower --lookahead-batch-size (now 64), --batch-size (now 8), or use --dtype bfloat16."
     )
     sentence, _ = errors.explain(error, parsed("text", "a", "--dtype", "bfloat16"))
-    assert sentence.startswith("the memory is not enough: lower --lookahead-batch-size (not set), --batch-size (now 8), --max")
+    assert sentence.startswith("out of memory: lower --lookahead-batch-size (not set), --batch-size (now 8), --max")
 
 
 def test_the_cpu_allocators_own_error_is_known():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
-    assert errors.explain(raised.value, None)[0].startswith("the memory is not enough.")
+    assert errors.explain(raised.value, None)[0].startswith("out of memory.")
 
 
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "a.png"), "no space is left on the disk for 'a.png'."),
-        (OSError(errno.ENOSPC, "No space left on device"), "no space is left on the disk for 'folder'."),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "no space is left on the disk for 'folder'."),
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), "no space left on the disk for 'a.png'."),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk for 'folder'."),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "no space left on the disk for 'folder'."),
         (SafetensorError("HeaderTooLarge"), "HeaderTooLarge"),
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), "Permission denied: 'a.png'"),
     ],
@@ -164,8 +164,8 @@ def test_a_mistake_of_the_package_asks_for_a_report_and_its_traceback_can_be_had
     code, _, err = run(capsys, "exact")
     assert code == 70
     assert err == (
-        "diffusers-infogain: error: this is a mistake of diffusers-infogain, please report it with what "
-        "DIFFUSERS_INFOGAIN_TRACEBACK=1 prints: KeyError: 'x'\n"
+        "diffusers-infogain: error: this is a bug in diffusers-infogain; please report it with the output of "
+        "DIFFUSERS_INFOGAIN_TRACEBACK=1: KeyError: 'x'\n"
     )
     monkeypatch.setenv("DIFFUSERS_INFOGAIN_TRACEBACK", "1")
     code, _, err = run(capsys, "exact")
@@ -215,7 +215,7 @@ def test_output_that_cannot_be_written_is_told():
     with open("/dev/full", "w") as full:
         done = subprocess.run([*COMMAND, "samplers"], stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
     assert done.returncode == 2
-    assert done.stderr == "diffusers-infogain: error: no space is left on the disk for what is written.\n"
+    assert done.stderr == "diffusers-infogain: error: no space left on the disk for the output.\n"
 
 
 def test_every_command_can_be_run_by_its_name():

@@ -54,7 +54,7 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     output.write_text(whole.replace('"S1"', '"S2"'))
     code, _, err = run(capsys, "text", *flags)
     assert code == 2
-    assert 'has texts of other prompts or seeds: line 5 is "S2" with seed 0, asked for is "S1" with seed 0.' in err
+    assert 'has texts of other prompts or seeds: line 5 is "S2" with seed 0, requested is "S1" with seed 0.' in err
     for foreign in ("{}\n", "my notes, without an end of line", '{"prompt": "S"'[:8] + "x"):
         output.write_text(foreign)
         assert "Line 1 of" in run(capsys, "text", *flags)[2]
@@ -71,7 +71,7 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
 def test_masks_of_other_models_are_refused_where_no_length_is_given(capsys, mask):
     code, _, err = run(capsys, "text", "S12__", f"S12{mask}3", "--device", "cpu")
     assert code == 2
-    assert f"Prompt 2 holds {mask!r}, but this model writes its mask as '_': write that, or give --max-new-tokens" in err
+    assert f"Prompt 2 holds {mask!r}, but this model's mask is '_': use that, or give --max-new-tokens" in err
     assert run(capsys, "text", f"S12{mask}3", "--max-new-tokens", 2, "--device", "cpu")[0] == 0
 
 
@@ -150,9 +150,9 @@ def test_masks_in_prompts_are_all_that_is_written_where_no_length_is_given(capsy
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--num-fewshot", 2), "--num-fewshot must be given with --ask prompt or chat only, got 2 with --ask infill."),
-        (("--max-new-tokens", 7), "--max-new-tokens must be given with --ask prompt or chat only, got 7"),
-        (("--block-length", 3), "--block-length must be given with --ask prompt or chat only, got 3"),
+        (("--num-fewshot", 2), "--num-fewshot must be given only with --ask prompt or chat, got 2 with --ask infill."),
+        (("--max-new-tokens", 7), "--max-new-tokens must be given only with --ask prompt or chat, got 7"),
+        (("--block-length", 3), "--block-length must be given only with --ask prompt or chat, got 3"),
         (("--ask", "prompt", "--num-fewshot", -1), "argument --num-fewshot: must be an integer >= 0, got -1"),
         (("--ask", "chat", "--max-new-tokens", 0), "argument --max-new-tokens: must be an integer >= 1, got 0"),
     ],
