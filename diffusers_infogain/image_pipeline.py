@@ -69,7 +69,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     A family of models is a subclass with a constructor, which calls `register_family`, with these class attributes, and with the
     methods `canvas`, `predict`, and, unless its models suit the default, `check_inputs`, `encode` and `to_pixels`. A family whose
     call takes other arguments than `prompt` and `negative_prompt` also has a `__call__` of its own: the signature, the docstring
-    of the arguments that are its own, and `return self.generate(locals())`.
+    of the arguments that are its own, and `return self.run_call(locals())`.
 
     Every component may be None until a call needs it. An `AmusedScheduler` that is set as `scheduler` is converted.
 
@@ -161,17 +161,17 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, converted_scheduler(value) if name == "scheduler" else value)
 
-    def register_family(self, default_guidance_scale: float | None, *, scheduler: Any, **components: Any) -> None:
+    def register_family(self, scheduler: Any, default_guidance_scale: float | None, **components: Any) -> None:
         """Checks and registers the components of a family, in its constructor.
 
         Args:
-            default_guidance_scale: `guidance_scale` of calls that give none, which is saved with the model; None leaves the
+            scheduler: An `InfoGainScheduler`, an `AmusedScheduler`, which is converted, or None.
+            default_guidance_scale: `guidance_scale` of calls that give none, which is saved with the model; None stands for the
                 family's.
-            scheduler: An `InfoGainScheduler`, or an `AmusedScheduler`, which is converted.
-            components: The others, by name.
+            components: The models and the tokenizer, by name.
 
         Raises:
-            ValueError: If a component is of another type, or the scale no finite number.
+            ValueError: If a component is of another type, or the scale is not a finite number.
         """
         check_component_types(components)
         if default_guidance_scale is not None:
@@ -249,7 +249,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
                 decided on, 0 where the model computes none for known tokens; "scores" (B, N), the objective of every candidate;
                 others that the class lists in `_callback_tensor_inputs`.
             lookahead_batch_size: The most states, images times candidates, that go through the transformer at once; guidance
-                doubles the rows. By default all of them; lower it if memory runs out.
+                doubles them. By default all of them; lower it if memory runs out.
             num_beams: Above 1, decodes by Info-Gain beam search (`decode_beam`), with the sampler "info_gain" only.
             num_runs: Above 1, decodes every image that many times and keeps the run with the smallest cumulative entropy
                 (`decode_best_of`). Neither search can be combined with the other or with a callback.
@@ -260,13 +260,14 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         Raises:
             ValueError: For the first argument that does not fit.
         """
-        return self.generate(locals())
+        return self.run_call(locals())
 
-    def generate(self, arguments: dict[str, Any]) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
-        """Runs a call.
+    def run_call(self, arguments: dict[str, Any]) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
+        """Runs a call: checks its arguments, encodes its prompts, decodes the canvas and turns the tokens into images.
 
         Args:
-            arguments: All arguments of a `__call__` by name, those of the base class and the family's own.
+            arguments: All arguments of a `__call__` by name, as `locals()` gives them in its first line. Those that are the
+                family's own are passed to `check_inputs` and `encode`.
         """
         options = {name: arguments[name] for name in CALL_OPTIONS}
         inputs = {name: value for name, value in arguments.items() if name not in ("self", *CALL_OPTIONS)}

@@ -218,4 +218,4 @@ class ClipImagePipeline(InfoGainImagePipeline):
         Raises:
             ValueError: For the first argument that does not fit.
         """
-        return self.generate(locals())
+        return self.run_call(locals())

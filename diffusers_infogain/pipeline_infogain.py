@@ -70,12 +70,12 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
     ):
         super().__init__()
         self.register_family(
+            scheduler,
             default_guidance_scale,
             vqvae=vqvae,
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             transformer=transformer,
-            scheduler=scheduler,
         )
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
@@ -159,4 +159,4 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
         Raises:
             ValueError: For the first argument that does not fit.
         """
-        return self.generate(locals())
+        return self.run_call(locals())

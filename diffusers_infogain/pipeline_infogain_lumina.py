@@ -87,9 +87,7 @@ class InfoGainLuminaPipeline(SequenceImagePipeline):
     ):
         super().__init__()
         check_integer("image_token_offset", image_token_offset, 0)
-        self.register_family(
-            default_guidance_scale, vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
-        )
+        self.register_family(scheduler, default_guidance_scale, vqvae=vqvae, tokenizer=tokenizer, transformer=transformer)
         self.register_layout(
             image_token_offset,
             sample_size,

@@ -75,7 +75,7 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
-        self.register_family(default_guidance_scale, vqvae=vqvae, transformer=transformer, scheduler=scheduler)
+        self.register_family(scheduler, default_guidance_scale, vqvae=vqvae, transformer=transformer)
         if vqvae is not None and transformer is not None:
             codes, codebook_size = vqvae.config.num_vq_embeddings, transformer.config.codebook_size
             if codes != codebook_size:
@@ -194,4 +194,4 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         """
         if not isinstance(class_labels, (str, int)):
             check_list("class_labels", class_labels, (str, int), "a class or a non-empty list of classes")
-        return self.generate({**locals(), "class_labels": imagenet_class_ids(class_labels)})
+        return self.run_call({**locals(), "class_labels": imagenet_class_ids(class_labels)})

@@ -69,12 +69,12 @@ class InfoGainMeissonicPipeline(ClipImagePipeline):
     ):
         super().__init__()
         self.register_family(
+            scheduler,
             default_guidance_scale,
             vqvae=vqvae,
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             transformer=transformer,
-            scheduler=scheduler,
         )
 
     @classmethod

@@ -86,9 +86,7 @@ class InfoGainMMaDAPipeline(SequenceImagePipeline):
     ):
         super().__init__()
         check_integer("image_token_offset", image_token_offset, 0, optional=True)
-        self.register_family(
-            default_guidance_scale, vqvae=vqvae, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
-        )
+        self.register_family(scheduler, default_guidance_scale, vqvae=vqvae, tokenizer=tokenizer, transformer=transformer)
         self.register_layout(
             len(tokenizer) if image_token_offset is None and tokenizer is not None else image_token_offset,
             sample_size,

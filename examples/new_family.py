@@ -58,7 +58,7 @@ class ToyPipeline(InfoGainImagePipeline):
         default_guidance_scale: float | None = None,
     ):
         super().__init__()
-        self.register_family(default_guidance_scale, vqvae=vqvae, transformer=transformer, scheduler=scheduler)
+        self.register_family(scheduler, default_guidance_scale, vqvae=vqvae, transformer=transformer)
 
     def canvas(self) -> Canvas:
         """The image tokens of the model; it has position embeddings for one size only."""

@@ -116,7 +116,7 @@ def test_a_call_of_its_own_is_documented_with_the_arguments_that_it_shares():
             Raises:
                 ValueError: If it hurts.
             """
-            return self.generate(locals())
+            return self.run_call(locals())
 
     described = inspect.getdoc(Louder.__call__)
     assert described.startswith(
