@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -102,29 +103,30 @@ def lay_out(
     prompt_ends = [len(prompt) - num_end_tokens for prompt in prompts]
     masks = [mask_token_id] * max_new_tokens
     texts = [[*prompt[:end], *masks, *prompt[end:]] for prompt, end in zip(prompts, prompt_ends, strict=True)]
+    infilled = [mask_token_id in prompt for prompt in prompts]
     length = max(map(len, texts))
     if from_first_token:
         # Whole blocks only: the last block is then as wide for a text alone as in any batch.
         length = math.ceil(length / block_length) * block_length
-    padding = [length - len(text) for text in texts]
     new_end = length - num_end_tokens
-    infilled = [mask_token_id in prompt for prompt in prompts]
+
+    def padded(values: list[Any], fill: Any) -> list[Any]:
+        padding = [fill] * (length - len(values))
+        return [*values, *padding] if from_first_token else [*padding, *values]
+
     if from_first_token:
-        tokens = [[*text, *[pad_token_id] * pad] for text, pad in zip(texts, padding, strict=True)]
-        attention_mask = [[True] * (length - pad) + [False] * pad for pad in padding]
         new_starts = prompt_ends
         first_columns = [0] * len(texts)
         borders = [*range(0, new_end, block_length), new_end]
     else:
-        tokens = [[*[pad_token_id] * pad, *text] for text, pad in zip(texts, padding, strict=True)]
-        attention_mask = [[False] * pad + [True] * (length - pad) for pad in padding]
         new_start = new_end - max_new_tokens
         new_starts = [new_start] * len(texts)
         # Masks within a prompt belong to the first block, which for that text begins with its prompt.
-        first_columns = [pad if has_masks else new_start for pad, has_masks in zip(padding, infilled, strict=True)]
+        first_columns = [length - len(text) if own else new_start for text, own in zip(texts, infilled, strict=True)]
         borders = [min(first_columns), *range(new_start + block_length, new_end, block_length), new_end]
-    spans = list(itertools.pairwise(borders))
-    blocks = _plan(tokens, mask_token_id, first_columns, spans, num_inference_steps, tokens_per_step)
+    tokens = [padded(text, pad_token_id) for text in texts]
+    attention_mask = [padded([True] * len(text), False) for text in texts]
+    blocks = _plan(tokens, mask_token_id, first_columns, borders, num_inference_steps, tokens_per_step)
     return TextCanvas(tokens, attention_mask, new_starts, new_end, infilled, blocks)
 
 
@@ -132,11 +134,12 @@ def _plan(
     tokens: Sequence[Sequence[int]],
     mask_token_id: int,
     first_columns: Sequence[int],
-    spans: Sequence[tuple[int, int]],
+    borders: Sequence[int],
     num_inference_steps: int | None,
     tokens_per_step: int,
 ) -> list[list[BlockGroup]]:
-    """The groups of every span of columns in which a text has masks; a text's first block begins in its `first_columns`."""
+    """The groups of every block, from border to border, that holds masks; a text takes part from its first column on."""
+    spans = list(itertools.pairwise(borders))
     num_masks = [[ids[start:end].count(mask_token_id) for start, end in spans] for ids in tokens]
     num_blocks = max(sum(masks > 0 for masks in counts) for counts in num_masks)
     if num_inference_steps is not None and num_inference_steps < num_blocks:

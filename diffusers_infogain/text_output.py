@@ -115,23 +115,14 @@ def join_traces(parts: Sequence[GroupTrace], batch: int, length: int) -> Decodin
 
     In the steps of a part other texts have no tokens, no cost and no model rows.
     """
-    num_candidates = max((part.trace.objective.shape[-1] for part in parts), default=1)
-    steps = sum(len(part.trace.winner) for part in parts)
-    joined = DecodingTrace(
-        num_decoded=torch.zeros(steps, batch, dtype=torch.long),
-        cost=torch.zeros(steps, batch, dtype=torch.float32),
-        gain=torch.full((steps, batch), torch.nan, dtype=torch.float32),
-        objective=torch.full((steps, batch, num_candidates), torch.nan, dtype=torch.float32),
-        winner=torch.zeros(steps, batch, dtype=torch.long),
-        selected=torch.zeros(steps, batch, length, dtype=torch.bool),
-        model_rows=torch.zeros(steps, batch, dtype=torch.long),
-        starts=torch.zeros(steps, batch, dtype=torch.bool),
-    )
-    first = 0
+    joined: dict[str, list[torch.Tensor]] = {name: [] for name in DecodingTrace.__dataclass_fields__}
     for part in parts:
-        last = first + len(part.trace.winner)
-        for name, value in vars(joined).items():
-            columns = value[first:last, :, part.start : part.end] if name == "selected" else value[first:last]
-            columns[:, part.sample_index] = getattr(part.trace, name)
-        first = last
-    return joined
+        for name, values in joined.items():
+            own = getattr(part.trace, name)
+            if name == "selected":
+                own = torch.nn.functional.pad(own, (part.start, length - part.end))
+            unknown = torch.nan if name in ("gain", "objective") else 0
+            value = own.new_full((len(own), batch, *own.shape[2:]), unknown)
+            value[:, part.sample_index] = own
+            values.append(value)
+    return DecodingTrace(**{name: torch.cat(values) for name, values in joined.items()})

@@ -67,4 +67,3 @@ def test_traces_of_groups_follow_each_other_over_the_columns_of_the_canvas():
     assert joined.objective.shape == (4, 3, 3)
     assert joined.selected[0].int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]]
     assert joined.selected[3].int().tolist() == [[0] * 5, [0, 0, 1, 1, 0], [0] * 5]
-    assert join_traces([], batch=3, length=5).objective.shape == (0, 3, 1)

@@ -89,11 +89,7 @@ class _Budget:
         return str(between).join(texts)
 
     def allow(self, name: str, receiver: Any, arguments: Sequence[Any]) -> None:
-        """Pays for a call of a method or filter.
-
-        Raises:
-            TemplateError: If it would make much out of little.
-        """
+        """Pays for a call of a method or filter; raises if it would make much out of little."""
         if name in _REFUSED:
             raise TemplateError(f"it uses {name}, which is not allowed")
         texts = [value for value in arguments if isinstance(value, str)]
@@ -181,11 +177,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self._made(super().call(context, called, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Pays for the result of an operator.
-
-        Raises:
-            TemplateError: If it would make much out of little.
-        """
+        """Pays for the result of an operator; raises if it would make much out of little."""
         if operator == "**":
             raise TemplateError("it uses **, which is not allowed")
         if operator == "*":
@@ -198,11 +190,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def _render(like: jinja2.Environment, source: str, variables: dict[str, Any]) -> str:
-    """Renders a template within a budget.
-
-    Raises:
-        TemplateError: If it exceeds the budget, or does what is not allowed.
-    """
+    """Renders a template; raises if it exceeds its budget or does what is not allowed."""
     if len(source) > _LONGEST_TEMPLATE:
         raise TemplateError(f"it has {len(source)} characters, more than {_LONGEST_TEMPLATE}")
     characters = len(json.dumps(variables))
