@@ -117,7 +117,7 @@ def test_default_is_what_the_pipeline_does(capsys, tmp_path):
     arguments = ["--num-prompts", "2", "--steps", "2", "--seeds", "0", "--device", "cpu", "--samplers", "default", "paper"]
     assert cli.main(["compare", "--output", str(tmp_path), *arguments, "--metrics", "composition"]) == 0
     runs = {run["sampler"]: run for run in json.loads((tmp_path / "results.json").read_text())["runs"]}
-    own = load("demo").scheduler.config
+    own = json.loads(load("demo").scheduler.to_json_string())
     assert runs["default"]["scheduler"] == {name: value for name, value in own.items() if not name.startswith("_")}
     assert (runs["default"]["num_candidates"], runs["paper"]["num_candidates"]) == (4, 8)
 
