@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where somebody watches, a plain line now and then where a log is written."""
+"""Progress of long work: bars on terminals and in notebooks, an occasional line in logs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from tqdm.auto import tqdm
 from tqdm.notebook import tqdm_notebook
 
 SECONDS_BETWEEN_LINES = 60.0
+"""Shortest time between two lines in a log."""
 
 
 def watched() -> bool:
-    """Whether bars are seen while they move: on a terminal, or in a notebook."""
+    """Whether stderr is a terminal, or this is a notebook, where bars can move."""
     return issubclass(tqdm, tqdm_notebook) or sys.stderr.isatty()
 
 
 def quiet_libraries() -> None:
-    """Switches off the bars by which libraries tell that they load a model, where nobody watches them."""
+    """Disables the loading bars of diffusers, transformers and huggingface_hub in logs."""
     if not watched():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -31,14 +32,16 @@ def quiet_libraries() -> None:
 
 
 class Progress(tqdm):
-    """tqdm's bar where it is `watched`; elsewhere a line on stderr, a minute after the last one at the earliest."""
+    """tqdm's bar where it is `watched`; elsewhere a line on stderr, at most one per `SECONDS_BETWEEN_LINES`."""
 
     def __init__(self, *arguments: Any, **options: Any):
-        wanted = not options.get("disable")
-        self._writes_lines = wanted and not watched()
+        disabled = bool(options.get("disable"))
+        self._writes_lines = not disabled and not watched()
         self._begun = self._written = time.monotonic()
-        self._done, self._name, self._unit = 0.0, options.get("desc", ""), options.get("unit", "it")
-        super().__init__(*arguments, **{**options, "disable": not wanted or self._writes_lines})
+        self._done = 0.0
+        self._name = options.get("desc", "")
+        self._unit = options.get("unit", "it")
+        super().__init__(*arguments, **{**options, "disable": disabled or self._writes_lines})
 
     def __iter__(self) -> Iterator[Any]:
         if not self._writes_lines:
@@ -49,7 +52,7 @@ class Progress(tqdm):
             self.update()
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Counts `n` more."""
+        """Advances by `n` items."""
         if self._writes_lines:
             self._done += n or 0
             self._write_line()
@@ -60,16 +63,16 @@ class Progress(tqdm):
         if now - self._written >= SECONDS_BETWEEN_LINES:
             self._written = now
             total = len(self.iterable) if self.total is None and hasattr(self.iterable, "__len__") else self.total
-            of = "" if total is None else f" of {total}"
-            after = tqdm.format_interval(now - self._begun)
-            print(f"{self._name}: {self._done:g}{of} {self._unit}s after {after}", file=sys.stderr, flush=True)
+            share = f"{self._done:g}" if total is None else f"{self._done:g} of {total}"
+            elapsed = tqdm.format_interval(now - self._begun)
+            print(f"{self._name}: {share} {self._unit}s after {elapsed}", file=sys.stderr, flush=True)
 
 
 class ProgressPipeline(DiffusionPipeline):
-    """A pipeline whose bars are shown where they are watched only, unless `set_progress_bar_config` says `disable`."""
+    """A pipeline that shows its bar only where it is `watched`, unless `set_progress_bar_config(disable=...)` was called."""
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """As diffusers'; of a copy of the configuration, since calls in other threads read it too."""
+        """As in diffusers, but with a copy of the configuration, which calls in other threads read too."""
         config = dict(getattr(self, "_progress_bar_config", {}))
         if "disable" in config or watched():
             return super().progress_bar(iterable, total)

@@ -1,1 +1,1 @@
-"""The embedded demo model's world: captions, images, and a checker that tells whether they agree."""
+"""The world of the bundled demo model: captions, images, and a checker of whether an image shows its caption."""

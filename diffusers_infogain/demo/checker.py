@@ -1,6 +1,7 @@
-"""Reads an image of the demo world and tells whether a caption holds, as GenEval does for photos.
+"""Checks whether an image of the demo world shows its caption, as GenEval does for photographs.
 
-Rules only, no learning: colors by distance, objects as connected components, shapes by their overlap with the ideal ones.
+By rules, without a learned model: objects are connected components, colors are the nearest ones of the palette, and shapes are
+those of the largest overlap with ideal ones.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import torch
 from ..extras import missing
 from .shapes import BACKGROUND, COLORS, HALF_WIDTH, IMAGE_SIZE, SHAPES, Caption, ObjectSpec, _signed_distance
 
-# Share of an object's ink from which a pixel belongs to it (above one half, so that blurred tips that nearly touch do not join
-# two objects), and at which it is far enough from the edge to show its color.
-_INSIDE, _CORE = 0.65, 0.8
+# A pixel with more than this share of an object's color is part of the object: more than half, so that blurred tips that nearly
+# touch do not connect two objects.
+_INSIDE = 0.65
+# A pixel with more than this share is far enough from the edge to tell the object's color.
+_CORE = 0.8
 # Smaller components are specks, not objects; the smallest shape has 162 pixels.
 _MIN_PIXELS = 10
-# The overlap (intersection over union) with the ideal shape at which a component counts as that shape.
+# Smallest intersection over union with the ideal shape at which a component counts as that shape.
 _MIN_OVERLAP = 0.85
-# An object of which more than this share shows another color is not of one color.
+# An object has no single color if a larger share of it than this shows another one.
 _MAX_OTHER_COLOR = 0.15
 
 _BACKGROUND = np.array(BACKGROUND) / 255
@@ -33,9 +36,12 @@ _PALETTE = np.array(list(COLORS.values())) / 255
 
 @dataclass(frozen=True)
 class FoundObject:
-    """A connected component: its shape and color (None: none of the world's), its centre in pixels and its overlap.
+    """A connected component of an image.
 
-    `overlap` is the intersection over union with the ideal shape that fits best.
+    Attributes:
+        shape, color: None if they are none of the world's.
+        x, y: The centre, in pixels.
+        overlap: Intersection over union with the ideal shape that fits best.
     """
 
     shape: str | None
@@ -50,7 +56,7 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the caption holds, what the image shows, and what is wrong with it (empty if nothing)."""
+    """Whether the image shows its caption, the objects it shows, and what is wrong (empty if nothing is)."""
 
     holds: bool
     objects: tuple[FoundObject, ...]
@@ -58,7 +64,7 @@ class Verdict:
 
 
 def to_pixels(image: PIL.Image.Image | torch.Tensor) -> np.ndarray:
-    """(64, 64, 3) in [0, 1] from a PIL image or a tensor (3, 64, 64).
+    """Pixels (64, 64, 3) in [0, 1] of a PIL image or a tensor (3, 64, 64).
 
     Raises:
         ValueError: For another size.
@@ -74,7 +80,7 @@ def to_pixels(image: PIL.Image.Image | torch.Tensor) -> np.ndarray:
 
 @functools.cache
 def _ideal(shape: str, x: float, y: float) -> np.ndarray:
-    """The pixels of the ideal shape that has its centre at (x, y)."""
+    """The pixels inside the ideal shape with its centre at (x, y), as a mask (64, 64)."""
     grid = torch.arange(IMAGE_SIZE) + 0.5
     dx, dy = torch.broadcast_tensors(grid[None] - x, grid[:, None] - y)
     return (_signed_distance(shape, dx, dy, HALF_WIDTH[shape]) < 0.5 - _INSIDE).numpy()
@@ -83,7 +89,7 @@ def _ideal(shape: str, x: float, y: float) -> np.ndarray:
 def _overlap(inside: np.ndarray, shape: str) -> tuple[float, float, float]:
     """Intersection over union of a component with the ideal shape of the same centroid, and that shape's centre x, y.
 
-    To half a pixel: the lattice of the world is coarser.
+    The centre is rounded to half a pixel; objects of the world lie on a coarser lattice.
     """
     rows, columns = inside.nonzero()
     # A triangle's centroid lies a third of its height above its base.
@@ -94,10 +100,10 @@ def _overlap(inside: np.ndarray, shape: str) -> tuple[float, float, float]:
 
 
 def load_ndimage() -> Any:
-    """scipy.ndimage, which finds the connected components.
+    """`scipy.ndimage`, which finds connected components.
 
     Raises:
-        ModuleNotFoundError: Without SciPy.
+        ModuleNotFoundError: If SciPy is not installed.
     """
     try:
         from scipy import ndimage
@@ -107,12 +113,16 @@ def load_ndimage() -> Any:
 
 
 def find_objects(image: PIL.Image.Image | torch.Tensor) -> list[FoundObject]:
-    """The objects that an image shows, from left to right."""
-    ndimage = load_ndimage()
+    """The objects of an image, from left to right.
 
+    Raises:
+        ModuleNotFoundError: If SciPy is not installed.
+        ValueError: As `to_pixels`.
+    """
+    ndimage = load_ndimage()
     away = to_pixels(image) - _BACKGROUND
     ink = _PALETTE - _BACKGROUND
-    # The share of the nearest color's ink in a pixel: an edge pixel is a mixture of background and ink.
+    # An edge pixel is a mixture of background and color; this is the share of the color.
     share = (away @ ink.T / (ink**2).sum(-1)).max(-1)
     labels, count = ndimage.label(share > _INSIDE)
     found = []
@@ -127,7 +137,7 @@ def find_objects(image: PIL.Image.Image | torch.Tensor) -> list[FoundObject]:
         color = list(COLORS)[votes.argmax()] if one_color else None
         (overlap, x, y), best = max((_overlap(inside, shape), shape) for shape in SHAPES)
         found.append(FoundObject(best if overlap >= _MIN_OVERLAP else None, color, x, y, overlap))
-    return sorted(found, key=lambda one: (one.x, one.y))
+    return sorted(found, key=lambda found: (found.x, found.y))
 
 
 def _is_spec(found: FoundObject, spec: ObjectSpec) -> bool:
@@ -135,7 +145,7 @@ def _is_spec(found: FoundObject, spec: ObjectSpec) -> bool:
 
 
 def _in_relation(first: FoundObject, second: FoundObject, relation: str | None) -> bool:
-    """Whether `first` lies so to `second`: the offset along the relation's axis is the larger one."""
+    """Whether `first` is `relation` `second`: the offset along the relation's axis exceeds the one across it."""
     right, down = second.x - first.x, second.y - first.y
     along, across = {
         None: (1.0, 0.0),
@@ -148,7 +158,12 @@ def _in_relation(first: FoundObject, second: FoundObject, relation: str | None) 
 
 
 def check_image(image: PIL.Image.Image | torch.Tensor, caption: Caption) -> Verdict:
-    """Whether the image shows exactly what the caption says, and nothing else."""
+    """Whether the image shows exactly the objects of the caption.
+
+    Raises:
+        ModuleNotFoundError: If SciPy is not installed.
+        ValueError: As `to_pixels`.
+    """
     objects = find_objects(image)
     shown = ", ".join(map(str, objects)) or "nothing"
     specs = [spec for spec in caption.objects for _ in range(spec.count)]

@@ -1,7 +1,7 @@
-"""The demo world: captions about coloured shapes, and images of them.
+"""The demo world: captions about colored shapes, and images of them.
 
-The world is small enough that composition can be *checked* (see `diffusers_infogain.demo.checker`), in the categories of
-GenEval: single object, two objects, counting, colors, position, attribute binding.
+The world is so small that `diffusers_infogain.demo.checker` can check the composition of an image, in the categories of GenEval:
+single object, two objects, counting, colors, position, attribute binding.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ CATEGORIES = ("single object", "two objects", "counting", "colors", "position", 
 
 IMAGE_SIZE = 64
 MAX_OBJECTS = 4
-# Half of an object's width, in pixels. Equal visual weight asks for other half-widths than equal boxes.
+# Half of an object's width, in pixels, chosen so that the shapes look equally large.
 HALF_WIDTH = {"circle": 8.0, "square": 7.0, "triangle": 9.0, "diamond": 9.0}
-# Centres lie in the middle of 8 x 8 pixel cells and keep a distance (Chebyshev) at which no two objects share a cell.
+# Objects are centred in cells of 8 x 8 pixels, at a Chebyshev distance at which no two objects share a cell.
 _CENTRES = torch.arange(12, 53, 8)
 _MIN_DISTANCE = 24
-# In a scene "left of" means clearly left: the first object lies in the left half and the second in the right one, and the offset
+# "Left of" means clearly left of: the first object is in the left half of the image, the second in the right half, and the offset
 # along the axis is at least twice the offset across it.
 _RELATION_CLEARANCE = 2
 
@@ -46,7 +46,7 @@ Category = Literal["single object", "two objects", "counting", "colors", "positi
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """`count` objects of one shape; `color` is None where any color will do (the same for all of them)."""
+    """`count` objects of one shape and color; with `color` None, any color that they share."""
 
     shape: str
     color: str | None = None
@@ -64,7 +64,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class Caption:
-    """One or two object specifications, and how the first lies to the second (None: anywhere)."""
+    """One or two object specifications, and where the first one is relative to the second (None: anywhere)."""
 
     objects: tuple[ObjectSpec, ...]
     relation: str | None = None
@@ -76,7 +76,7 @@ class Caption:
 
     @property
     def category(self) -> Category:
-        """GenEval's name for what the caption tests."""
+        """The GenEval category of the caption."""
         first = self.objects[0]
         if len(self.objects) == 1:
             if first.count > 1:
@@ -88,10 +88,10 @@ class Caption:
 
     @property
     def held_out(self) -> bool:
-        """Whether the combination is kept out of training.
+        """Whether the combination was held out of training.
 
-        Every color, shape, count and relation is trained, but a quarter of the combinations color x shape x count, of the pairs
-        of colored shapes, and of such pairs x relation is not.
+        Every color, shape, count and relation is trained, except for a quarter of the combinations of color, shape and count, of
+        the pairs of colored shapes, and of such pairs with a relation.
         """
         if self.category not in ("counting", "position", "attribute binding") or self.objects[0].color is None:
             return False
@@ -107,7 +107,7 @@ class Caption:
 
 
 def parse_caption(text: str) -> Caption:
-    """The `Caption` that `text` spells, e.g. "two red squares" or "a circle left of a cyan diamond".
+    """The `Caption` of a text such as "two red squares" or "a circle left of a cyan diamond".
 
     Raises:
         ValueError: If the text is not a caption of the demo world.
@@ -134,16 +134,15 @@ def parse_caption(text: str) -> Caption:
         return Caption((parse_object(plain.split()),))
     except (KeyError, ValueError):
         raise ValueError(
-            f"`text` is not a caption of the demo world: {shown(text)}. It takes forms such as 'a red circle', "
-            f"'three blue squares', "
-            f"'a circle and a square' or 'a green triangle left of a yellow diamond', with colors {', '.join(COLORS)}; shapes "
+            f"`text` is not a caption of the demo world: {shown(text)}. Captions look like 'a red circle', 'three blue squares', "
+            f"'a circle and a square' or 'a green triangle left of a yellow diamond', with the colors {', '.join(COLORS)}; shapes "
             f"{', '.join(SHAPES)}; counts {', '.join(COUNTS)}; relations {', '.join(RELATIONS)}."
         ) from None
 
 
 @functools.cache
 def all_captions() -> tuple[Caption, ...]:
-    """Every caption of the world in a fixed order; no caption names the same object twice."""
+    """Every caption of the world, in a fixed order; no caption names the same object twice."""
     plain = [ObjectSpec(shape) for shape in SHAPES]
     colored = [ObjectSpec(shape, color) for color in COLORS for shape in SHAPES]
     captions = [Caption((spec,)) for spec in plain + colored]
@@ -157,12 +156,15 @@ def all_captions() -> tuple[Caption, ...]:
 def sample_captions(
     num: int, generator: torch.Generator, *, held_out: bool = False, categories: tuple[str, ...] | None = None
 ) -> list[Caption]:
-    """`num` captions, each category as often as the others.
+    """`num` random captions, with equally many of each category.
 
     Args:
-        held_out: Draw from the combinations never trained on (which exist for counting, position and attribute binding)
-            instead of from the trained ones.
+        held_out: Whether to draw from the combinations that were held out of training (of counting, position and attribute
+            binding), instead of from the trained ones.
         categories: The categories to draw from; by default all that have such captions.
+
+    Raises:
+        ValueError: If there are no such captions.
     """
     check_integer("num", num, 0)
     check_bool("held_out", held_out)
@@ -182,7 +184,12 @@ def sample_captions(
 
 @dataclass
 class Scenes:
-    """A batch of laid-out scenes, each tensor of shape (B, 4): index of color and shape (-1: no object), centre in pixels."""
+    """A batch of scenes with up to 4 objects each.
+
+    Attributes:
+        color, shape: (B, 4) long, indices into `COLORS` and `SHAPES`; -1 for no object.
+        x, y: (B, 4) long, the centres in pixels.
+    """
 
     color: torch.Tensor
     shape: torch.Tensor
@@ -192,7 +199,7 @@ class Scenes:
 
 @functools.cache
 def _lattice() -> tuple[torch.Tensor, torch.Tensor, dict[str | None, torch.Tensor]]:
-    """Lattice points x, y (P,) and, per relation, which second point is allowed beside a first one (P, P)."""
+    """Lattice points x, y (P,), and for each relation which second point may go with a first one, (P, P) bool."""
     y, x = (axis.flatten() for axis in torch.meshgrid(_CENTRES, _CENTRES, indexing="ij"))
     right, down = x[None] - x[:, None], y[None] - y[:, None]
     apart = torch.maximum(right.abs(), down.abs()) >= _MIN_DISTANCE
@@ -210,7 +217,7 @@ def _lattice() -> tuple[torch.Tensor, torch.Tensor, dict[str | None, torch.Tenso
 
 
 def sample_scenes(captions: list[Caption], generator: torch.Generator) -> Scenes:
-    """Lays out a random scene for every caption: free colors, centres on the lattice, no two objects touching."""
+    """A random scene for every caption, in which no two objects touch; colors that a caption leaves open are drawn too."""
     x, y, allowed = _lattice()
     colors, batch = list(COLORS), len(captions)
     free = torch.randint(len(colors), (batch, 2), generator=generator).tolist()
@@ -226,7 +233,7 @@ def sample_scenes(captions: list[Caption], generator: torch.Generator) -> Scenes
     relation = torch.tensor([RELATIONS.index(c.relation) + 1 if c.relation else 0 for c in captions])
     point = torch.zeros(batch, MAX_OBJECTS, dtype=torch.long)
     pending = torch.arange(batch)
-    # Objects are placed one after the other on a point that is still allowed; a scene that runs out of points starts anew.
+    # Objects are placed one after the other on points that are still allowed; a scene that runs out of points is drawn again.
     while len(pending):
         first = torch.randint(len(x), (len(pending),), generator=generator)
         open_, placed, ok = beside[relation[pending], first], [first], torch.ones(len(pending), dtype=torch.bool)
@@ -243,19 +250,19 @@ def sample_scenes(captions: list[Caption], generator: torch.Generator) -> Scenes
 
 
 def _signed_distance(shape: str, dx: torch.Tensor, dy: torch.Tensor, half: float) -> torch.Tensor:
-    """Distance in pixels to the outline of a shape centred at 0, negative inside; exact near the straight edges."""
+    """Signed distance in pixels to the outline of a shape centred at 0, negative inside; exact near its edges."""
     if shape == "circle":
         return (dx.square() + dy.square()).sqrt() - half
     if shape == "square":
         return torch.maximum(dx.abs(), dy.abs()) - half
     if shape == "diamond":
         return (dx.abs() + dy.abs() - half) / 2**0.5
-    # An upright isosceles triangle, twice `half` wide and as high; dy grows downwards.
+    # An upright isosceles triangle whose width and height are twice `half`; dy grows downwards.
     return torch.maximum((2 * dx.abs() - dy - half) / 5**0.5, dy - half)
 
 
 def render(scenes: Scenes) -> torch.Tensor:
-    """Draws scenes with anti-aliased edges: float images in [0, 1] of shape (B, 3, 64, 64)."""
+    """Images (B, 3, 64, 64) of scenes, float32 in [0, 1], with anti-aliased edges."""
     grid = torch.arange(IMAGE_SIZE) + 0.5
     palette = torch.tensor(list(COLORS.values())) / 255
     images = (torch.tensor(BACKGROUND) / 255).view(1, 3, 1, 1).expand(len(scenes.x), 3, IMAGE_SIZE, IMAGE_SIZE)
