@@ -135,7 +135,7 @@ def parse_caption(text: str) -> Caption:
     except (KeyError, ValueError):
         raise ValueError(
             f"`text` is not a caption of the demo world: {shown(text)}. Captions look like 'a red circle', 'three blue squares', "
-            f"'a circle and a square' or 'a green triangle left of a yellow diamond', with the colors {', '.join(COLORS)}; shapes "
+            f"'a circle and a square' or 'a green triangle left of a yellow diamond', with colors {', '.join(COLORS)}; shapes "
             f"{', '.join(SHAPES)}; counts {', '.join(COUNTS)}; relations {', '.join(RELATIONS)}."
         ) from None
 
