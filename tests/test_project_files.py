@@ -74,3 +74,15 @@ def test_the_version_is_the_same_everywhere():
     headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
     assert next(heading for heading in headings if heading != "Unreleased") == version
     assert "version" not in re.findall(r"^(\w+) = ", (ROOT / "pyproject.toml").read_text(), flags=re.M)
+
+
+def test_the_layout_names_every_module():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (layout,) = re.findall(r"(?<=^## Layout\n).*?(?=^## )", page, flags=re.DOTALL | re.MULTILINE)
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", layout))
+    package = ROOT / "diffusers_infogain"
+    files = {path.name for path in package.glob("*.py") if not path.name.startswith(("__", "pipeline_infogain"))}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert files | folders <= named
+    gone = {name for name in named if not ((package / name).exists() or (package / "cli" / name).exists())}
+    assert gone == {"tests/test_imports.py"}
