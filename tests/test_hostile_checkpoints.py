@@ -179,4 +179,4 @@ def test_bent_files_load_or_end_in_one_sentence(folders, tmp_path, seed):
             text = str(error)
             assert "\n" not in text
             assert len(text) < 2500
-            assert any(name in text for name in (str(copy), path.name, f"{path.parent.name}/")), (file, text)
+            assert any(name in text for name in (str(copy), path.name, f"{(copy / file).parent.name}/")), (file, text)

@@ -1,4 +1,4 @@
-"""Fields of configuration files, checked before a class sees them."""
+"""Checks of configuration files, before a model class reads them."""
 
 from __future__ import annotations
 
@@ -16,52 +16,49 @@ from ..files import read_json
 from .errors import one_sentence
 from .weights import Checkpoint
 
-_UNHEEDED = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
-_REPEATED = re.compile(r"layer|block|label|depth|expert")
-_SIZED = re.compile(r"size|dim|length|channels|vocab|token")
+_IGNORED = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
+# Fields that count layers or the like, unless their name says that they are a size.
+_COUNTS = re.compile(r"layer|block|label|depth|expert")
+_SIZES = re.compile(r"size|dim|length|channels|vocab|token")
 _LARGEST_COUNT = 4096
 _LARGEST_TABLE = 2**24
 
 
-def own_fields(kind: type, file: Path) -> dict[str, Any]:
-    """Those fields of a config.json that are arguments of the class.
+def own_fields(model_class: type, file: Path) -> dict[str, Any]:
+    """The fields of a config.json that are arguments of a model class.
 
     Raises:
-        ValueError: If one is of another type.
+        ValueError: If one has the wrong type.
     """
     config = read_json(file)
-    check_fields(kind, config, file)
-    names = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    check_fields(model_class, config, file)
+    names = inspect.signature(model_class.__init__).parameters  # type: ignore[misc]
     return {name: value for name, value in config.items() if name in names}
 
 
 def require_fields(config: Mapping[str, Any], expected: Mapping[str, Any], file: Path | str) -> None:
-    """Raises a ValueError for the first field of a configuration that says what no model here can do.
+    """Raises a ValueError for the first field of a configuration whose value is not supported.
 
     Args:
-        expected: Field and the one value that is supported; a missing field counts as that value.
+        expected: The only supported value of each field; a missing field counts as that value.
     """
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise ValueError(f"{file}: `{name}` must be {value!r}, got {shown(config[name])}.")
 
 
-def check_fields(kind: type, settings: Mapping[str, Any], file: Path | str) -> None:
-    """Refuses fields of a configuration whose type is not that of the class's argument.
-
-    Raises:
-        ValueError: For the first such field.
-    """
-    for name, hint in typing.get_type_hints(kind.__init__).items():  # type: ignore[misc]
+def check_fields(model_class: type, settings: Mapping[str, Any], file: Path | str) -> None:
+    """Raises a ValueError for the first field of a configuration whose type is not that of the model class's argument."""
+    for name, hint in typing.get_type_hints(model_class.__init__).items():  # type: ignore[misc]
         if name in settings and not _fits(settings[name], hint):
-            shown_hint = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise ValueError(f"{file}: `{name}` must be of the type {shown_hint}, got {shown(settings[name])}.")
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise ValueError(f"{file}: `{name}` must be of the type {expected}, got {shown(settings[name])}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
+        return any(_fits(value, argument) for argument in arguments)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
@@ -69,26 +66,23 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
     if origin in (tuple, list, collections.abc.Sequence) or hint in (tuple, list):
-        return isinstance(value, (list, tuple)) and all(_fits(one, arguments[0]) for one in value if arguments)
+        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value if arguments)
     if origin is dict or hint is dict:
         return isinstance(value, dict)
     return True
 
 
 def check_sizes(settings: Mapping[str, Any], checkpoint: Checkpoint, file: Path) -> None:
-    """Refuses numbers of a config.json that no model of these weights has, before anything is made of them.
+    """Raises a ValueError for the first number of a config.json that is too large for a model with these weights.
 
-    Classes of transformers make lists and tables of so many entries when they read a configuration.
-
-    Raises:
-        ValueError: For the first such number.
+    Call it before anything is built: reading a configuration alone, transformers creates lists and tables of these lengths.
     """
     count, elements = len(checkpoint.shapes), checkpoint.num_elements
     largest = max(_LARGEST_COUNT, count)
     for name, value in _numbers(settings):
         if abs(value) >= 2**63:
             raise ValueError(f"{file}: `{name}` must be an integer of 64 bits, got {shown(value)}.")
-        if not 0 <= value <= largest and _REPEATED.search(name) and not _SIZED.search(name):
+        if not 0 <= value <= largest and _COUNTS.search(name) and not _SIZES.search(name):
             raise ValueError(
                 f"{file}: `{name}` must be from 0 to {largest} for the {count} tensors of {checkpoint.described}, got {value}."
             )
@@ -105,7 +99,7 @@ def check_sizes(settings: Mapping[str, Any], checkpoint: Checkpoint, file: Path)
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """All integers in a JSON value, with the name of the field that they stand in."""
+    """All integers in a JSON value, each with the name of the innermost field that holds it."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(inner, str(key))
@@ -117,20 +111,25 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
 
 
 def stock_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without the fields that would have transformers look for code: kernels for attention, classes of its own."""
+    """A config.json without the fields that make transformers look for code: attention kernels and custom classes."""
     return {
         name: stock_settings(value) if isinstance(value, Mapping) else value
         for name, value in settings.items()
-        if name not in _UNHEEDED
+        if name not in _IGNORED
     }
 
 
-def stock_config(kind: Any, settings: Mapping[str, Any], file: Path) -> Any:
-    """A configuration of transformers' from a config.json that `stock_settings` went over.
+def stock_config(config_class: Any, settings: Mapping[str, Any], file: Path) -> Any:
+    """A configuration object of transformers, from the output of `stock_settings`.
+
+    Args:
+        config_class: Its class. If the settings are those of a larger model, such as a CLIP, its part is taken from them.
+        settings: The content of config.json.
+        file: Its path, for errors.
 
     Raises:
-        ValueError: If the class refuses it, naming the file.
+        ValueError: If the class rejects the settings, naming the file.
     """
-    inner = settings.get(kind.base_config_key) if settings.get("model_type") != kind.model_type else None
-    with one_sentence(f"{file} makes no {kind.__name__}"):
-        return kind.from_dict(dict(inner if isinstance(inner, dict) else settings))
+    inner = settings.get(config_class.base_config_key) if settings.get("model_type") != config_class.model_type else None
+    with one_sentence(f"{file} makes no {config_class.__name__}"):
+        return config_class.from_dict(dict(inner if isinstance(inner, dict) else settings))

@@ -1,4 +1,4 @@
-"""Errors of libraries, files and the operating system as one sentence each."""
+"""Turns errors of libraries and of the operating system into one sentence that names the file."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import torch
 
 from ..files import writing
 
-_NAMED = 5
-_LONGEST = 600
+_MOST_NAMES = 5
+_LONGEST_REASON = 600
 LONGEST_NAME = 120
 
 
 @contextmanager
 def one_sentence(what: str) -> Iterator[None]:
-    """Whatever goes wrong in the block, be it in a library, becomes one ValueError that begins with `what`.
+    """Converts any error in the block, including those of libraries, to one ValueError that begins with `what`.
 
-    Lack of memory, of a package or of a file is left as it is, and so is an error that names `what` already.
+    Errors about memory, missing packages and missing files pass unchanged, as do those that name `what` already.
     """
     try:
         yield
     except (MemoryError, ImportError, OSError, torch.OutOfMemoryError):
         raise
     except BaseException as error:
-        # Panics of tokenizers, which is written in Rust, are no `Exception`.
+        # The tokenizers library is written in Rust; its panics are not an `Exception`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         if (isinstance(error, ValueError) and what in str(error)) or (isinstance(error, RuntimeError) and "memory" in str(error)):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2])[:_LONGEST].rstrip(".") or "no reason given"
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise ValueError(f"{what}: {kind}{reason}.") from error
+        reason = " ".join(lines[:2])[:_LONGEST_REASON].rstrip(".") or "no reason given"
+        error_type = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"{what}: {error_type}{reason}.") from error
 
 
 @contextmanager
 def writing_natively(path: Path) -> Iterator[None]:
-    """As `files.writing`, for libraries in Rust, which report the operating system's errors as their own.
+    """As `files.writing`, for libraries written in Rust, which wrap errors of the operating system in their own.
 
     Raises:
         OSError: If the disk is full or cannot be written, naming the file or folder.
@@ -57,10 +57,10 @@ def writing_natively(path: Path) -> Iterator[None]:
 
 
 def short_path(file: Path) -> str:
-    """A file as errors call it, with its folder: the components of a pipeline have files of one name."""
+    """A file with its folder, for errors: weight files of different components have the same name."""
     return f"{file.parent.name}/{file.name}"
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first of the names, for an error."""
-    return ", ".join(name[:LONGEST_NAME] for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    """The first names of a list, shortened to fit into an error."""
+    return ", ".join(name[:LONGEST_NAME] for name in names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")

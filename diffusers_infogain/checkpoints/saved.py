@@ -1,9 +1,9 @@
-"""Components of diffusers folders, loaded by their libraries and checked.
+"""Components of saved pipelines, loaded by diffusers and transformers and checked for missing tensors.
 
-diffusers and transformers fill a tensor that a file lacks with random numbers and only warn. They load a component of a pipeline
-with its class's `from_pretrained`, so that is where the check stands: the pipelines of this package have their components loaded
-by subclasses from here, which give back an object of the class itself. This holds for `DiffusionPipeline.from_pretrained` with a
-`custom_pipeline` too.
+For a tensor that is missing in a file, both libraries use random numbers and only warn. They load each component of a pipeline
+with its class's `from_pretrained`, so the pipelines of this package name subclasses from this module instead, whose
+`from_pretrained` checks the files and then returns an object of the original class. This also covers
+`DiffusionPipeline.from_pretrained` with a `custom_pipeline`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 import transformers
 from diffusers import ModelMixin, SchedulerMixin
 
-# diffusers looks for these names in this module to find out how to load a component.
+# diffusers looks for these names in a component's module to find out how to load it.
 from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast  # noqa: F401
 
 from ..checks import shown
@@ -39,64 +39,70 @@ from .source import build_skeleton, check_tensors, computed_buffers
 from .weights import Checkpoint, find_weights, has_weights, parse_dtype, weight_names
 
 BASES = (ModelMixin, PreTrainedModel, SchedulerMixin, PreTrainedTokenizerBase)
-"""What a component can be."""
+"""The base classes of components."""
 
+_LARGEST_MODEL = 2**24
+# The modules of these classes are part of the format of saved pipelines.
 _OWN_MODULE = re.compile(r"diffusers_infogain\.(models\.[a-z0-9_]+|scheduling_infogain)")
 
 
 def component_class(library: Any, name: Any, where: str) -> type:
-    """The class that a model_index.json names, if it is a component of diffusers, transformers or this package.
+    """The class of a component in model_index.json, if it belongs to diffusers, transformers or this package.
+
+    Args:
+        library, name: The two strings of the entry.
+        where: File and field, for errors.
 
     Raises:
-        ValueError: For anything else, naming `where` it stands.
+        ValueError: For any other class.
     """
-    kind: Any = None
+    found: Any = None
     if [library, name] == ["diffusers", "AmusedScheduler"]:
-        return InfoGainScheduler  # which reads its configuration
+        return InfoGainScheduler  # reads the other's configuration
     if not (isinstance(library, str) and isinstance(name, str)):
         pass
     elif library in ("diffusers", "transformers") and name.isidentifier():
         with one_sentence(where):
-            kind = getattr(diffusers if library == "diffusers" else transformers, name, None)
+            found = getattr(diffusers if library == "diffusers" else transformers, name, None)
     elif _OWN_MODULE.fullmatch(library) and importlib.util.find_spec(library) is not None:
-        kind = vars(importlib.import_module(library)).get(name)
-        kind = kind if getattr(kind, "__module__", None) == library else None
-    if not (isinstance(kind, type) and issubclass(kind, BASES)):
+        found = vars(importlib.import_module(library)).get(name)
+        found = found if getattr(found, "__module__", None) == library else None
+    if not (isinstance(found, type) and issubclass(found, BASES)):
         raise ValueError(
             f"{where} must be a model, tokenizer or scheduler of diffusers, transformers or diffusers_infogain, got "
             f"{shown([library, name])}."
         )
-    return kind
+    return found
 
 
 def _types(hint: Any) -> list[Any]:
-    """What an annotation allows, of a union one by one."""
+    """The types that an annotation allows: the members of a union, or the type itself."""
     return list(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, UnionType) else [hint]
 
 
 def component_types(pipeline: type) -> dict[str, list[Any]]:
-    """What the constructor of a pipeline takes, and of which types."""
+    """The arguments of a pipeline's constructor, with the types that each allows."""
     hints = typing.get_type_hints(pipeline.__init__)  # type: ignore[misc]
     parameters = list(inspect.signature(pipeline.__init__).parameters)[1:]  # type: ignore[misc]
     return {name: _types(hints.get(name, Any)) for name in parameters}
 
 
 def index_classes(pipeline: type, index: Mapping[str, Any], where: str, complete: bool = False) -> dict[str, type]:
-    """The classes of the components that a model_index.json names.
+    """The class of each component that a model_index.json names.
 
     Args:
         pipeline: The pipeline's class.
         index: The content of the file.
         where: Its name, for errors.
-        complete: Whether there must be an entry for every component; one for none is [null, null].
+        complete: Whether every component needs an entry; that of an absent one is [null, null].
 
     Raises:
-        ValueError: If an entry is no pair of library and class, or another kind of component than the pipeline's.
+        ValueError: If an entry is not a list of library and class, or the class is not one that the pipeline takes.
     """
     check_fields(pipeline, {name: value for name, value in index.items() if not isinstance(value, list)}, where)
     found: dict[str, type] = {}
     for name, allowed in component_types(pipeline).items():
-        bases = tuple(kind for kind in allowed if isinstance(kind, type) and issubclass(kind, BASES))
+        bases = tuple(base for base in allowed if isinstance(base, type) and issubclass(base, BASES))
         if not bases or name not in index:
             if bases and complete:
                 raise ValueError(f"{where} has no `{name}`.")
@@ -106,32 +112,34 @@ def index_classes(pipeline: type, index: Mapping[str, Any], where: str, complete
             raise ValueError(f"{where}: `{name}` must be a list of a library and a class, got {shown(entry)}.")
         if entry[0] is None:
             continue
-        kind = component_class(entry[0], entry[1], f"{where}: `{name}`")
-        # Which scheduler it is, the pipeline checks, and tokenizers have several classes for one format.
+        cls = component_class(entry[0], entry[1], f"{where}: `{name}`")
+        # The pipeline itself checks the scheduler, and a tokenizer's format can be read by several classes.
         wanted = next((base for base in (SchedulerMixin, PreTrainedTokenizerBase) if issubclass(bases[0], base)), bases)
-        if not issubclass(kind, wanted):
-            raise ValueError(f"{where}: `{name}` must be a {bases[0].__name__}, got {kind.__name__}.")
-        found[name] = kind
+        if not issubclass(cls, wanted):
+            raise ValueError(f"{where}: `{name}` must be a {bases[0].__name__}, got {cls.__name__}.")
+        found[name] = cls
     return found
 
 
 @functools.cache
-def checked(kind: type) -> type:
-    """A subclass whose `from_pretrained` is `load_component` of the class itself."""
+def checked(component_class: type) -> type:
+    """A subclass whose `from_pretrained` is `load_component`, which returns an object of the class itself."""
 
     def from_pretrained(cls: type, pretrained_model_name_or_path: str, **options: Any) -> Any:
-        return load_component(kind, Path(pretrained_model_name_or_path), **options)
+        return load_component(component_class, Path(pretrained_model_name_or_path), **options)
 
-    return type(kind.__name__, (kind,), {"from_pretrained": classmethod(from_pretrained), "__module__": __name__})
+    return type(
+        component_class.__name__, (component_class,), {"from_pretrained": classmethod(from_pretrained), "__module__": __name__}
+    )
 
 
 _CHECKED: dict[str, type] = {}
 
 
-def reference(kind: type) -> tuple[str, str]:
-    """The library and name under which diffusers finds the checked subclass."""
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    _CHECKED[name] = checked(kind)
+def reference(component_class: type) -> tuple[str, str]:
+    """The library and the name by which diffusers finds the checked subclass: this module has an attribute for it."""
+    name = f"{component_class.__module__}.{component_class.__qualname__}"
+    _CHECKED[name] = checked(component_class)
     return __name__, name
 
 
@@ -141,58 +149,59 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load_component(kind: Any, folder: Path, **options: Any) -> Any:
-    """A component of a diffusers folder.
+def load_component(cls: Any, folder: Path, **options: Any) -> Any:
+    """Loads a component from its folder in a saved pipeline.
 
     Args:
-        kind: Its class.
+        cls: Its class.
         folder: Its folder.
-        options: As in the class's `from_pretrained`; `dtype` None and "auto" mean as stored.
+        options: As in the class's `from_pretrained`; `dtype` None and "auto" keep the stored one.
 
     Raises:
-        ValueError: If its files are not those of such a component, naming the first, and for weights the tensor.
+        ValueError: If a file is not one of such a component, or a tensor is missing or misshapen, naming it.
         OSError: If a file is missing.
     """
     check_regular_files(folder)
-    if issubclass(kind, PreTrainedTokenizerBase):
-        return load_tokenizer(kind, folder, **options)
-    if issubclass(kind, SchedulerMixin):
+    if issubclass(cls, PreTrainedTokenizerBase):
+        return load_tokenizer(cls, folder, **options)
+    if issubclass(cls, SchedulerMixin):
         file = folder / "scheduler_config.json"
         if file.exists():
             read_json(file)
         with one_sentence(str(file)):
-            return kind.from_pretrained(folder, **options)
-    return _load_model(kind, folder, options)
+            return cls.from_pretrained(folder, **options)
+    return _load_model(cls, folder, options)
 
 
 def check_regular_files(folder: Path) -> None:
-    """Raises a ValueError if anything in a folder is neither a file nor a folder: libraries would wait for it for ever."""
+    """Raises a ValueError if a folder holds anything but files and folders, such as a pipe, on which libraries would block."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if not path.is_dir():
                 regular_file(path)
 
 
-def load_tokenizer(kind: Any, folder: Path, **options: Any) -> Any:
-    """A tokenizer of transformers; no code of the folder runs.
+def load_tokenizer(cls: Any, folder: Path, **options: Any) -> Any:
+    """Loads a tokenizer of transformers; no code of the folder runs.
 
     Args:
-        kind: The class, `AutoTokenizer` included.
+        cls: Its class, which may be `AutoTokenizer`.
+        folder: Its folder.
         options: As in its `from_pretrained`.
 
     Raises:
-        ValueError: If a file is no tokenizer's, naming it.
+        ValueError: If a file is not a tokenizer's, naming it.
     """
     check_regular_files(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"):
         if (folder / name).exists():
             read_json(folder / name)
     with one_sentence(f"The tokenizer in {folder} cannot be read"):
-        return kind.from_pretrained(folder, **{**options, "trust_remote_code": False})
+        return cls.from_pretrained(folder, **{**options, "trust_remote_code": False})
 
 
-def _load_model(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
-    stock = issubclass(kind, PreTrainedModel)
+def _load_model(cls: Any, folder: Path, options: dict[str, Any]) -> Any:
+    stock = issubclass(cls, PreTrainedModel)
     names = weight_names("model" if stock else "diffusion_pytorch_model", options.get("variant"))
     if options.get("use_safetensors") is not None:
         names = [names[0 if options["use_safetensors"] else 1]]
@@ -203,46 +212,52 @@ def _load_model(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
         raise OSError(f"{folder} has no weights: none of {', '.join(names)} (or their .index.json) is there.")
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} holds an adapter (adapter_config.json), which no pipeline loads as a component.")
-    settings, checkpoint = stock_settings(read_json(file)), find_weights(folder, names)
+    settings = stock_settings(read_json(file))
+    checkpoint = find_weights(folder, names)
     options = {**options, **_dtype(checkpoint, options)}
     load = _load_stock if stock else _load_own
-    with one_sentence(f"{folder} cannot be loaded as {kind.__name__}"):
-        return load(kind, folder, settings, checkpoint, options)
+    with one_sentence(f"{folder} cannot be loaded as {cls.__name__}"):
+        return load(cls, folder, settings, checkpoint, options)
 
 
 def _dtype(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The dtype to load in, under the name that the library uses."""
+    """The dtype to load in, under the name by which it was given."""
     name = "torch_dtype" if "torch_dtype" in options else "dtype"
     dtype = parse_dtype(options.get(name))
     return {name: checkpoint.computing_dtype(dtype if isinstance(dtype, torch.dtype) else None)}
 
 
-def _load_own(kind: Any, folder: Path, settings: dict[str, Any], checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """A model of diffusers' kind: its tensors have the names of its parameters."""
-    check_fields(kind, settings, folder / "config.json")
+def _load_own(cls: Any, folder: Path, settings: dict[str, Any], checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+    """Loads a diffusers model, whose tensors are stored under the names of its parameters."""
+    check_fields(cls, settings, folder / "config.json")
     check_sizes(settings, checkpoint, folder / "config.json")
-    if "quantization_config" not in settings:  # else the tensors are those of the quantiser
-        model = build_skeleton(lambda: kind.from_config(settings), checkpoint)
+    if "quantization_config" not in settings:  # quantised weights have other names and shapes
+        model = build_skeleton(lambda: cls.from_config(settings), checkpoint)
         found = model._fix_state_dict_keys_on_load({key: key for key in checkpoint.shapes})
         check_tensors(model, checkpoint, found)
-    return kind.from_pretrained(folder, **options)
+    return cls.from_pretrained(folder, **options)
 
 
-def _load_stock(kind: Any, folder: Path, settings: dict[str, Any], checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """A model of transformers', which says itself what it misses: it knows its tensors by older names too."""
+def _load_stock(cls: Any, folder: Path, settings: dict[str, Any], checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+    """Loads a transformers model. transformers itself reports what is missing, because it also accepts older names of tensors."""
     file = folder / "config.json"
     check_sizes(settings, checkpoint, file)
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")
-    config = stock_config(kind.config_class, settings, file)
-    build_skeleton(lambda: kind(copy.deepcopy(config)), checkpoint)
+    config = stock_config(cls.config_class, settings, file)
+    skeleton = build_skeleton(lambda: cls(copy.deepcopy(config)), checkpoint)
+    # transformers allocates tensors that are missing or misshapen before it reports them.
+    size = sum(tensor.numel() for tensor in skeleton.state_dict().values())
+    largest = max(_LARGEST_MODEL, 16 * checkpoint.num_elements)  # quantised weights hold up to 16 numbers in one element
+    if size > largest:
+        raise ValueError(f"{file} describes a model of {size} numbers, far more than {checkpoint.described} can hold.")
     for key in checkpoint.shapes:
         dtype = checkpoint.dtype_of(key)
         if "quantization_config" not in settings and not dtype.is_floating_point and key.endswith(("weight", "bias")):
             raise ValueError(f"{checkpoint.file_of(key)}: {key} must hold floating-point numbers, got {dtype}.")
     config.name_or_path = str(folder)
     with _without_report():
-        model, info = kind.from_pretrained(
+        model, info = cls.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     check_report(model, checkpoint, info)
@@ -250,20 +265,21 @@ def _load_stock(kind: Any, folder: Path, settings: dict[str, Any], checkpoint: C
 
 
 def check_report(model: PreTrainedModel, checkpoint: Checkpoint, info: Mapping[str, Any]) -> None:
-    """Raises a ValueError for what transformers reports after loading (`output_loading_info`) as missing or of another shape."""
-    kind, computed = type(model).__name__, computed_buffers(model)
+    """Raises a ValueError for tensors that transformers reports as missing or misshapen (`output_loading_info`)."""
+    model_name = type(model).__name__
+    computed = computed_buffers(model)
     missing = sorted(name for name in info["missing_keys"] if name not in computed)
     if missing:
-        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {kind} are missing: {first_few(missing)}.")
+        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {model_name} are missing: {first_few(missing)}.")
     for name, stored, expected in sorted(info["mismatched_keys"]):
-        shapes = f"must have the shape {tuple(expected)} for this {kind}, got {tuple(stored)}"
+        shapes = f"must have the shape {tuple(expected)} for this {model_name}, got {tuple(stored)}"
         raise ValueError(f"{checkpoint.described}: {name} {shapes}.")
     if info["error_msgs"]:
         raise ValueError(f"{checkpoint.described}: {' '.join(str(info['error_msgs'][0]).split())}")
 
 
 class _OtherThreads(logging.Filter):
-    """Drops what this thread has to say."""
+    """Lets only the records of other threads pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,13 +292,13 @@ class _OtherThreads(logging.Filter):
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keeps back transformers' table of missing tensors: the error says it."""
-    logger, silence = logging.getLogger("transformers.modeling_utils"), _OtherThreads()
-    loggers = [logger, logging.getLogger("transformers.utils.loading_report")]
-    for one in loggers:
-        one.addFilter(silence)
+    """Suppresses transformers' table of missing tensors in this thread; `check_report` raises an error for them."""
+    silence = _OtherThreads()
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
+    for logger in loggers:
+        logger.addFilter(silence)
     try:
         yield
     finally:
-        for one in loggers:
-            one.removeFilter(silence)
+        for logger in loggers:
+            logger.removeFilter(silence)

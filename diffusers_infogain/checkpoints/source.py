@@ -1,4 +1,4 @@
-"""Models in public checkpoints: checked key by key, then loaded or written one tensor at a time."""
+"""Models in published checkpoints: checked key by key, then loaded or written one tensor at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def renamed(key: str, key_mapping: Mapping[str, str]) -> str:
 
 @dataclass
 class ModelSource:
-    """A model in a public checkpoint, and how its tensors become those of the model.
+    """A model in a published checkpoint, and how the stored tensors become those of the model.
 
     Attributes:
         checkpoint: The weight files.
@@ -109,9 +109,9 @@ class ModelSource:
         return tensor.to(torch.float32 if float32 & set(name.split(".")) else self.checkpoint.computing_dtype(dtype))
 
     def load(self, dtype: torch.dtype | None = None) -> Any:
-        """The model with its weights, in evaluation mode; its memory and one tensor more are all that is needed."""
-        _ = self.keys  # before anything is read
-        # Unlike `skeleton`, with the values of buffers that are no part of a checkpoint; ties are lost on the way.
+        """The model with its weights, in evaluation mode; takes the memory of the model and one more tensor."""
+        _ = self.keys  # checks them before anything is read
+        # Unlike `skeleton`, this has the values of buffers that are not in the checkpoint. Ties of parameters are restored below.
         with init_empty_weights(include_buffers=False):
             model = self.build()
         for name, tensor in self.tensors(dtype):
@@ -130,10 +130,15 @@ class ModelSource:
         return model.eval().requires_grad_(False)
 
     def write(self, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> int:
-        """Writes the model as `save_pretrained` does, one shard in memory at a time; returns the bytes written.
+        """Writes the model as `save_pretrained` does, with one shard in memory at a time.
 
         Args:
-            folder: Exists and is empty.
+            folder: An empty folder.
+            dtype: As in `tensors`.
+            shard_size: Largest size of a file, in bytes, unless a single tensor is larger.
+
+        Returns:
+            The bytes of all weights.
 
         Raises:
             OSError: If it cannot be written, naming the file.
@@ -147,8 +152,9 @@ class ModelSource:
                 model.config.architectures = [type(model).__name__]
                 model.config.dtype = self.checkpoint.computing_dtype(dtype)
                 model.config.save_pretrained(folder)
-        # Of tied names, which are one tensor, the first in the checkpoint is written.
-        repeated = {name for names in tied_names(model) for name in [name for name in self.keys if name in names][1:]}
+        repeated: set[str] = set()
+        for names in tied_names(model):  # of these, which are one tensor, the first in the checkpoint is written
+            repeated.update([name for name in self.keys if name in names][1:])
         keys = {name: key for name, key in self.keys.items() if name not in repeated}
         empty = {name: self._converted(name, self.checkpoint.empty(key), dtype) for name, key in keys.items()}
         shards = split_state_dict_into_shards_factory(
@@ -157,9 +163,11 @@ class ModelSource:
             filename_pattern=stem + "{suffix}.safetensors",
             max_shard_size=shard_size,
         )
-        for file_name, names in shards.filename_to_tensors.items():
+        for file_name, file_tensors in shards.filename_to_tensors.items():
             file = folder / file_name
-            tensors = {name: self._converted(name, self.checkpoint.tensor(keys[name]), dtype).contiguous() for name in names}
+            tensors = {
+                name: self._converted(name, self.checkpoint.tensor(keys[name]), dtype).contiguous() for name in file_tensors
+            }
             with writing_natively(file):
                 save_file(tensors, file, metadata={"format": "pt"})
                 # The library makes files that only their owner can read; the folder has the permissions that the umask allows.
@@ -172,12 +180,12 @@ class ModelSource:
 
 
 def tied_names(model: torch.nn.Module) -> list[set[str]]:
-    """Groups of names that are one parameter, by the model as built and by what its class says."""
+    """Groups of names that stand for one parameter: tied when the model is built, or tied by its class after loading."""
     named = dict(model.named_parameters(remove_duplicate=False))
     groups: dict[int, set[str]] = {}
     for name, value in named.items():
         groups.setdefault(id(value), set()).add(name)
-    # transformers ties them when it loads; without memory for weights they are still apart.
+    # transformers ties parameters when it loads weights; on the device "meta" they are still separate.
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         if target in named and source in named and groups[id(named[target])] is not groups[id(named[source])]:
             group = groups[id(named[target])] | groups[id(named[source])]
@@ -188,9 +196,9 @@ def tied_names(model: torch.nn.Module) -> list[set[str]]:
 
 
 def computed_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Buffers that the class fills in itself when it is built, such as positions and frequencies.
+    """Buffers that the model computes when it is built, such as positions and frequencies.
 
-    Those of batch norms, which were measured in training, are not among them.
+    Batch norms' running statistics come from training and are not included.
     """
     measured = tuple(name for name, module in model.named_modules() if isinstance(module, _NormBase))
     buffers = model.named_buffers(remove_duplicate=False)
@@ -198,16 +206,19 @@ def computed_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def missing_tensors(model: torch.nn.Module, found: Container[str]) -> list[str]:
-    """Names of what a model needs and a checkpoint with these names lacks: of tied names any one is enough, and what the class
-    computes or says it can do without is not needed."""
+    """Names of the tensors that a model needs and a checkpoint with the names `found` lacks.
+
+    One of several tied names is enough. Computed buffers are not needed, nor tensors that the class declares optional.
+    """
     optional = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
     groups = {name: names for names in tied_names(model) for name in names}
-    there = {name for names in groups.values() if any(name in found for name in names) for name in names}
-    computed, missing = computed_buffers(model), []
+    present = {name for names in groups.values() if any(name in found for name in names) for name in names}
+    computed = computed_buffers(model)
+    missing = []
     for name in model.state_dict():
-        if name in found or name in there or name in computed or any(pattern.search(name) for pattern in optional):
+        if name in found or name in present or name in computed or any(pattern.search(name) for pattern in optional):
             continue
-        there |= groups.get(name, set())  # named once
+        present |= groups.get(name, set())  # tied names are reported once
         missing.append(name)
     return missing
 
@@ -218,63 +229,69 @@ def check_tensors(
     found: Mapping[str, str],
     convert_tensor: Callable[[str, torch.Tensor], torch.Tensor] = _unchanged,
 ) -> None:
-    """Makes sure that a checkpoint has everything that a model needs.
+    """Checks that a checkpoint has every tensor that a model needs.
 
     Args:
-        model: The model, without memory for its weights.
-        found: By name of a tensor in the model, its key in the checkpoint.
+        model: The model on the device "meta".
+        checkpoint: The checkpoint.
+        found: The key in the checkpoint of each of the model's tensors, by its name there.
         convert_tensor: As in `ModelSource`.
 
     Raises:
-        ValueError: For a tensor that is missing, has another shape, or holds no real numbers where the model has some.
+        ValueError: For a tensor that is missing, has the wrong shape, or is not floating-point where the model's is.
     """
-    kind, shapes = type(model).__name__, checkpoint.shapes
+    model_name = type(model).__name__
     missing = missing_tensors(model, found)
     if missing:
-        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {kind} are missing: {first_few(missing)}.")
+        raise ValueError(f"{checkpoint.described}: {len(missing)} tensors of the {model_name} are missing: {first_few(missing)}.")
     for name, expected in model.state_dict().items():
         if name not in found:
             continue
         key = found[name]
-        file, dtype = short_path(checkpoint.file_of(key)), checkpoint.dtype_of(key)
-        with one_sentence(f"{file}: {key} does not fit this {kind}"):
-            shape = tuple(convert_tensor(name, torch.empty(shapes[key], device="meta")).shape)
+        file = short_path(checkpoint.file_of(key))
+        dtype = checkpoint.dtype_of(key)
+        with one_sentence(f"{file}: {key} does not fit this {model_name}"):
+            shape = tuple(convert_tensor(name, checkpoint.empty(key).float()).shape)
         if shape != tuple(expected.shape):
-            raise ValueError(f"{file}: {key} must have the shape {tuple(expected.shape)} for this {kind}, got {shape}.")
+            raise ValueError(f"{file}: {key} must have the shape {tuple(expected.shape)} for this {model_name}, got {shape}.")
         if expected.is_floating_point() and not dtype.is_floating_point:
-            raise ValueError(f"{file}: {key} must hold floating-point numbers for this {kind}, got {dtype}.")
+            raise ValueError(f"{file}: {key} must hold floating-point numbers for this {model_name}, got {dtype}.")
     for name, buffer in computed_buffers(model).items():
         if name not in found and buffer.numel() > _LARGEST_BUFFER:
             where = checkpoint.files[0].parent / "config.json"
-            raise ValueError(f"{where}: the {kind}'s {name} would have the shape {tuple(buffer.shape)}, which is too large.")
+            raise ValueError(
+                f"{where}: the {model_name}'s {name} would have the shape {tuple(buffer.shape)}, which is too large."
+            )
 
 
-class _Counted(TorchFunctionMode):
-    """Makes tensors on the device "meta", and stops a model that makes far more of them than a checkpoint holds."""
+class _TensorLimit(TorchFunctionMode):
+    """Stops the construction of a model that creates far more tensors than its checkpoint holds."""
 
-    def __init__(self, limit: int, complaint: str):
+    def __init__(self, limit: int, message: str):
         super().__init__()
-        self.left, self.complaint = limit, complaint
+        self.remaining = limit
+        self.message = message
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Counts the call."""
-        self.left -= 1
-        if self.left < 0:
-            raise ValueError(self.complaint)
+        """Counts a call of a torch function."""
+        self.remaining -= 1
+        if self.remaining < 0:
+            raise ValueError(self.message)
         return func(*args, **(kwargs or {}))
 
 
 def build_skeleton(build: Callable[[], Any], checkpoint: Checkpoint) -> Any:
-    """A model without memory for its weights, built only as far as a checkpoint can fill it.
+    """A model on the device "meta", built only if a checkpoint can fill it.
 
     Raises:
         ValueError: If the configuration makes no model, or one of far more tensors than the checkpoint has.
     """
-    config, count = checkpoint.files[0].parent / "config.json", len(checkpoint.shapes)
+    config = checkpoint.files[0].parent / "config.json"
+    count = len(checkpoint.shapes)
     where = config if config.exists() else checkpoint.files[0]
-    complaint = f"{where} describes a model of far more tensors than the {count} of {checkpoint.described}."
-    # Models make a handful of calls for each of their tensors.
-    with one_sentence(f"{where} makes no model"), torch.device("meta"), _Counted(10_000 + 100 * count, complaint):
+    message = f"{where} describes a model of far more tensors than the {count} of {checkpoint.described}."
+    # Building a model takes a handful of calls for each of its tensors.
+    with one_sentence(f"{where} makes no model"), torch.device("meta"), _TensorLimit(10_000 + 100 * count, message):
         return build()

@@ -1,4 +1,4 @@
-"""Models of diffusers and transformers in published folders, opened to be checked tensor by tensor."""
+"""Openers for models of diffusers and transformers, in repositories that publish them beside a model of their own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .weights import find_weights, weight_names
 
 
 def decode_vqvae(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Pixels (B, 3, H, W) of tokens (B, h, w), in the range of the model's training."""
+    """Decodes tokens (B, h, w) to pixels (B, 3, H, W), in the value range that the model was trained with."""
     width = model.config.vq_embed_dim or model.config.latent_channels
     return model.decode(tokens, force_not_quantize=True, shape=(*tokens.shape, width)).sample
 
 
 def open_vqvae(folder: Path, variant: str | None = None) -> ModelSource:
-    """A `VQModel` in a folder of diffusers' format.
+    """Opens a `VQModel` in a folder in diffusers' format.
 
     Raises:
         ValueError: If the configuration or the weights are missing.
@@ -35,18 +35,19 @@ def open_vqvae(folder: Path, variant: str | None = None) -> ModelSource:
 
 @torch.no_grad()
 def probe_vqvae(model: VQModel) -> torch.Tensor:
-    """Pixels of some fixed tokens."""
+    """The pixels of four fixed tokens, for `ModelSource.probe`."""
     return decode_vqvae(model, torch.arange(4).view(1, 2, 2) * 5 % model.config.num_vq_embeddings)
 
 
 def open_clip_text_encoder(folder: Path, variant: str | None = None) -> ModelSource:
-    """The text half of a CLIP, or a text encoder alone, in a folder of transformers' format.
+    """Opens a text encoder, or the text half of a CLIP, in a folder in transformers' format.
 
     Raises:
         ValueError: If the configuration or the weights are missing.
     """
     file = folder / "config.json"
-    settings, weights = stock_settings(read_json(file)), find_weights(folder, weight_names("model", variant))
+    settings = stock_settings(read_json(file))
+    weights = find_weights(folder, weight_names("model", variant))
     check_sizes(settings, weights, file)
     config = stock_config(CLIPTextConfig, settings, file)
 

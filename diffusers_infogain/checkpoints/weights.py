@@ -1,4 +1,4 @@
-"""Weight files, read one tensor at a time."""
+"""Weight files in safetensors or PyTorch's pickle format, read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .errors import LONGEST_NAME, first_few, short_path
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What models compute in, by name."""
+"""The dtypes that models compute in, by name."""
 _STORED = {
     **{"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
@@ -32,7 +32,7 @@ _STORED = {
 
 
 def parse_dtype(value: Any) -> torch.dtype | str | None:
-    """A dtype as loaders take it: None, "auto", or one of `DTYPES` by name or itself.
+    """A `dtype` argument: None, "auto", or one of `DTYPES`, given as a name or as a torch.dtype.
 
     Raises:
         ValueError: For anything else.
@@ -54,15 +54,15 @@ class _Entry:
 
 
 class Checkpoint:
-    """The tensors of one model in one or several weight files, none of them read before it is asked for.
+    """The tensors of one model in one or several weight files. Tensors in safetensors are read only on demand.
 
     Args:
         files: safetensors, or pickles, which are read with `weights_only=True`: no code in them runs.
-        wrapper: Keys of nested dictionaries that lead to the tensors of a pickle, such as ("model_state_dict",); the first of
-            several alternatives that is there.
+        wrapper: Keys under which a pickle may hold its tensors, such as ("model_state_dict",); the first that is present counts,
+            and without any the tensors are expected at the top.
 
     Raises:
-        ValueError: If a file is damaged, or is a pickle of more than tensors.
+        ValueError: If a file is damaged, or a pickle holds anything but tensors.
     """
 
     def __init__(self, files: Sequence[Path], wrapper: Sequence[str] = ()):
@@ -82,7 +82,7 @@ class Checkpoint:
                     stored = handle.get_slice(key)
                     name = str(stored.get_dtype())
                     if name not in _STORED:
-                        raise ValueError(f"{file}: {key} is stored as {name}, which is not read here.")
+                        raise ValueError(f"{file}: {key} is stored as {name}, which is not supported.")
                     self._entries[key] = _Entry(file, tuple(stored.get_shape()), _STORED[name])
 
     def _handle(self, file: Path) -> Any:
@@ -95,17 +95,17 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape by key."""
+        """The shape of each tensor, by key."""
         return {key: entry.shape for key, entry in self._entries.items()}
 
     @property
     def num_elements(self) -> int:
-        """Of all tensors together."""
+        """The number of elements of all tensors together."""
         return sum(math.prod(entry.shape) for entry in self._entries.values())
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
-        """The floating-point dtype that most elements have; None if there is none."""
+        """The floating-point dtype of most elements; None if no tensor is floating-point."""
         counts: Counter[torch.dtype] = Counter()
         for entry in self._entries.values():
             if entry.dtype.is_floating_point:
@@ -113,11 +113,10 @@ class Checkpoint:
         return counts.most_common(1)[0][0] if counts else None
 
     def computing_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
-        """The one that a model is loaded in: `dtype`, or by default the one that is stored, or most of several: a model cannot
-        compute in several.
+        """The dtype to load a model in: `dtype`, or by default `stored_dtype`, because a model computes in one dtype only.
 
         Raises:
-            ValueError: If nothing is computed in the stored one.
+            ValueError: If no model can compute in the stored one.
         """
         dtype = dtype or self.stored_dtype or torch.float32
         if dtype not in DTYPES.values():
@@ -129,7 +128,7 @@ class Checkpoint:
 
     @property
     def described(self) -> str:
-        """The names of the files."""
+        """The names of the files, for errors."""
         return first_few(sorted({short_path(file) for file in self.files}))
 
     def file_of(self, key: str) -> Path:
@@ -137,7 +136,7 @@ class Checkpoint:
         return self._entries[key].file
 
     def dtype_of(self, key: str) -> torch.dtype:
-        """How a key is stored."""
+        """The dtype in which a tensor is stored."""
         return self._entries[key].dtype
 
     def empty(self, key: str) -> torch.Tensor:
@@ -146,7 +145,7 @@ class Checkpoint:
         return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
 
     def tensor(self, key: str) -> torch.Tensor:
-        """Reads a tensor."""
+        """Reads a tensor, in its stored dtype."""
         if key in self._pickled:
             return self._pickled[key]
         return self._handle(self.file_of(key)).get_tensor(key)
@@ -166,14 +165,19 @@ def _read_pickle(file: Path, wrapper: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def weight_names(stem: str, variant: str | None = None) -> list[str]:
-    """File names of weights, the preferred one first: "model.fp16.safetensors", or "model.safetensors" and
-    "pytorch_model.bin"."""
-    middle, pickle_stem = f".{variant}" if variant else "", "pytorch_model" if stem == "model" else stem
-    return [f"{stem}{middle}.safetensors", f"{pickle_stem}{middle}.bin"]
+    """Names of weight files as diffusers and transformers choose them, the preferred one first.
+
+    Args:
+        stem: "model" for transformers, "diffusion_pytorch_model" for diffusers.
+        variant: Such as "fp16", for "model.fp16.safetensors" and "pytorch_model.fp16.bin".
+    """
+    suffix = f".{variant}" if variant else ""
+    pickle_stem = "pytorch_model" if stem == "model" else stem
+    return [f"{stem}{suffix}.safetensors", f"{pickle_stem}{suffix}.bin"]
 
 
 def find_weights(folder: Path, names: Sequence[str], wrapper: Sequence[str] = ()) -> Checkpoint:
-    """The weights in a folder: the first of `names` that is there, whole or as an index of shards.
+    """The weights in a folder: the first of `names` that is present, as one file or as an index of shards.
 
     Args:
         names: File names, the preferred one first, such as ("model.safetensors", "pytorch_model.bin").
@@ -192,15 +196,15 @@ def find_weights(folder: Path, names: Sequence[str], wrapper: Sequence[str] = ()
 
 
 def has_weights(folder: Path, names: Sequence[str]) -> bool:
-    """Whether `find_weights` would find a file."""
+    """Whether a folder has one of these weight files, or an index of its shards."""
     return any(file.exists() for name in names for file in (folder / name, *_index_files(folder, name)))
 
 
 def _index_files(folder: Path, name: str) -> list[Path]:
-    """Where the index of a weight file's shards can be: "model.fp16.safetensors" has "model.safetensors.index.fp16.json"."""
+    """Possible index files for the shards of a weight file: "model.safetensors.index.fp16.json" for "model.fp16.safetensors"."""
     stem, *variant, suffix = name.split(".")
     names = [f"{stem}.{suffix}.index.{'.'.join(variant)}.json"] if variant else []
-    return [folder / one for one in (*names, f"{name}.index.json")]
+    return [folder / index for index in (*names, f"{name}.index.json")]
 
 
 def _shards(index: Path) -> list[Path]:

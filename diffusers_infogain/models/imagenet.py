@@ -24,7 +24,7 @@ def _names() -> tuple[str, ...]:
 
 @cache
 def _ids_by_lemma() -> dict[str, list[int]]:
-    """The classes that carry a name, all names in lower case."""
+    """The ids of the classes with a given name, for all names in lower case."""
     ids: dict[str, list[int]] = {}
     for class_id, name in enumerate(_names()):
         for lemma in name.lower().split(", "):
@@ -36,18 +36,18 @@ def imagenet_class_name(class_id: int) -> str:
     """All names of a class, such as "tench, Tinca tinca" for 0.
 
     Raises:
-        ValueError: For an id that is none of the 1000.
+        ValueError: For an id outside [0, 999].
     """
     return _names()[_checked_id(class_id)]
 
 
 def imagenet_class_ids(labels: str | int | Sequence[str | int]) -> list[int]:
-    """The ids of classes given by id (207 or "207"), by any of their names, or by all of them as `imagenet_class_name` gives.
+    """The ids of classes, each given by id (207 or "207"), by one of its names, or by all names as in `imagenet_class_name`.
 
-    Upper and lower case are the same.
+    Case does not matter.
 
     Raises:
-        ValueError: For an unknown name, a name of several classes, or an id that is none of the 1000.
+        ValueError: For an unknown name, a name that several classes share, or an id outside [0, 999].
     """
     if isinstance(labels, (str, int)):
         labels = [labels]

@@ -1,6 +1,6 @@
 """LLaDA's language models (LLaDA, MMaDA, Lumina-DiMOO) as transformers' Llama without a causal mask.
 
-Their block is Llama's under other names: RMS norms, rotary embeddings by halves, SwiGLU. Only attention sees both sides.
+Their block is Llama's under other names (RMS norms, rotary embeddings by halves, SwiGLU), but attention is bidirectional.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch.nn.utils.rnn import pad_sequence
 
-# `PreTrainedModel` must stand in this module: diffusers finds out how to load a component by looking for it here.
+# Keep the name `PreTrainedModel` in this module: diffusers looks for it here to find out how to load a component.
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: F401
 
 from ..checkpoints.configs import check_sizes, require_fields
@@ -43,7 +43,7 @@ KEY_MAPPING = {
 }
 """The names in `LlamaForCausalLM` of the parts of LLaDA's keys."""
 
-# Checkpoints that differ in any of these are other networks.
+# A checkpoint that differs in any of these is another network.
 _SUPPORTED = {
     "block_type": "llama",
     "activation_type": "silu",
@@ -61,10 +61,10 @@ _SUPPORTED = {
 
 
 def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") -> LlamaConfig:
-    """transformers' configuration from LLaDA's; `mask_token_id` and MMaDA's `llm_vocab_size` are kept.
+    """Converts LLaDA's configuration to transformers'; keeps `mask_token_id` and MMaDA's `llm_vocab_size`.
 
     Raises:
-        ValueError: For a model type or a field that stands for another network, naming it.
+        ValueError: For a model type, or a value of a field, that means another network.
     """
     if config.get("model_type") not in MODEL_TYPES:
         raise ValueError(f"{file}: `model_type` must be one of {', '.join(MODEL_TYPES)}, got {shown(config.get('model_type'))}.")
@@ -97,21 +97,21 @@ def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") ->
 
 
 def count_positions(real: torch.Tensor) -> torch.Tensor:
-    """Positions (R, L) of tokens that are no padding, counted from a row's first one."""
+    """Positions (B, L) of tokens, counted from the first that is not padding; `real` (B, L) is False at padding."""
     return (real.cumsum(-1) - 1).clamp(min=0)
 
 
 def additive_mask(visible: torch.Tensor, num_queries: int, dtype: torch.dtype) -> torch.Tensor:
-    """What transformers adds to attention's logits, (R, 1, Q, K), from which keys each query sees, (R, Q or 1, K) bool.
+    """The mask that transformers adds to attention logits, (B, 1, Q, K), from the keys that each query sees, (B, Q or 1, K) bool.
 
-    An explicit mask, since what `is_causal=False` does depends on the version of transformers.
+    The mask is explicit because the meaning of `is_causal=False` depends on the version of transformers.
     """
     hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
     return hidden[:, None].expand(-1, -1, num_queries, -1)
 
 
 class BidirectionalLlama(LlamaForCausalLM):
-    """transformers' Llama in which every token sees every other: LLaDA's network.
+    """LLaDA's network: transformers' Llama with bidirectional attention.
 
     `from_pretrained` reads what `convert` or `save_pretrained` wrote; `open_llada` reads LLaDA's own format.
     """
@@ -125,25 +125,25 @@ class BidirectionalLlama(LlamaForCausalLM):
         position_ids: torch.Tensor | None = None,
         **cache: Any,
     ) -> torch.Tensor:
-        """Logits; position i predicts token i.
+        """Logits, at position i for the token at position i.
 
         Args:
-            input_ids: (R, L) long.
-            attention_mask: (R, L) bool, False at padding, which no token sees and which does not count as a position; by
-                default there is none. Or what is added to the attention's logits, (R, 1, L, K) float, with `position_ids`.
-            where: (R, L) bool, or the indices (M,) of rows and positions. With it only these M positions go through the head.
-            token_range: (first, last + 1) of the tokens that are wanted; by default all.
-            position_ids: (R, L) long; by default positions are counted from the first token that is no padding.
-            cache: `past_key_values` (or as transformers calls it) and `use_cache`, of transformers' Llama.
+            input_ids: (B, L) long.
+            attention_mask: (B, L) bool, False at padding, which no token attends to and which positions do not count; by default
+                nothing is padding. Or an additive mask (B, 1, L, K) float, together with `position_ids`.
+            where: (B, L) bool, or indices (M,) of samples and of positions. Only these M positions go through the head.
+            token_range: (first, last + 1) of the token ids whose logits to compute; all by default.
+            position_ids: (B, L) long; by default positions are counted from the first token that is not padding.
+            cache: `past_key_values` and `use_cache`, as in transformers' Llama.
 
         Returns:
-            (R, L, V), or (M, V) with `where`, in row-major order.
+            (B, L, V), or (M, V) with `where`, in row-major order.
         """
         if attention_mask is None:
             attention_mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
         if attention_mask.ndim == 2:
             position_ids = count_positions(attention_mask) if position_ids is None else position_ids
-            # Keys alone are hidden: a row without any key would be NaN.
+            # Padding is hidden as keys only: a query that sees no key would give NaN.
             attention_mask = additive_mask(attention_mask[:, None, :], input_ids.shape[1], self.dtype)
         states = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
@@ -153,7 +153,7 @@ class BidirectionalLlama(LlamaForCausalLM):
         if token_range is None:
             return self.lm_head(states)
         first, last = token_range
-        if type(self.lm_head) is not torch.nn.Linear:  # an adapter's, or quantised: its weight is not all of it
+        if type(self.lm_head) is not torch.nn.Linear:  # adapted or quantised: the weight alone is not the layer
             return self.lm_head(states)[..., first:last]
         with align_module_device(self.lm_head):
             return torch.nn.functional.linear(states, self.lm_head.weight[first:last])
@@ -164,7 +164,7 @@ def check_image_tokens(image_token_offset: int, codebook_size: int, vocab_size: 
     if image_token_offset + codebook_size > vocab_size:
         raise ValueError(
             f"`image_token_offset` {image_token_offset} and the {codebook_size} codes of `vqvae` do not fit into the vocabulary "
-            f"of {vocab_size} tokens of `transformer`: the parts are not of the same model."
+            f"of {vocab_size} tokens of `transformer`: `vqvae` and `transformer` come from different models."
         )
 
 
@@ -187,40 +187,39 @@ def predict_after_prompts(
     where: torch.Tensor,
     token_range: tuple[int, int],
 ) -> torch.Tensor:
-    """Logits of what follows a prompt.
-
-    No tensor with a column for every word of the vocabulary is made.
+    """Logits at positions after a prompt, without ever computing those of the whole vocabulary.
 
     Args:
         transformer: The model.
-        prompt_ids, prompt_mask: (R, P) each, from `pad_prompts`.
-        input_ids: (R, L) long, what follows.
-        where: (R, L) bool, the positions whose logits are wanted.
-        token_range: (first, last + 1) of the tokens that are wanted.
+        prompt_ids, prompt_mask: (B, P) each, from `pad_prompts`.
+        input_ids: (B, L) long, the tokens after the prompts.
+        where: (B, L) bool, the positions whose logits to compute.
+        token_range: (first, last + 1) of the token ids whose logits to compute.
 
     Returns:
         (M, V) for the M positions of `where`, in row-major order.
     """
-    # Columns that are padding in every row are left out: a prompt alone is never padded.
+    # Columns that are padding for all samples are dropped, so a single prompt is never padded.
     first = int((~prompt_mask).all(0).sum())
     prompt_ids, prompt_mask = prompt_ids[:, first:], prompt_mask[:, first:]
-    every = torch.ones_like(input_ids, dtype=torch.bool)
+    all_real = torch.ones_like(input_ids, dtype=torch.bool)
     return transformer(
         torch.cat([prompt_ids, input_ids], dim=1),
-        None if prompt_mask.all() else torch.cat([prompt_mask, every], dim=1),
+        None if prompt_mask.all() else torch.cat([prompt_mask, all_real], dim=1),
         where=torch.nn.functional.pad(where, (prompt_ids.shape[1], 0)),
         token_range=token_range,
     )
 
 
 def open_llada(folder: Path) -> ModelSource:
-    """The language model of a repository in LLaDA's format.
+    """Opens the language model of a repository in LLaDA's format.
 
     Raises:
-        ValueError: As `llama_config` and `find_weights`.
+        ValueError: As in `llama_config` and `find_weights`.
     """
     file = folder / "config.json"
-    settings, weights = read_json(file), find_weights(folder, WEIGHT_NAMES)
+    settings = read_json(file)
+    weights = find_weights(folder, WEIGHT_NAMES)
     check_sizes(settings, weights, file)
     with one_sentence(str(file)):
         config = llama_config(settings, file)

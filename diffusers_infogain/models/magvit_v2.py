@@ -1,4 +1,4 @@
-"""MAGVIT-v2 (arXiv 2310.05737), the image tokenizer of Show-o and MMaDA: an image as a grid of codes, a code as 13 signs."""
+"""MAGVIT-v2 (arXiv 2310.05737), the image tokenizer of Show-o and MMaDA: a grid of codes, each of which is 13 signs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-# `ModelMixin` must stand in this module: diffusers finds out how to load a component by looking for it here.
+# Keep the name `ModelMixin` in this module: diffusers looks for it here to find out how to load a component.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -23,7 +23,7 @@ WEIGHT_NAMES = ("pytorch_model.safetensors", "model.safetensors", "diffusion_pyt
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """The normalization in front of every activation."""
+    """The group normalization before every activation."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -67,7 +67,7 @@ class AttentionBlock(nn.Module):
 
 
 class BinaryCodes(nn.Module):
-    """Codes and their sign vectors: entry i of the vector is +1 where bit i of the code, the highest first, is 1, else -1."""
+    """Codes and their sign vectors: entry i of a vector is +1 if bit i of the code, counted from the highest, is 1, else -1."""
 
     power_vals: torch.Tensor
     embedding: torch.Tensor
@@ -79,21 +79,21 @@ class BinaryCodes(nn.Module):
         self.register_buffer("embedding", 2.0 * (torch.arange(2**bits)[:, None] >> exponents & 1) - 1)
 
     def codes(self, z: torch.Tensor) -> torch.Tensor:
-        """(B, bits, h, w) real numbers, of which the signs count, to (B, h, w) long."""
+        """Codes (B, h, w) long from the signs of real numbers (B, bits, h, w)."""
         return ((z > 0).movedim(1, -1) * self.power_vals).sum(-1)
 
     def vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        """(B, h, w) integers to (B, bits, h, w) signs."""
+        """Sign vectors (B, bits, h, w) of integer codes (B, h, w)."""
         return self.embedding[codes].movedim(-1, 1)
 
 
 def residual_blocks(in_channels: int, out_channels: int, count: int, groups: int) -> nn.Sequential:
-    """`count` blocks at one resolution, the first of which changes the number of channels."""
+    """The blocks at one resolution; the first of the `count` blocks changes the number of channels."""
     return nn.Sequential(*(ResidualBlock(out_channels if i else in_channels, out_channels, groups) for i in range(count)))
 
 
 def middle(channels: int, groups: int) -> nn.Sequential:
-    """The blocks at the lowest resolution, the only ones with attention."""
+    """The middle blocks, at the lowest resolution; only here is attention."""
     return nn.Sequential(
         OrderedDict(
             block_1=ResidualBlock(channels, channels, groups),
@@ -104,7 +104,14 @@ def middle(channels: int, groups: int) -> nn.Sequential:
 
 
 def make_encoder(widths: Sequence[int], blocks: Sequence[int], bits: int, groups: int) -> nn.Sequential:
-    """Image to `bits` numbers per position; `widths` are the channels of the first layer and of every resolution, high to low."""
+    """From an image to `bits` numbers per position.
+
+    Args:
+        widths: Channels of the first layer, then of each resolution, from high to low.
+        blocks: Residual blocks at each resolution, from high to low.
+        bits: Bits of a code.
+        groups: Groups of the normalizations.
+    """
     levels = []
     for index, count in enumerate(blocks):
         width = widths[index + 1]
@@ -127,9 +134,15 @@ def make_encoder(widths: Sequence[int], blocks: Sequence[int], bits: int, groups
 
 
 def make_decoder(widths: Sequence[int], blocks: Sequence[int], bits: int, groups: int) -> nn.Sequential:
-    """`bits` signs per position to an image; `widths` are the channels of every resolution, high to low.
+    """From `bits` signs per position to an image.
 
-    Levels run from the lowest resolution to the highest, under the names that count from the highest.
+    Levels run from the lowest resolution to the highest, but their names count from the highest.
+
+    Args:
+        widths: Channels of each resolution, from high to low.
+        blocks: Residual blocks at each resolution, from high to low.
+        bits: Bits of a code.
+        groups: Groups of the normalizations.
     """
     levels: OrderedDict[str, nn.Module] = OrderedDict()
     previous = widths[-1]
@@ -154,10 +167,11 @@ def make_decoder(widths: Sequence[int], blocks: Sequence[int], bits: int, groups
 
 
 def check_config(integers: dict[str, int], lists: dict[str, Sequence[int]]) -> None:
-    """Refuses sizes that make no model.
+    """Raises a ValueError for the first size with which no model can be built.
 
-    Raises:
-        ValueError: With the name of the argument, its value, and what is allowed.
+    Args:
+        integers: Arguments that are one size, by name.
+        lists: Arguments that are one size per resolution, by name.
     """
 
     def positive(value: object) -> bool:
@@ -179,17 +193,17 @@ def check_config(integers: dict[str, int], lists: dict[str, Sequence[int]]) -> N
 class MagvitV2Model(ModelMixin, ConfigMixin):
     """The tokenizer, with the defaults and the tensor names of `showlab/magvitv2`.
 
-    `from_pretrained` leaves the model in float32, as it was published, whatever `torch_dtype` says, also within a pipeline:
-    rounding to bfloat16 changes pixels, and the sign of numbers near 0. `to(torch.bfloat16)` converts it nevertheless.
+    `from_pretrained` keeps the model in float32, as it was published, whatever `torch_dtype` is, also within a pipeline:
+    rounding to bfloat16 changes pixels and the signs of numbers near 0. `to(torch.bfloat16)` does convert it.
 
     Args:
         channels: Channels at the highest resolution, before the multiplier.
-        encoder_multipliers: Factor on `channels` at every resolution, the highest first; each is half of the one before.
-        encoder_blocks: Number of residual blocks at every resolution, the highest first.
+        encoder_multipliers: Factor on `channels` at each resolution, the highest first; each resolution is half the previous one.
+        encoder_blocks: Number of residual blocks at each resolution, the highest first.
         decoder_multipliers: As `encoder_multipliers`.
         decoder_blocks: As `encoder_blocks`.
         bits: Bits of a code.
-        norm_groups: Groups of every normalization.
+        norm_groups: Groups of the normalizations.
     """
 
     _keep_in_fp32_modules = ["encoder", "decoder", "quantize"]
@@ -234,7 +248,7 @@ class MagvitV2Model(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Codes of images.
+        """Encodes images to codes.
 
         Args:
             images: (B, 3, H, W) floating point in [-1, 1], with sides that are multiples of `scale_factor`.
@@ -243,7 +257,7 @@ class MagvitV2Model(ModelMixin, ConfigMixin):
             (B, H / scale_factor, W / scale_factor) long.
 
         Raises:
-            ValueError: If the shape or the dtype is another one.
+            ValueError: For another shape or dtype.
         """
         if not images.is_floating_point():
             raise ValueError(f"`images` must be floating point in [-1, 1], got {images.dtype}.")
@@ -256,17 +270,17 @@ class MagvitV2Model(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Images of codes.
+        """Decodes codes to images.
 
         Args:
             tokens: (B, h, w) int32 or int64 from 0 to `codebook_size` - 1; h and w may differ.
 
         Returns:
-            (B, 3, h * scale_factor, w * scale_factor), about within [-1, 1] but not clamped: `((x + 1) / 2).clamp(0, 1)` is the
+            (B, 3, h * scale_factor, w * scale_factor), roughly in [-1, 1] but not clamped: `((x + 1) / 2).clamp(0, 1)` is the
             image.
 
         Raises:
-            ValueError: If the shape, the dtype or a code is another one. A compiled model does not look at the codes.
+            ValueError: For another shape or dtype, or an invalid code. A compiled model does not check the codes.
         """
         if tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"`tokens` must be int32 or int64, got {tokens.dtype}.")
@@ -275,19 +289,19 @@ class MagvitV2Model(ModelMixin, ConfigMixin):
         if not torch.compiler.is_compiling():
             low, high = tokens.min().item(), tokens.max().item()
             if low < 0 or high >= self.codebook_size:
-                raise ValueError(f"`tokens` must be codes from 0 to {self.codebook_size - 1}, got some from {low} to {high}.")
+                raise ValueError(f"`tokens` must be codes from 0 to {self.codebook_size - 1}, got codes from {low} to {high}.")
         return self.decoder(self.quantize.vectors(tokens))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """What is left of images after encoding and decoding."""
+        """Reconstructs images: encodes and decodes them."""
         return self.decode(self.encode(images))
 
 
 def open_magvit_v2(folder: Path) -> ModelSource:
-    """The tokenizer in a folder as published, whose config.json has no sizes, or as `save_pretrained` writes it.
+    """Opens the tokenizer in a published folder, whose config.json has no sizes, or in one that `save_pretrained` wrote.
 
     Raises:
-        ValueError: If the folder has no config.json or no weights, or a size makes no model.
+        ValueError: If the folder has no config.json or no weights, or its sizes are invalid.
     """
     config = own_fields(MagvitV2Model, folder / "config.json")
     return ModelSource(find_weights(folder, WEIGHT_NAMES), lambda: MagvitV2Model(**config), _probe)

@@ -1,7 +1,7 @@
 """The class-to-image transformer of Halton-MaskGIT.
 
 "Halton Scheduler for Masked Generative Image Transformer", arXiv 2503.17076. A bidirectional transformer over the
-tokens of an image, whose blocks are modulated by the embedding of the class.
+tokens of an image; the embedding of the class modulates its blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-# The name `ModelMixin` must stand in this module: diffusers finds out how to load a component by looking for it here.
+# Keep the name `ModelMixin` in this module: diffusers looks for it here to find out how to load a component.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -23,13 +23,13 @@ from ..checkpoints.weights import Checkpoint
 
 NORM_EPS = 1e-5
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
-"""Attention heads by hidden size: tiny, small, base, large, and a size that the training code offers without weights."""
+"""Attention heads by hidden size: tiny, small, base, large, and one that the training code has but nobody published."""
 
 
 class TiedEmbedding(nn.Embedding):
-    """The table of tokens, for the way in and the way out: long ids give embeddings, float hidden states give logits.
+    """Input embedding and output head with one weight: long ids give embeddings, float hidden states give logits.
 
-    One module for both, so that hooks which bring weights to the device when a module runs serve both.
+    It is one module, so that offloading hooks, which move the weights of a module when it runs, work for both.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, codebook_size: int):
@@ -45,7 +45,7 @@ class TiedEmbedding(nn.Embedding):
 
 
 class BiasedRMSNorm(nn.RMSNorm):
-    """RMS norm with a scale and a shift."""
+    """RMS normalization with a scale and a shift."""
 
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, eps=NORM_EPS)
@@ -57,17 +57,17 @@ class BiasedRMSNorm(nn.RMSNorm):
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x · (1 + scale) + shift, with x (B, L, D) and one shift and scale (B, 1, D) per sample."""
+    """x · (1 + scale) + shift, with x (B, L, D) and one shift and one scale (B, 1, D) per sample."""
     return x * (1 + scale) + shift
 
 
 def modulation(hidden_size: int, parts: int) -> nn.Sequential:
-    """The layer that makes `parts` modulations from the condition."""
+    """The layer that computes `parts` vectors of modulation from the condition."""
     return nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, parts * hidden_size))
 
 
 class MaskGITAttention(nn.Module):
-    """Full self-attention. Heads are hidden_size // num_heads wide, so all of them together may be narrower than the input."""
+    """Full self-attention. Heads are hidden_size // num_heads wide, so together they may be narrower than the input."""
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
@@ -80,7 +80,7 @@ class MaskGITAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, D) to (B, L, D)."""
-        # Queries and keys are normalised over all heads jointly, without a scale of their own.
+        # Queries and keys are normalised over all heads jointly, without a learned scale.
         q, k = (F.rms_norm(y, y.shape[-1:], eps=NORM_EPS) for y in (self.wq(x), self.wk(x)))
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, self.wv(x)))
         return self.wo(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -101,7 +101,7 @@ class MaskGITFeedForward(nn.Module):
 
 
 class MaskGITBlock(nn.Module):
-    """Attention and feed-forward, each on a modulated norm and behind a gate."""
+    """Attention and feed-forward, each with a modulated norm before and a gate after it."""
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int):
         super().__init__()
@@ -112,7 +112,7 @@ class MaskGITBlock(nn.Module):
         self.ff = MaskGITFeedForward(hidden_size, intermediate_size)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """`x` (B, L, D) under the `condition` (B, D), to (B, L, D)."""
+        """(B, L, D) from `x` (B, L, D) and the `condition` (B, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.mlp(condition)[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.ln1(x), shift1, scale1))
         return x + gate2 * self.ff(modulate(self.ln2(x), shift2, scale2))
@@ -127,7 +127,7 @@ class MaskGITLastNorm(nn.Module):
         self.mlp = modulation(hidden_size, 2)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """`x` (B, L, D) under the `condition` (B, D), to (B, L, D)."""
+        """(B, L, D) from `x` (B, L, D) and the `condition` (B, D)."""
         shift, scale = self.mlp(condition)[:, None].chunk(2, dim=-1)
         return modulate(self.norm_final(x), shift, scale)
 
@@ -136,17 +136,17 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
     """Predicts the masked tokens of a square image of `sample_size` x `sample_size` tokens, given its class.
 
     Args:
-        sample_size: Tokens per side: 16 for images of 256 pixels, 24 for 384.
+        sample_size: Tokens per side: 16 for images of 256 x 256 pixels, 24 for 384 x 384.
         hidden_size, num_hidden_layers, num_attention_heads: (384, 6, 6) tiny, (512, 12, 6) small, (768, 12, 12) base,
             (1024, 24, 16) large.
         intermediate_size: Width of the feed-forward layers: 1024, 1536, 2048 and 2816 in those sizes.
-        codebook_size: Tokens that an image can consist of.
-        vocab_size: These and the mask, whose id is `vocab_size` - 1.
-        num_classes: Classes; the label `num_classes` stands for none.
-        num_registers: Learned tokens that follow those of the image.
+        codebook_size: Number of image tokens.
+        vocab_size: Number of token ids; the last one is the mask.
+        num_classes: Number of classes; the label `num_classes` stands for no class.
+        num_registers: Number of learned tokens after those of the image.
 
     Raises:
-        ValueError: If the sizes do not go together.
+        ValueError: If sizes contradict each other.
     """
 
     _no_split_modules = ["MaskGITBlock"]
@@ -182,18 +182,18 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
         self.last_norm = MaskGITLastNorm(hidden_size)
 
     def forward(self, tokens: torch.Tensor, class_labels: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits on the tokens of the codebook; the mask is not among them.
+        """Logits over the codebook, without the mask.
 
         Args:
-            tokens: (B, L) long, in raster order, the mask where nothing is decided yet; L = `sample_size`².
+            tokens: (B, L) long, in raster order, the mask at undecided positions; L = `sample_size`².
             class_labels: (B,) long, `num_classes` for no class.
-            where: (B, L) bool, the positions whose logits are wanted: all by default.
+            where: (B, L) bool, the positions whose logits to compute; all by default.
 
         Returns:
-            (B, L, codebook size), or with `where` the (M, codebook size) rows of its M positions, sample after sample.
+            (B, L, codebook size), or with `where` (M, codebook size) for its M positions, in row-major order.
 
         Raises:
-            ValueError: For shapes, ids or labels that do not fit the model. A compiled model does not look at the values.
+            ValueError: For shapes, ids or labels that do not fit the model. A compiled model does not check values.
         """
         self._check_inputs(tokens, class_labels, where)
         batch, length = tokens.shape
@@ -250,13 +250,13 @@ def check_tied_head(state_dict: Mapping[str, torch.Tensor]) -> None:
 
 
 def config_from_state_dict(shapes: Mapping[str, tuple[int, ...]], num_attention_heads: int | None = None) -> dict[str, int]:
-    """The arguments of `MaskGITTransformer2DModel` for a checkpoint whose tensors have these names and shapes.
+    """The arguments of `MaskGITTransformer2DModel` for a published checkpoint, from the names and shapes of its tensors.
 
     Args:
-        num_attention_heads: Must be given for a width that was not published, since shapes do not tell it.
+        num_attention_heads: Required for a hidden size that was not published, because shapes do not reveal it.
 
     Raises:
-        ValueError: If a tensor is missing, or a value cannot be told.
+        ValueError: If a tensor is missing, or shapes contradict each other.
     """
     known = {renamed(key, KEY_MAPPING): tuple(shape) for key, shape in shapes.items()}
     names = ("cls_emb", "tok_emb", "pos_emb", "reg_tokens", "layers.0.attn.wq", "layers.0.ff.w1")
@@ -291,7 +291,7 @@ def config_from_state_dict(shapes: Mapping[str, tuple[int, ...]], num_attention_
 
 
 def open_maskgit(file: Path) -> ModelSource:
-    """The transformer in a published file.
+    """Opens the transformer in a published file.
 
     Raises:
         ValueError: If the file is of another family, or of a size that was not published.

@@ -29,8 +29,8 @@ NORM_EPS = 1e-6
 class Sinusoids(nn.Module):
     """Cosines, then sines, of numbers times the frequencies 10000 ** (-i / half), the same on every machine.
 
-    The public code computes them in float32. There the last bit of a frequency depends on the processor, and a counter, which is
-    multiplied by 1000, makes much more of it: from one machine to the next the sinusoids then differ by up to 4e-3.
+    The published code computes them in float32, where the last bit of a frequency depends on the processor. The timestep,
+    which is multiplied by 1000, amplifies this: sinusoids then differ by up to 4e-3 between machines.
     """
 
     def __init__(self, channels: int):
@@ -48,29 +48,29 @@ class Sinusoids(nn.Module):
 
 
 class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
-    r"""Masked image tokens and a prompt's CLIP embeddings to logits over the codebook.
+    r"""Predicts logits over the codebook from masked image tokens and the CLIP embeddings of a prompt.
 
-    The arguments are the fields of a public `transformer/config.json`, and the parameters have the names of its tensors:
-    `from_pretrained("MeissonFlow/Meissonic", subfolder="transformer")` reads the public file as it is.
+    The arguments are the fields of a published `transformer/config.json`, and parameters have the names of the published tensors:
+    `from_pretrained("MeissonFlow/Meissonic", subfolder="transformer")` reads the published files as they are.
 
     Args:
         patch_size: Unused.
         in_channels: Unused.
-        num_layers: Blocks in which image and text have weights of their own.
-        num_single_layers: Blocks that follow, with the same weights for both.
+        num_layers: Number of blocks in which image and text have separate weights.
+        num_single_layers: Number of blocks after them, with the same weights for both.
         attention_head_dim: Channels of a head, the sum of `axes_dims_rope`.
-        num_attention_heads: Heads.
+        num_attention_heads: Number of heads.
         joint_attention_dim: Channels of `encoder_hidden_states`.
-        pooled_projection_dim: Channels of `pooled_text_emb`, as many as the model has (heads times channels of a head).
+        pooled_projection_dim: Channels of `pooled_text_emb`, which must be those of the model (heads times channels of a head).
         guidance_embeds: Always False.
         axes_dims_rope: Channels of a head that encode the axis of the text (always 0), the row and the column.
-        vocab_size: Token ids; the last one is the mask.
-        codebook_size: Ids that are predicted, from 0 on.
-        downsample: Halve the grid before the blocks (1024 x 1024 models).
-        upsample: Double it behind them; the same as `downsample`.
+        vocab_size: Number of token ids; the last one is the mask.
+        codebook_size: Number of ids that are predicted, starting at 0.
+        downsample: Whether to halve the grid before the blocks (models for 1024 x 1024 pixels).
+        upsample: Whether to double it after them; must equal `downsample`.
 
     Raises:
-        ValueError: If sizes do not fit each other.
+        ValueError: If sizes contradict each other.
     """
 
     _no_split_modules = ["FluxTransformerBlock", "FluxSingleTransformerBlock"]
@@ -141,17 +141,19 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As `ModelMixin.from_pretrained`, but weights that are missing or left over are an error.
+        """As `ModelMixin.from_pretrained`, but missing or unexpected tensors are an error.
 
         Raises:
             ValueError: If the file's tensors are not exactly the model's parameters.
         """
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        for kind in ("missing", "unexpected"):
-            keys = sorted(info[f"{kind}_keys"])
+        for problem in ("missing", "unexpected"):
+            keys = sorted(info[f"{problem}_keys"])
             if keys:
-                raise ValueError(f"`pretrained_model_name_or_path` has {len(keys)} {kind} tensors for this config: {keys[:5]}.")
+                raise ValueError(
+                    f"`pretrained_model_name_or_path` has {len(keys)} {problem} tensors for this config: {keys[:5]}."
+                )
         return (model, info) if with_info else model
 
     def forward(
@@ -163,18 +165,18 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float,
         where: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predicts the tokens of every position, or of those asked for.
+        """Predicts the tokens at all positions, or only at those in `where`.
 
         Args:
             tokens: Token ids (B, H, W), of any size (even, if the model downsamples).
             encoder_hidden_states: The text encoder's last hidden states but one (B, S, joint_attention_dim).
             pooled_text_emb: Its projected embeddings (B, pooled_projection_dim).
             micro_conds: Width and height in pixels, two crop coordinates, aesthetic score (B, 5).
-            timestep: The sampler's counter, steps - 1 at first and 0 at last, for all rows or one for each.
-            where: Positions (B, H * W) whose logits are wanted; the others' are not computed.
+            timestep: The step, counted down from the number of steps - 1 to 0; one number, or one per sample.
+            where: (B, H * W) bool, the positions whose logits to compute; all by default.
 
         Returns:
-            Logits (B, H * W, codebook_size), or with `where` one row per marked position (M, codebook_size), in row-major order.
+            Logits (B, H * W, codebook_size), or with `where` (M, codebook_size) for its M positions, in row-major order.
 
         Raises:
             ValueError: If a shape does not fit.
@@ -185,7 +187,7 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
 
         sinusoids = self.micro_conds_proj(micro_conds.flatten()).reshape(batch, -1)
         pooled = self.cond_embed(torch.cat([pooled_text_emb.to(self.dtype), sinusoids.to(tokens.device, self.dtype)], dim=1))
-        # In float64: a thousand times the counter has no exact bfloat16, and no float16 from 66 steps on.
+        # In float64: a thousand times the step is not exact in bfloat16, and overflows float16 from 66 steps on.
         temb = self.time_text_embed(timestep.double().reshape(-1) * 1000, pooled)
         text = self.encoder_proj_layer_norm(self.context_embedder(encoder_hidden_states.to(self.dtype)))
 
@@ -208,7 +210,7 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
         for layer in self.up_block.values():
             hidden = layer(hidden)
 
-        # What follows treats every position on its own.
+        # The last layer treats each position separately.
         hidden = hidden.flatten(2).transpose(1, 2)
         wanted = hidden.flatten(0, 1) if where is None else hidden[where]
         logits = self.mlm_layer(wanted[:, :, None, None]).flatten(1)
@@ -242,20 +244,20 @@ class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
         if where is not None and where.dtype != torch.bool:
             raise ValueError(f"`where` must be of dtype torch.bool, got {where.dtype}.")
         if tuple(timestep.shape) not in ((), (1,), (batch,)):
-            raise ValueError(f"`timestep` must be one number or one per row ({batch}), got the shape {tuple(timestep.shape)}.")
+            raise ValueError(f"`timestep` must be one number or one per sample ({batch}), got the shape {tuple(timestep.shape)}.")
 
 
 def _positions(length: int, rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """Coordinates (length + rows * columns, 3): all 0 for text, then (0, row, column)."""
+    """Coordinates (length + rows * columns, 3) for the rotary embedding: zeros for text, then (0, row, column)."""
     grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
     return torch.cat([torch.zeros(length, 3, dtype=torch.float32, device=device), nn.functional.pad(grid.float(), (1, 0))])
 
 
 def open_meissonic_transformer(folder: Path, variant: str | None = None) -> ModelSource:
-    """The transformer in a published folder.
+    """Opens the transformer in a published folder.
 
     Raises:
-        ValueError: If the configuration or the weights are missing, or a size makes no model.
+        ValueError: If the configuration or the weights are missing, or sizes are invalid.
     """
     config = own_fields(MeissonicTransformer2DModel, folder / "config.json")
     checkpoint = find_weights(folder, weight_names("diffusion_pytorch_model", variant))

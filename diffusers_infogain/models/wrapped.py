@@ -1,4 +1,4 @@
-"""Models wrapped by `torch.compile`, peft or data-parallel classes."""
+"""Finds the model inside wrappers of `torch.compile`, peft and data parallelism."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 
 def underlying(model: Any) -> PreTrainedModel:
-    """The transformers model inside wrappers, nested in any order.
+    """The transformers model inside wrappers, which may be nested in any order.
 
     Raises:
-        ValueError: If there is none, or if peft puts tokens of its own before the text, which shifts positions.
+        ValueError: If there is none, or if peft puts tokens before the text, which would shift positions.
     """
     inner = model
     while not isinstance(inner, PreTrainedModel):

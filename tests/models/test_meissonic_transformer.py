@@ -291,7 +291,7 @@ def test_settings_that_do_not_fit(settings, message):
         ({"encoder_hidden_states": torch.zeros(2, 12)}, r"`encoder_hidden_states` must have 3 axes, got the shape \(2, 12\)\."),
         ({"pooled_text_emb": torch.zeros(2, 12)}, r"`pooled_text_emb` must have the shape \(2, 16\), got \(2, 12\)\."),
         ({"micro_conds": torch.zeros(2, 6)}, r"`micro_conds` must have the shape \(2, 5\), got \(2, 6\)\."),
-        ({"timestep": torch.zeros(3)}, r"`timestep` must be one number or one per row \(2\), got the shape \(3,\)\."),
+        ({"timestep": torch.zeros(3)}, r"`timestep` must be one number or one per sample \(2\), got the shape \(3,\)\."),
         ({"where": torch.ones(2, 23, dtype=torch.bool)}, r"`where` must have the shape \(2, 24\), got \(2, 23\)\."),
         ({"where": torch.ones(2, 24)}, r"`where` must be of dtype torch.bool, got torch.float32\."),
     ],
