@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..checks import is_integer, shown
+from ..checks import LARGEST_INTEGER, is_integer, shown
 from ..files import read_json
 from ..models.llada import MODEL_TYPES, WEIGHT_NAMES, BidirectionalLlama, open_llada
 from ..models.text_family import SUPPORTED, TextFamily, check_family, eos_token_ids, text_family
@@ -129,14 +129,17 @@ def _check_settings(settings: Mapping[str, Any], file: Path) -> None:
         ValueError: For the first field of another type, naming the file.
     """
 
+    def integer(value: Any) -> bool:
+        return is_integer(value) and abs(value) <= LARGEST_INTEGER
+
     def integers(value: Any) -> bool:
-        return is_integer(value) or (isinstance(value, list) and all(map(is_integer, value)))
+        return integer(value) or (isinstance(value, list) and all(map(integer, value)))
 
     for name, fits, wanted in (
         ("model_type", lambda value: isinstance(value, str), "a string"),
         ("text_family", lambda value: isinstance(value, dict), "an object"),
         ("eos_token_id", integers, "an integer or a list of integers"),
-        *((name, is_integer, "an integer") for name in ("mask_token_id", "vocab_size", "llm_vocab_size", "block_size")),
+        *((name, integer, "an integer") for name in ("mask_token_id", "vocab_size", "llm_vocab_size", "block_size")),
     ):
         value = settings.get(name)
         if value is not None and not fits(value):

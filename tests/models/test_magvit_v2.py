@@ -188,8 +188,8 @@ def test_refused_images(model, shape, dtype, message):
         (torch.zeros(1, 2, 2), r"`tokens` must be int32 or int64, got torch\.float32"),
         (torch.zeros(1, 4, dtype=torch.int64), r"`tokens` must be of shape \(B, h, w\) and not empty, got \(1, 4\)"),
         (torch.zeros(1, 0, 2, dtype=torch.int64), r"`tokens` must be of shape \(B, h, w\) and not empty, got \(1, 0, 2\)"),
-        (torch.tensor([[[0, 64]]]), r"`tokens` must be codes from 0 to 63, got some from 0 to 64"),
-        (torch.tensor([[[-1, 5]]]), r"`tokens` must be codes from 0 to 63, got some from -1 to 5"),
+        (torch.tensor([[[0, 64]]]), r"`tokens` must be codes from 0 to 63, got codes from 0 to 64"),
+        (torch.tensor([[[-1, 5]]]), r"`tokens` must be codes from 0 to 63, got codes from -1 to 5"),
     ],
 )
 def test_refused_tokens(model, tokens, message):
