@@ -230,7 +230,8 @@ def test_default_is_what_the_text_pipeline_does(capsys, tmp_path):
     assert run(capsys, *flags)[0] == 0
     (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     own = dict(InfoGainTextPipeline.from_pretrained("demo-text").scheduler.config) | {"tokens_per_step": 8}
-    assert {name: value for name, value in own.items() if not name.startswith("_")} == record["scheduler"]
+    own = json.loads(json.dumps({name: value for name, value in own.items() if not name.startswith("_")}))
+    assert own == record["scheduler"]
 
 
 def test_frequencies_count_by_their_content(capsys, tmp_path):
