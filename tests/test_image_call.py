@@ -1,0 +1,140 @@
+"""One call of an image pipeline, and the signatures of all families' calls."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from diffusers_infogain import (
+    InfoGainLuminaPipeline,
+    InfoGainMaskGITPipeline,
+    InfoGainMeissonicPipeline,
+    InfoGainMMaDAPipeline,
+    InfoGainPipeline,
+    InfoGainScheduler,
+)
+from diffusers_infogain.image_call import CALL_OPTIONS, Canvas, ImageCall, guide
+from diffusers_infogain.image_pipeline import InfoGainImagePipeline
+from diffusers_infogain.loading import IMAGE_PIPELINES
+
+MASK = 10
+OPTIONS = {name: inspect.signature(InfoGainImagePipeline.__call__).parameters[name].default for name in CALL_OPTIONS}
+
+
+def make_call(num_prompts: int = 2, tensor_inputs: tuple[str, ...] = ("latents",), offset: int = 0, **options: Any) -> ImageCall:
+    pipe = SimpleNamespace(
+        canvas=lambda: Canvas(codebook_size=10, vocab_size=11, side=4, multiple=2),
+        scheduler=InfoGainScheduler(mask_token_id=MASK),
+        vae_scale_factor=8,
+        guidance_offset=offset,
+        default_num_inference_steps=5,
+        _callback_tensor_inputs=["latents", *tensor_inputs],
+        _execution_device=torch.device("cpu"),
+    )
+    return ImageCall(pipe=pipe, inputs={}, num_prompts=num_prompts, **{**OPTIONS, "guidance_scale": 3.0, **options})
+
+
+def test_the_options_of_a_call_are_the_arguments_of_the_base_class():
+    assert [name for name in inspect.signature(InfoGainImagePipeline.__call__).parameters if name in CALL_OPTIONS] == list(
+        CALL_OPTIONS
+    )
+    assert {*inspect.signature(InfoGainImagePipeline.__call__).parameters} - {*CALL_OPTIONS} == {
+        "self",
+        "prompt",
+        "negative_prompt",
+    }
+
+
+EMBEDDINGS = ["prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states"]
+MICRO = ["micro_conditioning_aesthetic_score", "micro_conditioning_crop_coord"]
+SIZE, SEARCH = list(CALL_OPTIONS[:5]), list(CALL_OPTIONS[-3:])
+IMAGES, OUTPUT = list(CALL_OPTIONS[5:8]), list(CALL_OPTIONS[8:-3])
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "order"),
+    [
+        (InfoGainMMaDAPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *SEARCH]),
+        (InfoGainLuminaPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *SEARCH]),
+        (InfoGainMaskGITPipeline, ["class_labels", *SIZE, *IMAGES, *OUTPUT, *SEARCH]),
+        (InfoGainMeissonicPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, *MICRO, *SEARCH]),
+        (
+            InfoGainPipeline,
+            ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, "cross_attention_kwargs", *MICRO, *SEARCH],
+        ),
+    ],
+)
+def test_arguments_of_every_family_stand_in_their_order_with_the_defaults_of_all(pipeline, order):
+    parameters = inspect.signature(pipeline.__call__).parameters
+    assert [name for name in parameters if name != "self"] == order
+    assert {name: parameters[name].default for name in CALL_OPTIONS} == OPTIONS
+
+
+@pytest.mark.parametrize("pipeline", IMAGE_PIPELINES, ids=lambda pipeline: pipeline.__name__)
+def test_help_describes_every_argument_of_every_family(pipeline):
+    described = inspect.getdoc(pipeline.__call__)
+    for name in inspect.signature(pipeline.__call__).parameters:
+        assert name == "self" or f" {name}:" in described or f" {name}, " in described, name
+
+
+def test_sizes_and_steps_by_default():
+    call = make_call()
+    assert (call.height, call.width, call.grid, call.batch_size) == (32, 32, (4, 4), 2)
+    assert len(call.scheduler.timesteps) == call.state.num_timesteps == 5
+    assert torch.equal(call.start_tokens(), torch.full((2, 16), MASK))
+    latents = torch.full((2, 2, 6), MASK)
+    latents[0, 0] = 3
+    known = make_call(latents=latents)
+    assert (known.height, known.width, known.grid) == (16, 48, (2, 6))
+    assert torch.equal(known.start_tokens(), latents.flatten(1))
+
+
+def test_values_per_image():
+    call = make_call(num_prompts=2, num_images_per_prompt=3)
+    assert call.per_image("a") == ["a"] * 6
+    assert call.per_image(["a"]) == ["a"] * 6
+    assert call.per_image(("a", "b")) == ["a", "a", "a", "b", "b", "b"]
+    assert make_call(num_prompts=1).per_image(7) == [7]
+
+
+def test_conditions_are_taken_by_image_as_callbacks_left_them():
+    call = make_call(tensor_inputs=("words", "negative_words"))
+    words, negative = torch.tensor([1, 2]), torch.tensor([3, 4])
+    call.condition_on({"words": words, "size": torch.tensor([5, 5])}, {"words": negative, "size": torch.tensor([6, 6])})
+    assert list(call.state.conditions) == ["words", "negative_words"]  # a callback may not read or replace the size
+    index = torch.tensor([1, 1, 0])
+    assert {name: value.tolist() for name, value in call.condition(index).items()} == {"words": [2, 2, 1], "size": [5, 5, 5]}
+    assert {name: value.tolist() for name, value in call.negative(index).items()} == {"words": [4, 4, 3], "size": [6, 6, 6]}
+    call.state.conditions["negative_words"] = torch.tensor([7, 8])
+    assert call.condition(index)["words"].tolist() == [2, 2, 1]
+    assert call.negative(index)["words"].tolist() == [8, 8, 7]
+    call.condition_on({"words": words}, None)
+    assert call.state.conditions["negative_words"] is None
+
+
+@pytest.mark.parametrize(("offset", "off"), [(0, 1.0), (1, 0.0)])
+def test_a_scale_switches_guidance_off_by_the_family_s_form(offset, off):
+    assert not make_call(offset=offset, guidance_scale=off).guided
+    call = make_call(offset=offset, guidance_scale=off + 0.5)
+    assert call.guided
+    cond, uncond = torch.randn(2, 1, 16, 10, generator=torch.Generator().manual_seed(0)).unbind()
+    tokens = torch.zeros(1, 16, dtype=torch.long)
+    expected = uncond + (off + 0.5 + offset) * (cond - uncond)
+    torch.testing.assert_close(call.guide(cond, uncond, tokens), expected)
+    call.state.guidance_scale = off
+    assert not call.guided
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_rows_at_masks_are_guided_as_full_logits_are(schedule):
+    tokens = torch.tensor([[1, MASK, MASK, 2], [MASK, MASK, MASK, 2]])
+    cond, uncond = torch.randn(2, 2, 4, 10, generator=torch.Generator().manual_seed(0)).unbind()
+    full, masked = guide(cond, uncond, tokens, MASK, 4.0, schedule), tokens == MASK
+    assert torch.equal(guide(cond[masked], uncond[masked], tokens, MASK, 4.0, schedule), full[masked])
+    share = {"constant": (1.0, 1.0), "linear": (0.5, 0.25), "cosine": (0.5, (1 - 2**-0.5) / 2)}[schedule]
+    for row in range(2):
+        torch.testing.assert_close(full[row], uncond[row] + (1 + 3 * share[row]) * (cond[row] - uncond[row]))
