@@ -66,22 +66,22 @@ class InfoGainPipelineOutput(BaseOutput):
 class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     """Base class of the pipelines that generate images.
 
-    A family of models is a subclass with a constructor, which calls `register_family`, with these class attributes, and with the
-    methods `canvas`, `predict`, and, unless its models suit the default, `check_inputs`, `encode` and `to_pixels`. A family whose
-    call takes other arguments than `prompt` and `negative_prompt` also has a `__call__` of its own: the signature, the docstring
-    of the arguments that are its own, and `return self.run_call(locals())`.
+    A family of models is a subclass that sets the class attributes below, calls `register_family` in its constructor, and defines
+    `canvas`, `encode` and `predict`; it overrides `check_inputs` and `to_pixels` if the defaults do not suit its models. A family
+    that needs other arguments than `prompt` and `negative_prompt` also has its own `__call__`, which consists of the signature,
+    a docstring for these arguments, and `return self.run_call(locals())`.
 
     Every component may be None until a call needs it. An `AmusedScheduler` that is set as `scheduler` is converted.
 
     Attributes:
-        default_num_inference_steps: Steps of calls that give none.
-        family_guidance_scale: `guidance_scale` of calls that give none, for models that have no default of their own.
-        guidance_offset: 0 where logits = uncond + g · (cond - uncond), so that a scale of 1 or less switches guidance off, and 1
-            where logits = (1 + g) · cond - g · uncond, so that 0 or less does.
-        batches_guidance: Whether the unconditional states go through the transformer in one batch with the conditional ones,
-            before them, or, since conditions differ in shape, in a forward pass of their own.
-        pixel_range: Of what `to_pixels` returns: (0, 1) or (-1, 1).
-        recorded_inputs: Those of the family's arguments that PNG files record.
+        default_num_inference_steps: Number of steps of calls that give none.
+        family_guidance_scale: `guidance_scale` of calls that give none, for models without a default of their own.
+        guidance_offset: 0 for guidance with logits = uncond + g · (cond - uncond), which a scale of 1 or less switches off;
+            1 for logits = (1 + g) · cond - g · uncond, which 0 or less switches off.
+        batches_guidance: Whether unconditional and conditional states go through the transformer in one batch, in this order.
+            False if their conditions can differ in shape.
+        pixel_range: Range of the pixels that `to_pixels` returns, (0, 1) or (-1, 1).
+        recorded_inputs: The family's own arguments that PNG files record.
     """
 
     _optional_components = ["vqvae", "tokenizer", "text_encoder", "transformer", "scheduler"]
@@ -101,7 +101,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     _scale_factor = PUBLISHED_SCALE_FACTOR
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Completes the docstring of a `__call__` of the class's own with the arguments that it shares, for `help`."""
+        """Completes the docstring of a family's own `__call__` with the arguments that all families share, for `help`."""
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("__call__")
         if own is not None and own.__doc__:
@@ -114,10 +114,10 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         raise NotImplementedError(f"{type(self).__name__} must define `canvas`.")
 
     def check_inputs(self, prompt: Any, negative_prompt: Any) -> int:
-        """Checks the arguments of a call that are the family's own; returns the number of prompts.
+        """Checks those arguments of a call that are the family's own; returns the number of prompts.
 
         Raises:
-            ValueError: If a prompt is neither a string nor a list of strings, or there are not as many negative ones.
+            ValueError: For prompts that are not strings, or several negative prompts that are not as many as the prompts.
         """
         num_prompts = len(prompt_list("prompt", prompt))
         if negative_prompt is not None:
@@ -126,15 +126,15 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         return num_prompts
 
     def encode(self, call: ImageCall, *args: Any, **inputs: Any) -> tuple[Condition, Condition | None]:
-        """What the model is conditioned on in a call.
+        """Encodes what the images of a call show.
 
         Args:
-            call: Its checked arguments; `call.per_image` repeats prompts, `call.guided` tells whether there is guidance.
-            inputs: The arguments that are the family's own, such as `prompt` and `negative_prompt`.
+            call: The call; `call.per_image` repeats prompts, and `call.guided` is whether guidance is on.
+            inputs: The family's own arguments, such as `prompt` and `negative_prompt`.
 
         Returns:
-            The condition, tensors by their argument of `predict`, with one entry per image; and the condition that guidance
-            steers away from, which may be None without guidance.
+            The condition: tensors with one entry per image, named as the arguments of `predict` that receive them. And the
+            condition that guidance steers away from, which may be None if guidance is off.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `encode`.")
 
@@ -143,8 +143,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
 
         Args:
             tokens: (R, h, w) long, image codes, or the scheduler's mask id.
-            kwargs: The tensors of the condition, with R entries each, and the `ImageCall` as `call`, for what belongs to it,
-                such as its scheduler.
+            kwargs: The tensors of the condition, with R entries each, and the running `ImageCall` as `call`, which has this
+                call's scheduler and arguments.
 
         Returns:
             (R, L, V), or (M, V) at the M masks, in row-major order, which takes less memory.
@@ -152,7 +152,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         raise NotImplementedError(f"{type(self).__name__} must define `predict`.")
 
     def to_pixels(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) in `pixel_range` of tokens (B, h, w), by a `VQModel`, in float32 where it asks for that."""
+        """Decodes tokens (B, h, w) into pixels (B, 3, H, W) in `pixel_range`; by default with a `VQModel` of diffusers."""
         vqvae = in_float32(self.vqvae, self.vqvae.config.force_upcast)
         return decode_vqvae(vqvae, tokens).clamp(*self.pixel_range)
 
