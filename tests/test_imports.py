@@ -62,7 +62,9 @@ def own_imports(path: Path) -> set[str]:
                     continue
                 absolute = absolute[1:]
             module = base + absolute
-            found |= {".".join(module)} if module else {alias.name for alias in node.names}
+            for alias in node.names:
+                imports_module = not module or PACKAGE.joinpath(*module, f"{alias.name}.py").is_file()
+                found.add(".".join([*module, alias.name] if imports_module else module))
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix(PACKAGE.name + ".") for a in node.names if a.name.split(".")[0] == PACKAGE.name}
     return found
@@ -84,6 +86,7 @@ def targets(module: str, names: set[str]) -> set[str]:
 def test_the_imports_are_found():
     assert {"candidates", "checks", "lookahead", "rules", "settings"} <= own_imports(PACKAGE / "scheduling_infogain.py")
     assert {"choices", "decoding", "search"} <= own_imports(PACKAGE / "evaluation" / "exact.py")
+    assert {"evaluation.runs", "evaluation.tables"} <= own_imports(PACKAGE / "cli" / "compare.py")
     assert "scheduling_infogain" in own_imports(PACKAGE / "pipeline_infogain.py")
 
 
