@@ -82,17 +82,18 @@ def test_text_benchmark_prints_time_and_rows(run):
         assert f"  batch 2, info_gain, cache {cache}: " in out
 
 
-def test_the_pictures_of_the_results_are_drawn_from_their_figures(run, tmp_path):
+def test_the_pictures_and_the_table_of_the_results_are_made_from_their_figures(run, tmp_path):
     results = EXAMPLES.parent / "docs" / "results"
     shutil.copy(results / "results.json", tmp_path)
     out = run("draw_results.py", tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {path.name for path in results.glob("*.png")} - {"text_variety.png"}
+    assert (tmp_path / "demo_table.md").read_bytes() == (results / "demo_table.md").read_bytes()
     # one r, in the pictures and in the text
     found = re.search(r"r = (-0.\d+) \(95 % interval (-0.\d+) to (-0.\d+)\) over (\d+) configurations", out)
     text = (results.parent / "results.md").read_text(encoding="utf-8")
     r, low, high, n = found.groups()
-    assert f"Over the {n} configurations Pearson's r between right images and cumulative entropy is {r}" in text
+    assert f"Over the {n} configurations, Pearson's r between prompt accuracy and cumulative entropy is {r}" in text
     assert f"(95 % interval {low} to {high})" in text
 
 
