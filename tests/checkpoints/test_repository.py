@@ -1,0 +1,94 @@
+"""Which pipeline a repository is for: every family recognises its own, by files that are read once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.checkpoints import write_lumina_repository, write_mmada_repository
+from helpers.checkpoints_maskgit import write_maskgit_checkpoint
+from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.checkpoints_text import write_bert, write_llada
+
+from diffusers_infogain import InfoGainPipeline, InfoGainTextPipeline, load
+from diffusers_infogain.checkpoints import repository
+from diffusers_infogain.checkpoints.repository import HubArguments, Repository
+from diffusers_infogain.loading import PIPELINES, pipeline_class
+
+WRITERS = {
+    "MaskGIT": write_maskgit_checkpoint,
+    "MMaDA": write_mmada_repository,
+    "Meissonic": lambda folder: write_meissonic_repository(folder, False),
+    "Lumina": write_lumina_repository,
+    "Text": write_llada,
+}
+
+
+def recognised(folder: Path | str) -> list[str]:
+    return [
+        cls.__name__.removeprefix("InfoGain").removesuffix("Pipeline") for cls in PIPELINES if cls.recognises(Repository(folder))
+    ]
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_a_published_repository_is_recognised_by_its_own_pipeline(family, tmp_path):
+    published = WRITERS[family](tmp_path / "published")
+    assert recognised(published) == ([family, "Text"] if family == "MMaDA" else [family])
+    assert pipeline_class(published) is next(cls for cls in PIPELINES if family in cls.__name__)
+
+
+@pytest.mark.parametrize("family", ["MaskGIT", "Meissonic", "Lumina", "Text"])
+def test_a_saved_folder_is_recognised_by_its_own_pipeline(family, tmp_path):
+    load(WRITERS[family](tmp_path / "published")).save_pretrained(tmp_path / "saved")
+    assert recognised(tmp_path / "saved") == [family]
+
+
+def test_embedded_models_are_recognised_by_name():
+    assert (pipeline_class("demo"), pipeline_class("demo-text")) == (InfoGainPipeline, InfoGainTextPipeline)
+
+
+@pytest.mark.parametrize("name", ["AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline", "InfoGainPipeline"])
+def test_amused_has_several_names(name, tmp_path):
+    (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{name}"}}')
+    assert pipeline_class(tmp_path) is InfoGainPipeline
+
+
+def test_files_are_read_once_and_a_config_counts_only_without_a_model_index(tmp_path, monkeypatch):
+    read = []
+    read_json = repository.read_json
+    monkeypatch.setattr(repository, "read_json", lambda path: (read.append(path.name), read_json(path))[1])
+    (tmp_path / "config.json").write_text('{"model_type": "mmada"}')
+    opened = Repository(tmp_path)
+    assert [cls.recognises(opened) for cls in PIPELINES].count(True) == 2
+    assert read == ["config.json"]
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Other"}')
+    opened = Repository(tmp_path)
+    assert not any(cls.recognises(opened) for cls in PIPELINES)
+    assert read == ["config.json", "model_index.json"]
+
+
+def test_a_class_name_is_a_string(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": 3}')
+    with pytest.raises(ValueError, match=r"model_index.json: `_class_name` must be a string, got 3"):
+        pipeline_class(tmp_path)
+
+
+def test_a_family_in_diffusers_format_has_nothing_to_open(tmp_path):
+    with pytest.raises(OSError, match=r"has no model_index.json"):
+        InfoGainPipeline.open_published(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AmusedPipeline"}')
+    with pytest.raises(ValueError, match=r"is in diffusers' format: load it with `InfoGainPipeline.from_pretrained`"):
+        InfoGainPipeline.open_published(tmp_path)
+
+
+def test_arguments_of_the_hub_are_picked_from_those_of_a_call():
+    given = HubArguments.given({"revision": "main", "dtype": None, "token": False})
+    assert given == {"revision": "main", "token": False}
+    assert HubArguments(**given).local_files_only is False
+
+
+def test_a_text_encoder_is_no_text_model_of_its_own(tmp_path):
+    assert recognised(write_bert(tmp_path / "bert")) == ["Text"]
+    (tmp_path / "config.json").write_text('{"model_type": "clip_text_model"}')
+    with pytest.raises(ValueError, match=r"Cannot tell the model family of .* 'clip_text_model': supported are MaskGIT"):
+        pipeline_class(tmp_path)
