@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""What share of the decoding time goes into decisions, that is, not into the transformer.
+"""Measures the share of the decoding time that is spent on decisions, that is, outside the transformer.
 
     python examples/benchmark_decision_time.py --num-candidates 8 --batch-size 8
 
-Paired: the transformer's seconds are taken inside the same runs. The images' pixels are not decoded.
+The transformer's seconds are measured within the same runs. Images are not decoded to pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     pipe = InfoGainPipeline.from_pretrained("demo").to(args.device)
     pipe.set_progress_bar_config(disable=True)
-    # Without a bound every run takes all steps, so that runs are alike.
+    # Without an entropy bound every run takes all steps, so that runs are comparable.
     settings = {"num_candidates": args.num_candidates, "entropy_bound": 0}
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
     spent = [0.0]
@@ -59,10 +59,10 @@ def main() -> None:
             seconds.append(now() - start)
             shares.append(1 - spent[0] / seconds[-1])
     shares, seconds = torch.tensor(shares), torch.tensor(seconds)
-    rows = output.trace.model_rows.sum(0).double().mean()
+    evaluations = output.trace.model_rows.sum(0).double().mean()
     print(
-        f"{args.runs} runs of {args.batch_size} images, {args.steps} steps, {args.num_candidates} candidates, {rows:.0f} model "
-        f"rows per image: {seconds.mean():.3f} ± {seconds.std():.3f} s, of which {100 * shares.mean():.1f} ± "
+        f"{args.runs} runs of {args.batch_size} images, {args.steps} steps, {args.num_candidates} candidates, "
+        f"{evaluations:.0f} NFE per image: {seconds.mean():.3f} ± {seconds.std():.3f} s, of which {100 * shares.mean():.1f} ± "
         f"{100 * shares.std():.1f} % outside the transformer"
     )
 

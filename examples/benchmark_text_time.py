@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""What looking ahead costs in time where text is decoded in blocks with an exact cache, and what batches gain.
+"""Measures the time that lookahead costs when text is decoded in blocks with an exact cache, and what batching gains.
 
     python examples/benchmark_text_time.py --batch-sizes 1 8
 
-A block-causal model of SDAR's shape with random weights, made on the spot; `--sharpness` scales its predictions, so that more or
-fewer steps are spared a lookahead by the confidence threshold. Samplers take turns, so that they meet the same machine.
+The model is block-causal, of SDAR's shape, with random weights. `--sharpness` scales its logits, and so the number of steps for
+which the confidence threshold skips the lookahead. Samplers take turns, so that changes of the machine's load affect all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.models.text_family import TextFamily
 
 
-def make_pipeline(args: argparse.Namespace) -> InfoGainTextPipeline:
-    """A random model whose tokens are numbers."""
+def make_pipeline(args: argparse.Namespace, sharpness: float) -> InfoGainTextPipeline:
+    """A model with random weights and a tokenizer of numbers."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=args.vocab_size,
@@ -36,7 +36,7 @@ def make_pipeline(args: argparse.Namespace) -> InfoGainTextPipeline:
         tie_word_embeddings=False,
     )
     model = Qwen3ForCausalLM(config).to(args.device, getattr(torch, args.dtype)).eval()
-    model.lm_head.weight.data *= args.sharpness
+    model.lm_head.weight.data *= sharpness
     mask = args.vocab_size - 1
     words = {str(i): i for i in range(args.vocab_size)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")), pad_token="0")
@@ -44,6 +44,33 @@ def make_pipeline(args: argparse.Namespace) -> InfoGainTextPipeline:
     pipe = InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(mask_token_id=mask), asdict(family))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def time_samplers(args: argparse.Namespace, pipe: InfoGainTextPipeline, samplers: dict[str, dict], size: int) -> None:
+    """Prints the time of every sampler with every cache for batches of this size."""
+    prompts = torch.randint(0, args.vocab_size - 1, (size, args.block_length), generator=torch.Generator().manual_seed(0))
+    seconds: dict[tuple[str, str], list[float]] = {(name, cache): [] for name in samplers for cache in args.cache}
+    costs = {}
+    for run in range(args.runs + 1):
+        for name, cache in seconds:
+            settings = {"entropy_bound": 0, **samplers[name]}
+            pipe.scheduler = InfoGainScheduler.from_config({"mask_token_id": args.vocab_size - 1}, **settings)
+            generators = [torch.Generator().manual_seed(1000 * run + index) for index in range(size)]
+            start = time.perf_counter()
+            output = pipe(input_ids=prompts, max_new_tokens=args.new_tokens, generator=generators, cache=cache)
+            output.sequences.cpu()
+            if run > 0:  # the first run warms up
+                seconds[name, cache].append(time.perf_counter() - start)
+            trace = output.trace
+            lookaheads = (trace.objective.isfinite().sum(-1) > 1).double().sum(0).mean()
+            costs[name, cache] = f"{trace.model_rows.sum(0).double().mean():.0f} NFE, {lookaheads:.0f} steps with lookahead"
+    for (name, cache), values in seconds.items():
+        ratio = statistics.median(own / greedy for own, greedy in zip(values, seconds["confidence", cache], strict=True))
+        median = statistics.median(values)
+        print(
+            f"  batch {size}, {name}, cache {cache}: {median:.2f} s ({min(values):.2f} to {max(values):.2f}), "
+            f"{size * args.new_tokens / median:.0f} tokens/s, {ratio:.2f} times confidence; per text: {costs[name, cache]}"
+        )
 
 
 def main() -> None:
@@ -74,38 +101,14 @@ def main() -> None:
             "gain_reduction": "sum",
         },
     }
-    sharpnesses = args.sharpness
-    for args.sharpness in sharpnesses:
-        pipe = make_pipeline(args)
-        count = sum(one.numel() for one in pipe.model.parameters()) / 1e6
+    for sharpness in args.sharpness:
+        pipe = make_pipeline(args, sharpness)
+        count = sum(parameter.numel() for parameter in pipe.model.parameters()) / 1e6
         print(
-            f"{count:.1f} M parameters, {args.device}, {args.dtype}, {torch.get_num_threads()} threads, "
-            f"sharpness {args.sharpness:g}"
+            f"{count:.1f} M parameters, {args.device}, {args.dtype}, {torch.get_num_threads()} threads, sharpness {sharpness:g}"
         )
         for size in args.batch_sizes:
-            prompts = torch.randint(0, args.vocab_size - 1, (size, args.block_length), generator=torch.Generator().manual_seed(0))
-            seconds: dict[tuple[str, str], list[float]] = {(name, cache): [] for name in samplers for cache in args.cache}
-            told = {}
-            for run in range(args.runs + 1):
-                for name, cache in seconds:
-                    settings = {"entropy_bound": 0, **samplers[name]}
-                    pipe.scheduler = InfoGainScheduler.from_config({"mask_token_id": args.vocab_size - 1}, **settings)
-                    generators = [torch.Generator().manual_seed(1000 * run + row) for row in range(size)]
-                    start = time.perf_counter()
-                    output = pipe(input_ids=prompts, max_new_tokens=args.new_tokens, generator=generators, cache=cache)
-                    output.sequences.cpu()
-                    if run > 0:  # the first run warms up
-                        seconds[name, cache].append(time.perf_counter() - start)
-                    trace = output.trace
-                    looked = (trace.objective.isfinite().sum(-1) > 1).double().sum(0).mean()
-                    told[name, cache] = f"{trace.model_rows.sum(0).double().mean():.0f} rows, {looked:.0f} steps looked ahead"
-            for (name, cache), values in seconds.items():
-                ratio = statistics.median(one / greedy for one, greedy in zip(values, seconds["confidence", cache], strict=True))
-                speed = size * args.new_tokens / statistics.median(values)
-                print(
-                    f"  batch {size}, {name}, cache {cache}: {statistics.median(values):.2f} s ({min(values):.2f} to "
-                    f"{max(values):.2f}), {speed:.0f} tokens/s, {ratio:.2f} times confidence; a text: {told[name, cache]}"
-                )
+            time_samplers(args, pipe, samplers, size)
 
 
 if __name__ == "__main__":

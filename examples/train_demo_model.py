@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Trains the text-to-image model that the package ships as "demo", and prints what it reached.
+"""Trains the text-to-image model that the package ships as "demo", and prints its accuracy.
 
     python examples/train_demo_model.py --output runs/demo
 
-Somewhat over an hour on two CPU cores with bfloat16 instructions and `--compile` (pass `--dtype float32` without such
-instructions), minutes on a GPU; `torchrun --nproc-per-node 2` in place of `python` shares each batch of the transformer's
-training among processes. The run is seeded, writes a checkpoint as it goes, and goes on from it when started again. The
-result is a repository in aMUSEd's format: VQModel, UVit2DModel, CLIPTextModelWithProjection, CLIPTokenizer.
+Takes somewhat over an hour on two CPU cores with bfloat16 instructions and `--compile` (without such instructions pass
+`--dtype float32`), or minutes on a GPU; `torchrun --nproc-per-node 2` instead of `python` shares each batch of the transformer's
+training among processes. The run is seeded, writes checkpoints, and resumes from them when started again. The result is a
+repository in aMUSEd's format: VQModel, UVit2DModel, CLIPTextModelWithProjection, CLIPTokenizer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import argparse
 import contextlib
 import itertools
 import math
-import os
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,8 +31,9 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
 from diffusers_infogain.demo import checker, shapes
 from diffusers_infogain.evaluation.runs import generate_images
+from diffusers_infogain.files import replacing
 
-# One code for each distinct 8 x 8 patch of the world.
+# One code for each distinct 8 x 8 patch of the demo world.
 CODEBOOK_SIZE = 193
 PATCH = 8
 LATENT_CHANNELS = 32
@@ -44,10 +43,10 @@ MAX_CAPTION_TOKENS = 16
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer with one token per word of the demo world; other words fall apart into bytes.
+    """A CLIP tokenizer with one token per word of the demo world; other words are split into bytes.
 
-    Byte pairs are merged until every word is one token, equally frequent ones in alphabetical order: the library's trainer
-    breaks such ties differently from run to run, and a resumed training needs the same ids.
+    Byte pairs are merged until every word is one token, equally frequent ones in alphabetical order: the trainer of `tokenizers`
+    breaks such ties differently from run to run, but a resumed training needs the same ids.
     """
     alphabet = sorted(ByteLevel.alphabet())
     words = sorted({word for caption in shapes.all_captions() for word in caption.text.split()})
@@ -108,7 +107,7 @@ def build_transformer() -> UVit2DModel:
         intermediate_size=384,
         block_out_channels=64,
         block_num_heads=2,
-        # Positions come from the zero padding of the depthwise convolutions alone: three of them reach every cell of an 8x8 grid.
+        # Only the zero padding of the depthwise convolutions encodes positions: three of them reach every cell of an 8x8 grid.
         num_res_blocks=3,
         in_channels=64,
         vocab_size=CODEBOOK_SIZE + 1,
@@ -121,10 +120,9 @@ def build_transformer() -> UVit2DModel:
     )
 
 
-def atomic_save(state: dict, path: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+def save_state(state: dict, path: Path) -> None:
+    with replacing(path) as file:
         torch.save(state, file)
-    os.replace(file.name, path)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -132,23 +130,23 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 
 
 def draw_images(num: int, generator: torch.Generator) -> tuple[torch.Tensor, list[shapes.Caption]]:
-    """Images and their captions: half of them of all categories, half of those that are hard to learn."""
+    """Images and their captions: one half from all categories, the other half from those that are hard to learn."""
     captions = shapes.sample_captions(num // 2, generator)
     captions += shapes.sample_captions(num - num // 2, generator, categories=("counting", "position", "attribute binding"))
     return shapes.render(shapes.sample_scenes(captions, generator)), captions
 
 
 def patches(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, 64, 64) to (B, 8, 8, 192): the pixels of every token's own square."""
+    """The pixels that each token stands for: (B, 3, 64, 64) to (B, 8, 8, 192)."""
     b, c, h, w = images.shape
     cut = images.view(b, c, h // PATCH, PATCH, w // PATCH, PATCH)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(b, h // PATCH, w // PATCH, c * PATCH * PATCH)
 
 
 def fit_codebook(folder: Path, seed: int) -> dict[str, torch.Tensor]:
-    """Principal axes of the patches, and every distinct patch: `mean` (192,), `axes` (192, C), `codebook` (codes, C).
+    """The mean (192,) and principal axes (192, C) of the patches, and all distinct patches as `codebook` (codes, C).
 
-    A code that speaks of its own patch only, and of nothing else in the image, leaves no two codes for one content, so the
+    Since each code describes its own patch and nothing else in the image, no two codes stand for the same content, and the
     entropies that a sampler sees are about the scene.
     """
     path = folder / "codebook.pt"
@@ -164,22 +162,22 @@ def fit_codebook(folder: Path, seed: int) -> dict[str, torch.Tensor]:
     codebook = (distinct - mean) @ axes
     scale = codebook.std()
     state = {"mean": mean, "axes": axes / scale, "codebook": codebook / scale}
-    atomic_save(state, path)
+    save_state(state, path)
     return state
 
 
 def coordinates(images: torch.Tensor, book: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The latents that the encoder learns, (B, 8, 8, C)."""
+    """The latents (B, 8, 8, C) that the encoder learns: the patches' principal coordinates."""
     return (patches(images) - book["mean"]) @ book["axes"]
 
 
 def nearest_codes(latents: torch.Tensor, book: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(B, 8, 8, C) to (B, 64) codes."""
+    """The codes (B, 64) nearest to latents (B, 8, 8, C)."""
     return torch.cdist(latents.flatten(0, 2), book["codebook"]).argmin(1).view(len(latents), -1)
 
 
 def train_vqvae(args: argparse.Namespace, book: dict[str, torch.Tensor], device: torch.device) -> VQModel:
-    """Encoder: towards the principal coordinates of each patch. Decoder: from the nearest codes back to the image."""
+    """Trains the encoder to predict the principal coordinates of each patch, and the decoder to invert the nearest codes."""
     path = args.output / "vqvae.pt"
     torch.manual_seed(args.seed)  # the initial weights; every later draw has its own generator
     vqvae = build_vqvae().to(device)
@@ -219,14 +217,14 @@ def train_vqvae(args: argparse.Namespace, book: dict[str, torch.Tensor], device:
         if (step + 1) % 500 == 0 or step + 1 == args.vq_steps:
             print(f"VQ step {step + 1}: {line}", flush=True)
             state = {"model": vqvae.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-            atomic_save(state | {"step": step + 1}, path)
+            save_state(state | {"step": step + 1}, path)
     return vqvae.requires_grad_(False).eval()
 
 
 def encode_pool(args: argparse.Namespace, book: dict[str, torch.Tensor], tokenizer: CLIPTokenizer):
-    """Tokens of the training images (N, 64) and of their captions (N, 16), and the captions' relations (N,); made once.
+    """Tokens of the training images (N, 64) and of their captions (N, 16), and the captions' relations (N,).
 
-    Relations are indices of `shapes.RELATIONS`, -1 for none.
+    Computed once. Relations are indices of `shapes.RELATIONS`, -1 for none.
     """
     path = args.output / "pool.pt"
     if path.exists():
@@ -240,7 +238,7 @@ def encode_pool(args: argparse.Namespace, book: dict[str, torch.Tensor], tokeniz
         text.append(tokenize(tokenizer, [caption.text for caption in captions]).short())
         relation += [shapes.RELATIONS.index(caption.relation) if caption.relation else -1 for caption in captions]
     state = {"codes": torch.cat(codes), "text": torch.cat(text), "relation": torch.tensor(relation)}
-    atomic_save(state, path)
+    save_state(state, path)
     return state["codes"], state["text"], state["relation"]
 
 
@@ -254,7 +252,7 @@ def micro_conditions(batch: int, device: torch.device) -> torch.Tensor:
 
 
 def average_gradients(parameters: list[torch.Tensor], processes: PartialState) -> None:
-    """Over all processes, in place."""
+    """Averages the gradients over all processes, in place."""
     if processes.num_processes > 1:
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -264,22 +262,50 @@ def average_gradients(parameters: list[torch.Tensor], processes: PartialState) -
             gradient.copy_(part.view_as(gradient))
 
 
-def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPTokenizer, processes: PartialState):
-    """Masked-token prediction with MaskGIT's cosine mask ratios; one caption in ten is dropped for guidance.
+def lessons(relation: torch.Tensor) -> list[tuple[float, torch.Tensor, float]]:
+    """The curriculum: until which share of the steps it shows which images of the pool, and the dropout of captions.
 
-    The first eighth of the steps shows "left of" and "above" only, the next sixteenth all relations, the others everything. A
-    relation and its inverse differ in an interaction of three (which relation, which object, which place) of which no two tell
-    anything: training on everything from the start, or on all relations, learned none. A model that knows where the first object
-    of "left of" lies learns the inverse in a hundred steps.
+    The first eighth of the steps shows only "left of" and "above", the next sixteenth all relations, and the rest everything. A
+    relation and its inverse differ in an interaction of three facts (which relation, which object, which place), any two of which
+    are uninformative: trained on everything from the start, or on all relations, the model learned none. Once it knows where the
+    first object of "left of" is, it learns the inverse in a hundred steps.
     """
-    path, device = args.output / "transformer.pt", processes.device
-    codes, text, relation = pool
     two_relations = (relation == shapes.RELATIONS.index("left of")) | (relation == shapes.RELATIONS.index("above"))
-    lessons = [(0.13, torch.where(two_relations)[0]), (0.19, torch.where(relation >= 0)[0]), (1.0, torch.arange(len(codes)))]
+    return [
+        (0.13, torch.where(two_relations)[0], 0.0),
+        (0.19, torch.where(relation >= 0)[0], 0.0),
+        (1.0, torch.arange(len(relation)), 0.1),
+    ]
+
+
+def draw_batch(
+    size: int,
+    pool: tuple[torch.Tensor, ...],
+    lesson: torch.Tensor,
+    dropout: float,
+    empty: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens of images (B, 64), which of them are masked (B, 64), and the tokens of their captions (B, 16)."""
+    codes, text, _ = pool
+    images = lesson[torch.randint(len(lesson), (size,), generator=generator)]
+    target = codes[images].long()
+    dropped = torch.rand(size, 1, generator=generator) < dropout
+    caption = torch.where(dropped, empty, text[images]).long()
+    ratio = torch.cos(torch.rand(size, 1, generator=generator) * math.pi / 2)
+    num_masked = (ratio * GRID**2).round().clamp(min=1)
+    order = torch.rand(target.shape, generator=generator).argsort(1).argsort(1)
+    return target, order < num_masked, caption
+
+
+def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPTokenizer, processes: PartialState):
+    """Masked-token prediction with MaskGIT's cosine mask ratios; one caption in ten is dropped for guidance (see `lessons`)."""
+    path = args.output / "transformer.pt"
+    device = processes.device
     torch.manual_seed(args.seed)  # the initial weights; every later draw has its own generator
     models = torch.nn.ModuleDict({"transformer": build_transformer(), "text_encoder": build_text_encoder(tokenizer)}).to(device)
     average = torch.optim.swa_utils.AveragedModel(models, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    # At the transformer's learning rate the text encoder's hidden states grow until they drown what a word says of earlier ones.
+    # At the transformer's learning rate the text encoder's hidden states grow until a word's own state outweighs its context.
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in models[name].parameters() if (p.ndim > 1) == is_matrix], "weight_decay": decay, "scale": scale}
@@ -299,27 +325,20 @@ def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPToken
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
         start = state["step"]
+    curriculum = lessons(pool[2])
     empty = tokenize(tokenizer, [""]).short()
-    begun, running = time.monotonic(), None
+    begun = time.monotonic()
+    running = None
     quiet = not processes.is_main_process
     progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc="transformer", mininterval=10, disable=quiet)
+    # Every process draws the whole batch and takes its share of it, so that a seed means the same for any number of processes.
+    share = slice(processes.process_index, None, processes.num_processes)
     for step in progress:
-        lesson = next(rows for share, rows in lessons if step < share * args.steps)
-        dropout = 0.1 if lesson is lessons[-1][1] else 0.0
-        rows = lesson[torch.randint(len(lesson), (args.batch_size,), generator=generator)]
-        target = codes[rows].long()
-        dropped = torch.rand(args.batch_size, 1, generator=generator) < dropout
-        caption = torch.where(dropped, empty, text[rows]).long().to(device)
-        ratio = torch.cos(torch.rand(args.batch_size, 1, generator=generator) * math.pi / 2)
-        num_masked = (ratio * GRID**2).round().clamp(min=1)
-        order = torch.rand(target.shape, generator=generator).argsort(1).argsort(1)
-        masked = order < num_masked
-        # Every process draws the whole batch and takes its share of it, so that a seed means the same on any number of them.
-        share = slice(processes.process_index, None, processes.num_processes)
-        caption, target, masked = caption[share], target[share], masked[share]
-        tokens = torch.where(masked, CODEBOOK_SIZE, target).view(-1, GRID, GRID).to(device)
-        target, masked = target.to(device), masked.to(device)
-        # On a CPU the fused attention's backward pass is the slowest part of the step at this size; the plain one is not.
+        lesson, dropout = next((images, dropout) for end, images, dropout in curriculum if step < end * args.steps)
+        batch = draw_batch(args.batch_size, pool, lesson, dropout, empty, generator)
+        target, masked, caption = (tensor[share].to(device) for tensor in batch)
+        tokens = torch.where(masked, CODEBOOK_SIZE, target).view(-1, GRID, GRID)
+        # On a CPU the backward pass of fused attention is the slowest part of the step at this size; plain attention's is not.
         attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
         with attention, torch.autocast(device.type, args.dtype, enabled=args.dtype != torch.float32):
             encoded = models["text_encoder"](caption, output_hidden_states=True)
@@ -346,14 +365,14 @@ def train_transformer(args, pool: tuple[torch.Tensor, ...], tokenizer: CLIPToken
         hours = (time.monotonic() - begun) / 3600
         if processes.is_main_process and ((step + 1) % 300 == 0 or step + 1 == args.steps):
             state = {"models": models.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            atomic_save(state | {"generator": generator.get_state(), "step": step + 1}, path)
+            save_state(state | {"generator": generator.get_state(), "step": step + 1}, path)
             if (step + 1) % 900 == 0:
                 print(f"step {step + 1}: loss {running:.4f}, {hours:.2f} h", flush=True)
     return average.module["transformer"].eval(), average.module["text_encoder"].eval()
 
 
 def report(folder: Path, device: str, num_images: int) -> None:
-    """Prints how often held-out images and held-out prompts are read as what they should show."""
+    """Prints the share of reconstructed held-out images, and of images from held-out prompts, that show what they should."""
     pipe = InfoGainPipeline.from_pretrained(folder).to(device)
     captions = shapes.sample_captions(num_images, torch.Generator().manual_seed(1), held_out=True)
 

@@ -1,21 +1,19 @@
 #!/usr/bin/env python
-"""Trains the masked transformer over characters that the package ships for its text tasks, and prints what it reached.
+"""Trains the masked transformer over characters that the package ships for its text tasks, and prints its accuracy.
 
     OMP_NUM_THREADS=1 python examples/train_text_model.py --output runs/text
 
-Half an hour on one CPU core; needs torch 2.9 or newer, for Muon. One model for two tasks, told apart by the first character:
-equations with a binary product (`M07*12=0001010100`) and 4x4 Sudoku grids (`S1234341221434321`). The run is seeded, writes a
-checkpoint as it goes, and goes on from it when started again. The result is a folder for `BidirectionalLlama.from_pretrained`
-and `PreTrainedTokenizerFast.from_pretrained` with the figures of the run in `training.json`.
+Takes half an hour on one CPU core, and needs torch 2.9 or newer, for Muon. One model learns two tasks, which the first character
+tells apart: equations with a binary product (`M07*12=0001010100`) and 4x4 Sudoku grids (`S1234341221434321`). The run is seeded,
+writes checkpoints, and resumes from them when started again. The result is a folder for `BidirectionalLlama.from_pretrained` and
+`PreTrainedTokenizerFast.from_pretrained`, with the figures of the run in `training.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -28,16 +26,17 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from diffusers_infogain.evaluation import text_tasks
+from diffusers_infogain.files import replacing
 from diffusers_infogain.models.llada import BidirectionalLlama
 
 CHARACTERS = "0123456789*=" + text_tasks.MultiplicationProblem.letter + text_tasks.SudokuProblem.letter
-ROW_LENGTH = 17
-# Of an equation's row: the letter, the factors with "*" and "=", the product.
-FIRST_BIT = ROW_LENGTH - text_tasks.PRODUCT_BITS
+TEXT_LENGTH = 17
+# The column of the product's first bit: an equation is written as the letter, the factors with "*" and "=", and the product.
+FIRST_BIT = TEXT_LENGTH - text_tasks.PRODUCT_BITS
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character, the mask token among them, so that a template of `text_tasks` is encoded as it stands."""
+    """One token per character, including the mask, so that templates of `text_tasks` are encoded as they are."""
     tokens = [*CHARACTERS, text_tasks.MASK, "[PAD]", "[UNK]"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -48,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         mask_token=text_tasks.MASK,
         pad_token="[PAD]",
         unk_token="[UNK]",
-        model_max_length=ROW_LENGTH,
+        model_max_length=TEXT_LENGTH,
         clean_up_tokenization_spaces=False,
     )
 
@@ -62,7 +61,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> BidirectionalLlama:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=32,
-        # Rotary wavelengths of 6 to some 350 positions for rows of 17: the usual 10,000 leaves most of a head without a position.
+        # Rotary wavelengths of 6 to some 350 positions for texts of 17: with the usual 10,000 most of a head sees no positions.
         rope_theta=100.0,
         initializer_range=0.05,
         bos_token_id=None,
@@ -75,7 +74,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> BidirectionalLlama:
     return BidirectionalLlama(config)
 
 
-def all_rows(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+def all_texts(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """Every equation and every grid, each (N, 17)."""
     numbers = range(text_tasks.MAX_FACTOR + 1)
     equations = [text_tasks.MultiplicationProblem.letter + text_tasks.equation(a, b) for a in numbers for b in numbers]
@@ -87,13 +86,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor
     return tokenizer(texts, return_tensors="pt", add_special_tokens=False).input_ids
 
 
-def draw_batch(args: argparse.Namespace, rows: tuple[torch.Tensor, torch.Tensor], step: int, generator: torch.Generator):
-    """Rows and what is masked in them, each (B, 17): a uniform share of the characters behind the letter.
+def draw_batch(args: argparse.Namespace, texts: tuple[torch.Tensor, torch.Tensor], step: int, generator: torch.Generator):
+    """Texts and which of their characters are masked, each (B, 17): a uniform share of those after the letter.
 
-    In a share of the equations, `share_of_known_factors`, the factors stay. What is masked does not depend on what the row says,
-    so the predictions to be learnt are the same at any share.
+    In a share of the equations, `share_of_known_factors`, the factors are kept. Since the mask does not depend on the text, the
+    distributions to be learnt are the same for any share.
     """
-    equations, grids = rows
+    equations, grids = texts
     num_grids = args.batch_size // 8
     num_equations = args.batch_size - num_grids
     picked = [
@@ -101,7 +100,7 @@ def draw_batch(args: argparse.Namespace, rows: tuple[torch.Tensor, torch.Tensor]
         for source, num in ((equations, num_equations), (grids, num_grids))
     ]
     share = torch.rand(args.batch_size, 1, generator=generator)
-    masked = torch.rand(args.batch_size, ROW_LENGTH, generator=generator) < share
+    masked = torch.rand(args.batch_size, TEXT_LENGTH, generator=generator) < share
     masked[:, 0] = False
     masked[: round(share_of_known_factors(step, args.steps) * num_equations), :FIRST_BIT] = False
     return torch.cat(picked), masked
@@ -110,18 +109,18 @@ def draw_batch(args: argparse.Namespace, rows: tuple[torch.Tensor, torch.Tensor]
 def share_of_known_factors(step: int, steps: int) -> float:
     """0.95 for the first 40 % of the steps, then linearly to 0.4 at 55 %.
 
-    With any of their four digits missing most products are open, and the table of products is one to be learnt by heart. With
-    factors kept in 30 % of the equations throughout (and a learning rate of 6e-3), the model knew 11 % of the products after 500
-    steps and 14 % after 2,000.
+    With any of the factors' four digits missing most products are undetermined, and the table of products can only be memorised.
+    With factors kept in 30 % of the equations throughout (and a learning rate of 6e-3), the model knew 11 % of the products after
+    500 steps and 14 % after 2,000.
     """
     return min(0.95, max(0.4, 0.95 - 0.55 * (step / steps - 0.4) / 0.15))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, high: int = 2000) -> float:
-    """Linear warm-up, the peak, after `high` steps 0.3 of it, and from 60 % of the steps linearly to a hundredth of that.
+    """Linear warm-up, the peak, 0.3 of it after `high` steps, and from 60 % of the steps on linearly to a hundredth of that.
 
-    Sudoku is learnt at the peak, but of the products 32 % after 2,000 steps. The next 500 made that 54 % at 0.3 of the peak,
-    37 % at the peak.
+    Sudoku is learnt at the peak, but only 32 % of the products within 2,000 steps. The next 500 steps raised that to 54 % at 0.3
+    of the peak, and to 37 % at the peak.
     """
     if step < high:
         return peak * min(1.0, (step + 1) / warmup)
@@ -129,7 +128,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, high: i
 
 
 def build_optimizers(model: BidirectionalLlama) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between the embeddings, AdamW for all else."""
+    """Muon for the matrices of the layers, AdamW for all other parameters."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     return [
@@ -138,20 +137,14 @@ def build_optimizers(model: BidirectionalLlama) -> list[torch.optim.Optimizer]:
     ]
 
 
-def atomic_save(state: dict, path: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        torch.save(state, file)
-    os.replace(file.name, path)
-
-
 def train(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[BidirectionalLlama, dict]:
-    """The model, and what training it took."""
+    """The trained model, and the steps, seconds and final loss of the training."""
     path = args.output / "text_model.pt"
     torch.manual_seed(args.seed)  # the initial weights; every later draw has its own generator
     model = build_model(tokenizer)
     optimizers = build_optimizers(model)
     generator = torch.Generator().manual_seed(args.seed + 1)
-    rows = all_rows(tokenizer)
+    texts = all_texts(tokenizer)
     start, seconds, running = 0, 0.0, None
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -163,7 +156,7 @@ def train(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple
     begun = time.monotonic() - seconds
     progress = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=10)
     for step in progress:
-        target, masked = draw_batch(args, rows, step, generator)
+        target, masked = draw_batch(args, texts, step, generator)
         logits = model(target.masked_fill(masked, tokenizer.mask_token_id), where=masked)
         loss = F.cross_entropy(logits, target[masked])
         for optimizer in optimizers:
@@ -181,7 +174,8 @@ def train(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple
             seconds = time.monotonic() - begun
             state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
             state |= {"generator": generator.get_state(), "step": step + 1, "seconds": seconds, "loss": running}
-            atomic_save(state, path)
+            with replacing(path) as file:
+                torch.save(state, file)
             if (step + 1) % 500 == 0:
                 figures = measure(model, tokenizer, 200)
                 print(f"step {step + 1}: {seconds:.0f} s, loss {running:.4f}, {json.dumps(figures)}", flush=True)
@@ -192,13 +186,13 @@ def train(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple
 def fill(
     model: BidirectionalLlama,
     tokenizer: PreTrainedTokenizerFast,
-    rows: list[str],
+    templates: list[str],
     order: Literal["surest", "left to right", "random"] = "surest",
     generator: torch.Generator | None = None,
 ) -> list[str]:
-    """Fills the masks one token per step in the given order; takes the likeliest tokens, or with `generator` draws them."""
-    tokens, mask = encode(tokenizer, rows), tokenizer.mask_token_id
-    while (open_ := tokens == mask).any():
+    """Fills masks one token per step in the given order, with the most probable tokens, or with `generator` with random ones."""
+    tokens = encode(tokenizer, templates)
+    while (masked := tokens == tokenizer.mask_token_id).any():
         probabilities = model(tokens).float().softmax(-1)
         confidence, value = probabilities.max(-1)
         if generator is not None:
@@ -206,14 +200,14 @@ def fill(
         if order == "random":
             confidence = torch.rand(tokens.shape, generator=generator)
         elif order == "left to right":
-            confidence = torch.linspace(1, 0, ROW_LENGTH).expand(tokens.shape)
-        place = confidence.masked_fill(~open_, -1.0).argmax(1, keepdim=True)
-        tokens = torch.where(open_ & (torch.arange(ROW_LENGTH) == place), value, tokens)
+            confidence = torch.linspace(1, 0, TEXT_LENGTH).expand(tokens.shape)
+        position = confidence.masked_fill(~masked, -1.0).argmax(1, keepdim=True)
+        tokens = torch.where(masked & (torch.arange(TEXT_LENGTH) == position), value, tokens)
     return tokenizer.batch_decode(tokens)
 
 
 def measure(model: BidirectionalLlama, tokenizer: PreTrainedTokenizerFast, num: int) -> dict[str, float]:
-    """Shares of `num` problems that are right, or for products given factors of all pairs if `num` is at least as many."""
+    """The shares of right answers to `num` problems; to products given factors of all pairs if `num` is at least their number."""
     generator = torch.Generator().manual_seed(1)
     pairs = (text_tasks.MAX_FACTOR + 1) ** 2
     forward = text_tasks.sample_multiplications(num, generator)
@@ -226,16 +220,16 @@ def measure(model: BidirectionalLlama, tokenizer: PreTrainedTokenizerFast, num: 
     empty = [text_tasks.SudokuProblem(text_tasks.MASK * 16)] * num
 
     def share(problems: list, *how) -> float:
-        rows = fill(model, tokenizer, [problem.letter + problem.template for problem in problems], *how)
-        right = [row[0] == problem.letter and problem.check(row[1:]) for problem, row in zip(problems, rows, strict=True)]
+        texts = fill(model, tokenizer, [problem.letter + problem.template for problem in problems], *how)
+        right = [text[0] == problem.letter and problem.check(text[1:]) for problem, text in zip(problems, texts, strict=True)]
         return sum(right) / len(right)
 
     with torch.no_grad():
         tokens = encode(tokenizer, [problem.letter + problem.template for problem in forward])
         guess = tokenizer.batch_decode(torch.where(tokens == tokenizer.mask_token_id, model(tokens).argmax(-1), tokens))
-    at_once = [problem.check(row[1:]) for problem, row in zip(forward, guess, strict=True)]
+    in_parallel = [problem.check(text[1:]) for problem, text in zip(forward, guess, strict=True)]
     return {
-        "product given factors, all bits at once": sum(at_once) / len(at_once),
+        "product given factors, all bits at once": sum(in_parallel) / len(in_parallel),
         "product given factors, surest first": share(forward),
         "factors given product, surest first": share(backward),
         "equations drawn left to right": share(free, "left to right", generator),
@@ -247,7 +241,7 @@ def measure(model: BidirectionalLlama, tokenizer: PreTrainedTokenizerFast, num: 
 
 
 def save(model: BidirectionalLlama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> BidirectionalLlama:
-    """Writes weights in half precision, to be loaded in single precision; returns the model as loaded."""
+    """Writes the weights in half precision, to be loaded in single precision, and returns the model as it is loaded."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "config.json"

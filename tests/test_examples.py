@@ -69,7 +69,7 @@ def test_benchmark_prints_the_share_outside_the_model(run):
         "benchmark_decision_time.py", "--batch-size", 2, "--num-candidates", 2, "--steps", 3, "--runs", 2, "--device", "cpu"
     )
     # One row for the empty canvas, two for each of the two steps that look ahead (fewer where candidates coincide).
-    assert "2 runs of 2 images, 3 steps, 2 candidates, 5 model rows per image" in out
+    assert "2 runs of 2 images, 3 steps, 2 candidates, 5 NFE per image" in out
     assert "% outside the transformer" in out
 
 
@@ -78,7 +78,7 @@ def test_text_benchmark_prints_time_and_rows(run):
     out = run("benchmark_text_time.py", *sizes, "--cache", "none", "exact", "--sharpness", 1, "--runs", 1, "--device", "cpu")
     for cache in ("none", "exact"):
         assert f"  batch 2, confidence, cache {cache}: " in out
-        assert "1.00 times confidence; a text: 16 rows, 0 steps looked ahead" in out
+        assert "1.00 times confidence; per text: 16 NFE, 0 steps with lookahead" in out
         assert f"  batch 2, info_gain, cache {cache}: " in out
 
 

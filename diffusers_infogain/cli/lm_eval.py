@@ -13,6 +13,7 @@ from typing import Any
 import diffusers_infogain
 
 from ..evaluation.identity import scheduler_record
+from ..evaluation.text_cache import TextCache
 from ..files import check_fields, read_json, save_text
 from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
@@ -34,10 +35,8 @@ def lm_eval(args: argparse.Namespace) -> None:
 
 def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> None:
     from lm_eval import simple_evaluate
-    from lm_eval.utils import handle_non_serializable, make_table
 
     from ..evaluation.lm_eval_adapter import InfoGainLM
-    from ..evaluation.text_cache import TextCache
 
     folder = args.output
     pipe = common.load_text_pipeline(args)
@@ -87,8 +86,14 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
         task_manager=manager,
         confirm_run_unsafe_code=args.allow_code_execution,
     )
+    _write(folder, results, settings, {"tasks": list(args.tasks), "limit": args.limit}, texts)
+
+
+def _write(folder: Path, results: dict[str, Any], settings: dict[str, Any], asked: dict[str, Any], texts: TextCache) -> None:
+    """Writes results.json and a file of samples for each task, or results-2.json and so on beside results of other settings."""
+    from lm_eval.utils import handle_non_serializable, make_table
+
     samples = results.pop("samples")
-    asked = {"tasks": list(args.tasks), "limit": args.limit}
     results["infogain"] = {"settings": settings, "asked": asked, "costs": _costs_by_task(texts.records, samples)}
 
     def same(path: Path) -> bool:
@@ -105,7 +110,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     print(make_table(results))
     for name, cost in results["infogain"]["costs"].items():
         print(
-            f"{name}: {cost['num_texts']} texts, {cost['model_rows']} states run, {cost['cumulative_entropy']:.2f} nats, "
+            f"{name}: {cost['num_texts']} texts, {cost['model_rows']} NFE, {cost['cumulative_entropy']:.2f} nats, "
             f"{cost['seconds']:.1f} s"
         )
     print(f"Written to {folder}: {path.name}, samples_*{number}.jsonl, {texts.path.name}.")

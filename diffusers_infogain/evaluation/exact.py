@@ -304,7 +304,7 @@ def digits_task(num_inference_steps: int = 8, num_codes: Sequence[int] = (1,) * 
 
 def format_table(title: str, results: list[ExactResult]) -> str:
     """A Markdown table of results under their title and number of samples."""
-    header = ("sampler", "quality", "energy distance", "distinct samples of a seed", "model rows", "cumulative entropy (nats)")
+    header = ("sampler", "quality", "energy distance", "distinct samples of a seed", "NFE", "cumulative entropy (nats)")
     rows = [
         [
             result.name,

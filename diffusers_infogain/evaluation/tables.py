@@ -20,8 +20,8 @@ from .statistics import Correlation, Figure
 _TITLES = {
     "right": "right (%)",
     "cumulative_entropy": "cumulative entropy (nats)",
-    "model_rows": "model rows",
-    "model_calls": "model calls in sequence",
+    "model_rows": "NFE",
+    "model_calls": "sequential passes",
     "seconds_per_image": "s per image",
     "peak_memory": "peak memory (MB)",
     "distinct": "distinct (%)",
@@ -73,14 +73,14 @@ def image_table(groups: Sequence[Group], quality: Quality) -> str:
     """All configurations on images, cheapest first for each number of steps.
 
     The Pareto front is bold. Where right images were counted, configurations that look ahead are compared with the best greedy
-    rule at equal model calls and at equal model rows.
+    rule at equal sequential passes and at equal NFE.
     """
     known = list(dict.fromkeys(name for group in groups for name in group.figures))
     others = [name for name in known if name not in (quality.name, *_IMAGE_COSTS)]
     columns = [quality.name, *(name for name in _IMAGE_COSTS if name in known and name != quality.name), *others]
     header = ["steps", "sampler", "guidance", *map(title_of, columns)]
     if quality == RIGHT:
-        header += ["points above the best greedy rule at equal model calls", "at equal model rows"]
+        header += ["points above the best greedy rule at equal sequential passes", "at equal NFE"]
     front = pareto_front(groups, quality)
     rows = []
     for group in sorted(groups, key=lambda group: (group["steps"], group.value("model_rows"), group.label)):
@@ -116,7 +116,7 @@ def image_report(groups: Sequence[Group], quality: Quality, description: str) ->
         "",
         f"{description} {' or '.join(map(str, sizes))} images per row, seeds {', '.join(map(str, seeds))}. ± is one standard "
         "error, over prompts for figures of single images and over seeds for the others; differences are paired by prompt and "
-        "seed. Bold: on the Pareto front of quality against model rows.",
+        "seed. Bold: on the Pareto front of quality against NFE.",
         "",
         f"{title_of(quality.name).capitalize()} against cumulative entropy: {correlation}.",
         "",

@@ -39,7 +39,7 @@ def test_generate_writes_one_png_per_prompt_and_seed_with_its_settings(capsys, s
     )
     assert code == 0
     assert "4 images in" in out
-    assert "model rows" in out
+    assert "NFE" in out
     assert "cumulative entropy" in out
     assert "%|" not in err, "no bar in a log"
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -169,7 +169,7 @@ def test_demo_draws_the_grid(capsys, tmp_path):
     code, out, _ = run(capsys, "demo", "--num-prompts", 4, "--steps", 2, "--output", tmp_path, "--device", "cpu")
     assert code == 0
     for name in ("confidence", "maskgit"):
-        assert f"{name}: 2 steps: 2 model rows in 2 calls" in out
+        assert f"{name}: 2 steps: 2 NFE in 2 sequential passes" in out
     for name in ("maskgit, bounded", "info_gain"):
         assert f"{name}: at most 8 steps: " in out
     assert "of 4 held-out prompts right" in out

@@ -50,7 +50,7 @@ def test_genevals_metadata_in_and_genevals_folders_out(capsys, stock_repository,
     arguments = ["--model", stock_repository, "--prompts", prompts, "--layout", "geneval", "--num-images", 2]
     code, out, _ = evaluate(capsys, tmp_path / "out", *arguments)
     assert code == 0
-    assert "model rows" in out
+    assert "NFE" in out
     folder = tmp_path / "out" / "images"
     assert [json.loads((folder / f"0000{i}" / "metadata.jsonl").read_text()) for i in (0, 1)] == lines
     assert len(list(folder.glob("*/samples/000?.png"))) == 4

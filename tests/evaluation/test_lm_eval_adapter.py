@@ -331,7 +331,7 @@ def test_the_command_writes_scores_samples_and_costs_and_goes_on(capsys, tasks):
     assert cost["model_rows"] == 5 * 6
     assert results["config"]["infogain"]["scheduler"]["sampler"] == "confidence"
     assert len((output / "samples_tiny_words.jsonl").read_text().splitlines()) == 5
-    assert "tiny_words: 5 texts, 30 states run" in out
+    assert "tiny_words: 5 texts, 30 NFE" in out
     # a killed run: two texts are missing, and a last line is cut off
     (texts,) = output.glob("texts_*.jsonl")
     whole = texts.read_text()

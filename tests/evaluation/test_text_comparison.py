@@ -15,7 +15,7 @@ from diffusers_infogain.evaluation.tables import text_tables
 
 
 def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
-    """Two steps: the first decodes the column `first`, with 1 nat and 3 model rows, the second all others with 0.5 nats."""
+    """Two steps: the first decodes the column `first` with 1 nat and 3 model evaluations, the second all others with 0.5 nats."""
     selected = torch.zeros(2, rows, length, dtype=torch.bool)
     selected[0, :, first] = True
     selected[1] = ~selected[0]
