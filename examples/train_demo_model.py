@@ -209,12 +209,13 @@ def train_vqvae(args: argparse.Namespace, book: dict[str, torch.Tensor], device:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vqvae.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0:
+        saving = (step + 1) % 500 == 0 or step + 1 == args.vq_steps
+        if step % 50 == 0 or saving:
             right = nearest_codes(encoded.detach().permute(0, 2, 3, 1), book) == codes
             objects = right[codes != codes.flatten().mode().values].float().mean()
             line = f"l1 {F.l1_loss(decoded, images):.4f}, codes right {right.float().mean():.4f}, of objects {objects:.4f}"
             progress.set_postfix_str(line)
-        if (step + 1) % 500 == 0 or step + 1 == args.vq_steps:
+        if saving:
             print(f"VQ step {step + 1}: {line}", flush=True)
             state = {"model": vqvae.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             save_state(state | {"step": step + 1}, path)
