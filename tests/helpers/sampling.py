@@ -25,6 +25,13 @@ def random_logits(*shape: int, seed: int = 0, scale: float = 2.0) -> torch.Tenso
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def partly_known(batch: int, length: int, mask_token_id: int, seed: int = 0, share: float = 0.7) -> torch.Tensor:
+    """Random tokens (B, L) of which about `share` are masked, another number in each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.randint(mask_token_id, (batch, length), generator=generator)
+    return torch.where(torch.rand(batch, length, generator=generator) < share, mask_token_id, known)
+
+
 def plain_frequencies() -> list[float]:
     """Of 64 tokens; token 2 never occurs."""
     weights = [0 if token == 2 else 1 / (1 + token % 5) ** 3 for token in range(64)]
