@@ -18,7 +18,7 @@ from .groups import (
 from .statistics import Correlation, Figure
 
 _TITLES = {
-    "right": "right (%)",
+    "right": "accuracy (%)",
     "cumulative_entropy": "cumulative entropy (nats)",
     "model_rows": "NFE",
     "model_calls": "sequential passes",
@@ -165,7 +165,7 @@ def figures_table(figures: Mapping[str, Figure]) -> str:
 
 def composition_table(report: Mapping[str, Figure]) -> str:
     """The share of right images in each of GenEval's categories, in percent."""
-    return _figure_lines(("category", "right (%)", "images"), [(name, "right", figure) for name, figure in report.items()])
+    return _figure_lines(("category", title_of("right"), "images"), [(name, "right", figure) for name, figure in report.items()])
 
 
 def _figure_lines(header: Sequence[str], figures: Sequence[tuple[str, str, Figure]]) -> str:

@@ -25,7 +25,7 @@ def test_the_table_shows_both_comparisons_and_marks_the_front():
     assert "+50.0 ± 28.9 (maskgit, 4 steps)" in row
     assert "+25.0 ± 25.0 (maskgit, 16 steps)" in row
     assert "Tiny. 4 images per row, seeds 0." in text
-    assert "Right (%) against cumulative entropy: no correlation can be told from 3 configurations." in text
+    assert "Accuracy (%) against cumulative entropy: no correlation can be told from 3 configurations." in text
     more = image_groups([result("maskgit", n, n, right) for n, right in ((4, "1000"), (8, "1110"), (16, "1100"), (32, "1111"))])
     r = np.corrcoef([4, 8, 16, 32], [1, 3, 2, 4])[0, 1]
     assert f"Pearson's r = {r:.2f} (95 % interval " in tables.image_report(more, RIGHT, "Tiny.")
