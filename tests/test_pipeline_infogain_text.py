@@ -1,4 +1,4 @@
-"""Text: layout, blocks, infilling, ends of texts, batches, streaming; every text as if it were alone."""
+"""Text: layout, infilling, ends of texts, batches, streaming; every text as if it were alone."""
 
 from __future__ import annotations
 
@@ -11,59 +11,17 @@ import torch
 from diffusers.callbacks import PipelineCallback
 from helpers.checkpoints import make_word_tokenizer
 from helpers.sampling import generators
+from helpers.text_pipelines import BOS, EOS, MASK, PROMPTS, WORDS, make_block_pipe, make_model, make_pipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import LlamaConfig, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 from diffusers_infogain import InfoGainScheduler, decode
 from diffusers_infogain.evaluation.text_tasks import sample_sudokus
 from diffusers_infogain.models.llada import BidirectionalLlama
 from diffusers_infogain.models.text_family import TextFamily
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
-
-WORDS, BOS, EOS, MASK = 24, 20, 21, 22
-PROMPTS = ["a red cat", "dogs", "the mat on fog"]
-
-
-def make_model(seed: int = 0) -> BidirectionalLlama:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=WORDS,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            tie_word_embeddings=False,
-            is_causal=False,
-            mask_token_id=MASK,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-        )
-        model = BidirectionalLlama(config).eval()
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.data.normal_(std=0.6)
-    # In float64, where sums in another order (of another batch, say) differ by far less than any two scores do.
-    return model.double()
-
-
-def make_pipe(seed: int = 0, **scheduler: object) -> InfoGainTextPipeline:
-    tokenizer = make_word_tokenizer(WORDS, BOS, EOS)
-    tokenizer.pad_token = "<|endoftext|>"
-    settings = {"masking_schedule": "linear", "entropy_bound": 0, **scheduler}
-    pipe = InfoGainTextPipeline(make_model(seed), tokenizer, InfoGainScheduler(mask_token_id=MASK, **settings))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture
@@ -529,110 +487,6 @@ def test_a_foreign_mask_id_is_refused(pipe):
     pipe.scheduler = InfoGainScheduler(mask_token_id=3)
     with pytest.raises(ValueError, match="`mask_token_id` of the scheduler must be the model's, 22, got 3"):
         pipe("a cat", max_new_tokens=2)
-
-
-# Block-causal models, shifted models, caches
-
-
-def make_block_pipe(shifted: bool = False, **scheduler: object) -> InfoGainTextPipeline:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-        config = Qwen3Config(
-            vocab_size=WORDS, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False, **sizes
-        )
-        model = Qwen3ForCausalLM(config).eval().double()
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.data.normal_(std=0.6)
-    tokenizer = make_word_tokenizer(WORDS, BOS, EOS)
-    tokenizer.pad_token = "<|endoftext|>"
-    family = TextFamily("sdar", MASK, attention="block_causal", block_length=4, eos_token_ids=(EOS,))
-    if shifted:
-        family = TextFamily("dream", MASK, shifted=True, eos_token_ids=(EOS,))
-    settings = {"masking_schedule": "linear", "entropy_bound": 0, "token_temperature": 0.8, **scheduler}
-    pipe = InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(mask_token_id=MASK, **settings), asdict(family))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@torch.no_grad()
-def plain_block_text(pipe, prompt: list[int], new: int, block: int, seed: int) -> list[int]:
-    """One text alone, from whole forwards under the full block-causal mask, blocks counted from the first token."""
-    tokens = torch.tensor([[*prompt, *[MASK] * new]])
-    (generator,) = generators(seed)
-    number = torch.arange(tokens.shape[1]) // 4
-    mask = torch.zeros(1, 1, *tokens.shape[1:], *tokens.shape[1:], dtype=pipe.model.dtype)
-    mask = mask.masked_fill(number[:, None] < number, float("-inf"))
-    real = tokens.shape[1]
-    tokens = torch.nn.functional.pad(tokens, (0, -real % block), value=EOS)  # blocks are whole, the model sees the text only
-    for start in range(0, real, block):
-        end = start + block
-        if not (tokens[:, start:end] == MASK).any():
-            continue
-
-        def denoise(states: torch.Tensor, sample_index: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
-            sequences = tokens.expand(len(states), -1).clone()
-            sequences[:, start:end] = states
-            logits = torch.cat([pipe.model(ids[None, :real], attention_mask=mask).logits for ids in sequences])
-            return torch.nn.functional.pad(logits, (0, 0, 0, tokens.shape[1] - real))[:, start:end]
-
-        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
-        scheduler.set_timesteps(int((tokens[:, start:end] == MASK).sum()))
-        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
-    return tokens[0, :real].tolist()
-
-
-@pytest.mark.parametrize("cache", [{"cache": "none"}, {}, {"pack_candidates": True}], ids=str)
-@pytest.mark.parametrize("block", [None, 8])
-@pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
-def test_block_causal_models_give_the_same_with_and_without_a_cache(sampler, block, cache):
-    pipe = make_block_pipe(sampler=sampler)
-    output = pipe(PROMPTS, max_new_tokens=9, block_length=block, generator=generators(0, 1, 2), stop_at_eos=False, **cache)
-    for sample, prompt in enumerate(PROMPTS):
-        expected = plain_block_text(pipe, pipe.tokenizer(prompt).input_ids, 9, block or 4, seed=sample)
-        assert output.sequences[sample][output.attention_mask[sample]].tolist() == expected
-
-
-@pytest.mark.parametrize("block", [None, 3])
-def test_shifted_models_read_a_prediction_one_token_before(block):
-    pipe = make_block_pipe(shifted=True, sampler="info_gain")
-    output = pipe(PROMPTS, max_new_tokens=6, block_length=block, generator=generators(0, 1, 2), stop_at_eos=False)
-    prompt = pipe.tokenizer(PROMPTS[0]).input_ids
-    tokens, (generator,) = torch.tensor([[*prompt, *[MASK] * 6]]), generators(0)
-    for start in range(len(prompt), tokens.shape[1], block or 6):
-        end = min(start + (block or 6), tokens.shape[1])
-
-        def denoise(states: torch.Tensor, sample_index: torch.Tensor, start: int = start, end: int = end) -> torch.Tensor:
-            sequences = tokens.expand(len(states), -1).clone()
-            sequences[:, start:end] = states
-            seen = torch.zeros(1, 1, sequences.shape[1], sequences.shape[1], dtype=pipe.model.dtype)
-            with torch.no_grad():
-                return pipe.model(sequences, attention_mask=seen).logits[:, start - 1 : end - 1]
-
-        scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=1)
-        scheduler.set_timesteps(end - start)
-        tokens[:, start:end] = decode(denoise, scheduler, tokens[:, start:end], generator=generator).tokens
-    assert output.sequences[0][output.attention_mask[0]].tolist() == tokens[0].tolist()
-
-
-def test_a_prefix_cache_is_an_option_for_full_attention_only(pipe):
-    output = pipe(PROMPTS, max_new_tokens=6, block_length=3, cache="prefix")
-    assert MASK not in output.sequences[output.attention_mask].tolist()
-    with pytest.raises(ValueError, match="prefix"):
-        make_block_pipe()("a cat", max_new_tokens=4, cache="prefix")
-    with pytest.raises(ValueError, match="`cache` must be none, prefix or None for llada with full attention, got 'exact'"):
-        pipe("a cat", max_new_tokens=4, cache="exact")
-    with pytest.raises(ValueError, match="`pack_candidates` must be False without the cache 'exact', got True with 'none'"):
-        pipe("a cat", max_new_tokens=4, pack_candidates=True)
-    with pytest.raises(ValueError, match="`num_inference_steps` must be None with the scheduler's `tokens_per_step` = 2, got 4"):
-        make_pipe(tokens_per_step=2)("a cat", max_new_tokens=8, num_inference_steps=4)
-    with pytest.raises(ValueError, match="`sampler` and `certainty` must be others than 'halton' for text, which has no grid"):
-        make_pipe(sampler="halton")("a cat", max_new_tokens=4)
-    with pytest.raises(ValueError, match="`cache` must be none, prefix or None for llada with full attention, got 'dual'"):
-        pipe("a cat", max_new_tokens=4, cache="dual")
-    with pytest.raises(ValueError, match="`block_length` must be a multiple of the model's own, 4, got 6"):
-        make_block_pipe()("a cat", max_new_tokens=4, block_length=6)
 
 
 def test_the_embedded_model_fills_in_a_sudoku():
