@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.checkpoints_text import write_bert, write_llada
 from diffusers_infogain import InfoGainPipeline, InfoGainTextPipeline, load
 from diffusers_infogain.checkpoints import repository
 from diffusers_infogain.checkpoints.repository import HubArguments, Repository
+from diffusers_infogain.checkpoints.saved import component_class
 from diffusers_infogain.loading import PIPELINES, pipeline_class
 
 WRITERS = {
@@ -92,3 +94,38 @@ def test_a_text_encoder_is_no_text_model_of_its_own(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip_text_model"}')
     with pytest.raises(ValueError, match=r"Cannot tell the model family of .* 'clip_text_model': supported are MaskGIT"):
         pipeline_class(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("scheduling_infogain", "InfoGainScheduler"),
+        ("models.llada", "BidirectionalLlama"),
+        ("models.magvit_v2", "MagvitV2Model"),
+        ("models.maskgit_transformer", "MaskGITTransformer2DModel"),
+        ("models.meissonic_transformer", "MeissonicTransformer2DModel"),
+    ],
+)
+def test_saved_pipelines_name_modules_that_stay_where_they_are(module, name):
+    library = f"diffusers_infogain.{module}"
+    cls = component_class(library, name, "model_index.json")
+    assert cls is getattr(importlib.import_module(library), name)
+    assert (cls.__module__, cls.__name__) == (library, name)
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("diffusers_infogain.models.llada", "LlamaForCausalLM"),  # imported there, not defined there
+        ("diffusers_infogain.models.llada", "open_llada"),
+        ("diffusers_infogain.models.nothing", "Model"),
+        ("diffusers_infogain.checkpoints.saved", "ModelMixin"),
+        ("diffusers_infogain.models.llada.os", "system"),
+        ("diffusers_infogain.models", "llada"),
+    ],
+)
+def test_nothing_but_own_models_is_taken_from_this_package(library, name):
+    with pytest.raises(
+        ValueError, match=r"model_index.json must be a model, tokenizer or scheduler of diffusers, transformers or"
+    ):
+        component_class(library, name, "model_index.json")
