@@ -305,17 +305,11 @@ def digits_task(num_inference_steps: int = 8, num_codes: Sequence[int] = (1,) * 
 def format_table(title: str, results: list[ExactResult]) -> str:
     """A Markdown table of results under their title and number of samples."""
     header = ("sampler", "quality", "energy distance", "distinct samples of a seed", "NFE", "cumulative entropy (nats)")
-    rows = [
-        [
-            result.name,
-            f"{result.quality:.3f} ± {result.spread:.3f}",
-            f"{result.energy_distance:.2f}",
-            f"{result.distinct:.0f}",
-            f"{result.model_rows:.1f}",
-            f"{result.cumulative_entropy:.1f}",
-        ]
-        for result in results
-    ]
+    rows = []
+    for result in results:
+        costs = [f"{result.model_rows:.1f}", f"{result.cumulative_entropy:.1f}"]
+        variety = [f"{result.energy_distance:.2f}", f"{result.distinct:.0f}"]
+        rows.append([result.name, f"{result.quality:.3f} ± {result.spread:.3f}", *variety, *costs])
     return f"**{title}**, {results[0].samples} samples\n\n{markdown_table(header, rows)}"
 
 

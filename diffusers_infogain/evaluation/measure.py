@@ -12,29 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import PIL.Image
 import torch
 
 from ..demo.shapes import Scenes, parse_caption, render, sample_scenes
+from .features import ClipFeatures, DemoFeatures, FeatureExtractor, InceptionFeatures
 from .measure_settings import IMAGE_METRICS, MeasureSettings, with_reference
 from .photographs import batches, image_files
 from .prompts import Prompt
 from .reference import ReferenceStatistics, StatisticsOrigin, set_reference, write_reference
 
-if TYPE_CHECKING:
-    from .features import FeatureExtractor
-
 # With fewer images figures of 1000 and more dimensions depend strongly on how many there are.
 _FEW_IMAGES = 10_000
-
-
-def measure(
-    paths: Sequence[Path], prompts: Sequence[Prompt] | None, metrics: Sequence[str], settings: MeasureSettings
-) -> dict[str, float]:
-    """The figures of one set of images; see `Measurement`."""
-    return Measurement(metrics, settings).measure(paths, prompts)
 
 
 class Measurement:
@@ -72,16 +63,14 @@ class Measurement:
         return self._extractors[key]
 
     def _load(self, network: str, output: Literal["pool", "spatial", "logits"]) -> FeatureExtractor:
-        from . import features
-
         if network == "demo":
-            return features.DemoFeatures()
+            return DemoFeatures()
         if network == "clip":
-            return features.ClipFeatures(self.settings.clip_model or "")
-        return features.InceptionFeatures(output, self.settings.inception_weights)
+            return ClipFeatures(self.settings.clip_model or "")
+        return InceptionFeatures(output, self.settings.inception_weights)
 
     def _build(self, name: str) -> Any:
-        from . import metrics as library
+        from . import metrics as library  # here, since importing torchmetrics may fail (see `torchvision_explained`)
 
         metric = IMAGE_METRICS[name]
         # Only this process measures, so nothing is gathered from others, which would wait for them forever.

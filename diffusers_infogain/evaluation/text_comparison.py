@@ -6,11 +6,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checks import check_choice
 from ..choices import TEXT_TASKS
 from ..decoding import DecodingTrace
 from ..files import check_fields, read_json_lines
@@ -40,22 +42,22 @@ def grid(
     return list(dict.fromkeys(TextCell(task, sampler, count, seed) for seed, task, count, sampler in settings))
 
 
+_SAMPLED: dict[str, Callable[[int, torch.Generator], list[Any]]] = {
+    "multiplication": text_tasks.sample_multiplications,
+    "equation": partial(text_tasks.sample_multiplications, given="nothing"),
+    "sudoku": partial(text_tasks.sample_sudokus, held_out=True),
+    "countdown": partial(text_tasks.sample_countdowns, held_out=True),
+}
+
+
 def problems_of(task: str, num: int, seed: int = 0) -> list[Any]:
     """`num` problems of a task, the same for the same seed.
 
     Raises:
         ValueError: For an unknown task.
     """
-    generator = torch.Generator().manual_seed(seed)
-    if task == "sudoku":
-        return text_tasks.sample_sudokus(num, generator, held_out=True)
-    if task == "multiplication":
-        return text_tasks.sample_multiplications(num, generator)
-    if task == "equation":
-        return text_tasks.sample_multiplications(num, generator, given="nothing")
-    if task == "countdown":
-        return text_tasks.sample_countdowns(num, generator, held_out=True)
-    raise ValueError(f"`task` must be one of {', '.join(TEXT_TASKS)}, got {task!r}.")
+    check_choice("task", task, TEXT_TASKS)
+    return _SAMPLED[task](num, torch.Generator().manual_seed(seed))
 
 
 def read_records(path: Path, num_problems: int) -> list[Record]:

@@ -18,7 +18,7 @@ from diffusers_infogain.choices import METRICS
 from diffusers_infogain.demo import shapes
 from diffusers_infogain.evaluation import photographs
 from diffusers_infogain.evaluation.features import DemoFeatures
-from diffusers_infogain.evaluation.measure import Measurement, measure
+from diffusers_infogain.evaluation.measure import Measurement
 from diffusers_infogain.evaluation.measure_settings import IMAGE_METRICS, MeasureSettings
 from diffusers_infogain.evaluation.prompts import Prompt
 from diffusers_infogain.evaluation.reference import ReferenceStatistics, read_reference, write_reference
@@ -27,6 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* images depends strongly on th
 
 DEMO = MeasureSettings(features="demo", reference="demo", batch_size=5)
 TITLE = f"FD ({DemoFeatures().name})"
+
+
+def measure(paths, prompts, metrics, settings) -> dict[str, float]:
+    return Measurement(metrics, settings).measure(paths, prompts)
 
 
 def renderings(count: int, seed: int) -> tuple[list[Prompt], torch.Tensor]:
