@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import inspect
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -32,8 +31,8 @@ def own_fields(model_class: type, file: Path) -> dict[str, Any]:
     """
     config = read_json(file)
     check_fields(model_class, config, file)
-    names = inspect.signature(model_class.__init__).parameters  # type: ignore[misc]
-    return {name: value for name, value in config.items() if name in names}
+    arguments = typing.get_type_hints(model_class.__init__)  # type: ignore[misc]
+    return {name: value for name, value in config.items() if name in arguments}
 
 
 def require_fields(config: Mapping[str, Any], expected: Mapping[str, Any], file: Path | str) -> None:
