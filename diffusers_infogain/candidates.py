@@ -19,7 +19,7 @@ def check_generator(generator: Generators, batch_size: int) -> None:
     """Raises a ValueError if `generator` is no generator, no list with one for each sample of the batch, and not None."""
     if generator is None or isinstance(generator, torch.Generator):
         return
-    if not isinstance(generator, (list, tuple)) or not all(isinstance(one, torch.Generator) for one in generator):
+    if not isinstance(generator, (list, tuple)) or not all(isinstance(source, torch.Generator) for source in generator):
         raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {shown(generator)}.")
     if len(generator) != batch_size:
         raise ValueError(f"`generator` is a list of {len(generator)} generators for a batch of {batch_size} samples.")
@@ -44,7 +44,7 @@ def sample_seeds(generator: Generators, batch_size: int) -> list[int]:
     """
     check_generator(generator, batch_size)
     if isinstance(generator, Sequence):
-        return [sample_seeds(one, 1)[0] for one in generator]
+        return [sample_seeds(source, 1)[0] for source in generator]
     source = torch.default_generator if generator is None else generator
     seed = source.initial_seed()
     untouched = torch.equal(source.get_state(), torch.Generator(source.device).manual_seed(seed).get_state())
@@ -60,10 +60,11 @@ def split_generator(generator: Generators, batch_size: int) -> list[torch.Genera
     Raises:
         ValueError: If a list has another length than the batch.
     """
-    devices = generator if isinstance(generator, Sequence) else [generator] * batch_size
+    sources = generator if isinstance(generator, Sequence) else [generator] * batch_size
     seeds = sample_seeds(generator, batch_size)
     return [
-        torch.Generator("cpu" if one is None else one.device).manual_seed(seed) for one, seed in zip(devices, seeds, strict=True)
+        torch.Generator("cpu" if source is None else source.device).manual_seed(seed)
+        for source, seed in zip(sources, seeds, strict=True)
     ]
 
 
@@ -84,7 +85,8 @@ def uniforms(generator: Generators, batch_size: int, shape: Sequence[int]) -> to
     """
     check_generator(generator, batch_size)
     if isinstance(generator, Sequence):
-        return torch.stack([torch.rand(tuple(shape), generator=one, dtype=torch.float32, device=one.device) for one in generator])
+        draws = [torch.rand(tuple(shape), generator=own, dtype=torch.float32, device=own.device) for own in generator]
+        return torch.stack(draws)
     device = generator.device if generator is not None else None
     return torch.rand((batch_size, *shape), generator=generator, dtype=torch.float32, device=device)
 

@@ -131,7 +131,7 @@ Interrupted = Callable[[], bool]
 
 
 class TraceRecorder:
-    """Collects a trace step by step, on the CPU."""
+    """Records a trace step by step, on the CPU."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -154,7 +154,7 @@ class TraceRecorder:
         self.steps.append({name: value.cpu() for name, value in values.items()})
 
     def trace(self, shape: torch.Size, num_candidates: int) -> DecodingTrace:
-        """The trace of all steps; `shape` (B, L) and N say its shapes where there are none."""
+        """The trace of all steps; `shape` (B, L) and N give its shapes if there were none."""
         batch, length = shape
         if not self.steps:
             integers = torch.zeros(0, batch, dtype=torch.long)
@@ -180,7 +180,7 @@ class Model:
 
     Attributes:
         denoise: As in `decode`.
-        mask_token_id: Where it is in a state, there are logits.
+        mask_token_id: Marks the positions that have logits.
         chunk: How many states go through `denoise` at once; None for all.
     """
 
@@ -194,7 +194,7 @@ class Model:
         return logits if logits.ndim == 3 else MaskedLogits.at(states == self.mask_token_id, logits)
 
     def logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> Logits:
-        """Logits (R, L, V) of the states where `where` (R,) is true. The others have none; they are never read, but finite."""
+        """Logits (R, L, V) of the states where `where` (R,) is true. Those of other states are finite, and never read."""
         chosen = states[where]
         size = self.chunk or len(chosen)
         parts = zip(chosen.split(size), sample_index[where].split(size), strict=True)
@@ -204,7 +204,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What stays the same while samples are decoded, by whatever loop; the arguments of `decode`, checked."""
+    """What stays the same while samples are decoded, in any of the loops: the checked arguments of `decode`."""
 
     scheduler: InfoGainScheduler
     model: Model
@@ -297,7 +297,7 @@ class Run:
         sample_index: torch.Tensor,
         wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> Lookahead:
-        """The lookahead of a proposal about the samples `sample_index` (R,)."""
+        """The lookahead of a proposal for the samples `sample_index` (R,)."""
 
         def run(candidates: CandidateIndex) -> Logits:
             return self.model.run(proposal.candidates[candidates], sample_index[candidates[0]])
@@ -313,7 +313,7 @@ def _best_so_far(objective: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
 
 def _call_back(callback: Callback, step: DecodingStep) -> tuple[torch.Tensor, bool]:
-    """The tokens after a callback, and whether their logits must be computed anew."""
+    """The tokens after a callback, and whether their logits must be recomputed."""
     before = step.tokens.clone()  # the callback may change them in place
     edited = callback(step)
     tokens = step.tokens if edited is None else edited

@@ -1,4 +1,4 @@
-"""What the logits of candidates say about them, and the running of candidates part by part."""
+"""Lookahead: runs candidates through the model in chunks and scores them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CandidateIndex = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """By what candidates are compared.
+    """How candidates are compared.
 
     Attributes:
         mask_token_id: The scheduler's.
         reduction: Its `gain_reduction`.
         weight: Its `gain_weight`, w.
-        weighs_cost: Whether the objective is J, and not the remaining uncertainty alone.
+        weighs_cost: Whether the objective is J, not just the remaining uncertainty.
     """
 
     mask_token_id: int
@@ -36,16 +36,16 @@ class Objective:
 
     @property
     def compares_distributions(self) -> bool:
-        """Whether the gain is a divergence from the logits before, which the proposal then has to keep."""
+        """Whether the gain is a divergence from the previous logits, which the proposal then keeps."""
         return self.weighs_cost and self.reduction == "kl"
 
     def evidence(self, logits: Logits, proposal: InfoGainProposal, candidates: CandidateIndex, step_index: int) -> torch.Tensor:
-        """What the gains of some candidates need of their logits, after which these can be dropped.
+        """Reduces the logits of some candidates to what their gains need, so that the logits can be freed.
 
         Args:
             logits: (K, L, V) of the candidates; only those at masked positions of distinct ones are read.
-            candidates: Which they are.
-            step_index: To be named in an error.
+            candidates: Their indices.
+            step_index: For error messages.
 
         Returns:
             (K, L) in nats: at positions still masked the entropy, or with "kl" KL(after ‖ before), and 0 elsewhere.
@@ -72,10 +72,10 @@ class Objective:
         return values
 
     def __call__(self, evidence: torch.Tensor | None, proposal: InfoGainProposal) -> tuple[torch.Tensor, torch.Tensor]:
-        """Information gain and objective of every candidate, (B, N) each; NaN where they are unknown for want of a lookahead.
+        """Information gain and objective of every candidate, (B, N) each; NaN if no lookahead was run.
 
         Args:
-            evidence: (B, N, L) of every distinct candidate; None without a lookahead.
+            evidence: (B, N, L) for every distinct candidate; None without a lookahead.
         """
         next_masked = proposal.next_masked
         if evidence is None:
@@ -107,7 +107,7 @@ class _Kept:
     logits: Logits
 
     def only(self, chosen: torch.Tensor) -> _Kept | None:
-        """What is left with the candidates `chosen` (B, N) alone; None for nothing."""
+        """Only the candidates `chosen` (B, N); None if there are none."""
         here = chosen[self.sample_index, self.candidate_index].nonzero()[:, 0]
         if len(here) == len(self.sample_index):
             return self
@@ -121,12 +121,12 @@ class Lookahead:
 
     Args:
         run: `run(candidates)` gives the logits (K, L, V) of candidates.
-        objective: By what they are compared.
-        wanted: `wanted(objective, known)`, both (B, N), says whose logits are wanted (B, N) when the objectives of the `known`
-            ones are all there is; the logits of all others are dropped. A candidate that is wanted in the end must be wanted from
-            when it is known. Of equal candidates the first one's logits are kept.
+        objective: How they are compared.
+        wanted: `wanted(objective, known)`, both (B, N), says whose logits to keep, (B, N), given the objectives `known` so far;
+            all others are dropped. A candidate wanted at the end must be wanted from the moment it is known. Of equal
+            candidates the first one's logits are kept.
         chunk: How many candidates are run at once; by default all.
-        step_index: To be named in an error.
+        step_index: For error messages.
 
     Attributes:
         gain, objective: (B, N), as `Objective` gives them.
@@ -162,7 +162,7 @@ class Lookahead:
         self._kept = kept
 
     def logits(self, samples: torch.Tensor, columns: torch.Tensor) -> Logits | None:
-        """The logits (K, L, V) of candidates wanted in the end, 0 for those with nothing masked; None if all are such."""
+        """The logits (K, L, V) of candidates wanted at the end, 0 for those with nothing masked; None if all are like that."""
         if not self._kept:
             return None
         number = torch.full_like(self._duplicate_of, -1)

@@ -11,13 +11,13 @@ from .checks import check_tensor
 
 
 class MaskedLogits:
-    """Logits of which only those at some positions exist.
+    """Logits at some positions only.
 
-    It is no tensor: ask for vectors with `rows_at`, for states with `take`, or for the full tensor with `dense`.
+    This is not a tensor. Get single vectors with `rows_at`, states with `take_states`, the full tensor with `dense`.
 
     Args:
         rows: (M, V), the vectors that exist.
-        index: (..., L) long, where in `rows` the vector of a position is; -1 where it has none.
+        index: (..., L) long, the row of each position's vector; -1 for positions without one.
     """
 
     def __init__(self, rows: torch.Tensor, index: torch.Tensor):
@@ -58,7 +58,7 @@ class MaskedLogits:
         return MaskedLogits(self.rows, self.index.flatten(0, 1))
 
     def compact(self) -> MaskedLogits:
-        """The same without the rows that no position refers to, so that their memory is free."""
+        """The same without rows that no position refers to, to free their memory."""
         where = self.index >= 0
         return MaskedLogits.at(where, self.rows[self.index[where]])
 

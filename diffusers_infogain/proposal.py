@@ -1,4 +1,4 @@
-"""What passes between the parts of a step: the candidate actions, and the one that was committed."""
+"""The candidate actions of a step, and the action that was committed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class InfoGainProposal(BaseOutput):
     def commit(
         self, winner: torch.Tensor, gain: torch.Tensor, objective: torch.Tensor, pred_logits: Logits | None = None
     ) -> InfoGainSchedulerOutput:
-        """The step that takes the candidates `winner` (B,)."""
+        """Commits the candidates `winner` (B,)."""
         return InfoGainSchedulerOutput(
             prev_sample=self.candidates[torch.arange(len(winner), device=winner.device), winner],
             pred_logits=pred_logits,
@@ -78,7 +78,7 @@ class InfoGainSchedulerOutput(BaseOutput):
 
     Attributes:
         prev_sample: (B, L) long (`step`: the shape of `sample`), z_{t-1}.
-        pred_logits: (B, L, V), the lookahead logits of `prev_sample`, to go on from; None without a lookahead.
+        pred_logits: (B, L, V), the lookahead logits of `prev_sample`, for the next step; None without a lookahead.
         cost: (B, N) float32, C(a | z_t) in nats.
         gain: (B, N) float32, IG(a; z_t) in nats; NaN if no lookahead was run.
         objective: (B, N) float32, what `winner` maximises; NaN like `gain`.

@@ -26,7 +26,7 @@ class Memory:
 
     Attributes:
         sample: (B, ...) per name: holds for a sample from its first step to its last.
-        state: (B, ...) per name: about the state of the step before; void once somebody else has changed the tokens.
+        state: (B, ...) per name: describes the previous state; invalid once a callback has changed the tokens.
     """
 
     sample: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Memory:
         return Memory(sample, {name: take_states(value, sample_index) for name, value in self.state.items()})
 
     def without_state(self) -> Memory:
-        """What is left after the tokens have been edited."""
+        """The memory after the tokens have been edited."""
         return Memory(self.sample)
 
 
@@ -51,13 +51,13 @@ class Step:
         entropies: (M,) H_l in nats.
         tokens: (M, N) long, the tokens v_l drawn for each candidate.
         uniform: (M, N) random numbers in [0, 1), for the positions.
-        temperature: (M, 1) τ_pos, by the setting that the rule names.
+        temperature: (M, 1) τ_pos, from the setting that the rule names.
         masked: (B, L) bool, where the M positions are.
         allowed: (B, L) bool, the region being decoded.
         grid: (height, width) of the tokens of an image, if given.
-        memory: From the step before.
+        memory: From the previous step.
         config: The scheduler's settings.
-        resource: What the rule's `load` returned.
+        resource: Whatever the rule's `load` returned.
         all_logits: (B, L, V) as the model returned them.
     """
 
@@ -95,7 +95,7 @@ class Step:
 
     @cached_property
     def stable_steps(self) -> torch.Tensor:
-        """(M,) long, for how many consecutive steps, this one included, a position has been stable."""
+        """(M,) long, the number of consecutive steps, including this one, for which a position has been stable."""
         before = self.memory.state.get("stable_steps")
         count = 0 if before is None else before[self.masked]  # type: ignore[index]  # a tensor
         return torch.where(self.stable, count + 1, 0)
@@ -106,23 +106,23 @@ Remember = Callable[[Step], Mapping[str, Logits]]
 
 
 def _nothing(step: Step) -> Mapping[str, Logits]:
-    """Most rules look at the present step only."""
+    """Nothing: most rules only look at the current step."""
     return {}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule and what the scheduler has to know about it.
+    """A rule, and what the scheduler needs to know about it.
 
     Attributes:
-        name: Of the settings `sampler` and `certainty`.
+        name: Its value of the settings `sampler` and `certainty`.
         phi: φ.
-        noisy: Whether φ is random by itself. Candidates after the first of other rules get Gumbel noise.
-        temperature: The setting that is τ_pos for it.
-        on_grid: Whether it goes by the place of a token in an image.
-        load: `load(config)` reads what φ needs beside the logits, once.
+        noisy: Whether φ itself is random. With other rules, candidates after the first get Gumbel noise.
+        temperature: The setting that is its τ_pos.
+        on_grid: Whether it depends on the position of a token in the image grid.
+        load: `load(config)` reads what φ needs besides the logits, once.
         begin: `begin(config, generator, batch_size, length)` draws what a sample keeps from its first step on.
-        remember: What the next step has to know of this one.
+        remember: What the next step needs to know about this one.
     """
 
     name: str
@@ -149,16 +149,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What the setting `sampler` names: a rule, and how the scheduler goes by it.
+    """A value of the setting `sampler`: a rule, and how the scheduler uses it.
 
     Attributes:
-        rule: Name of the rule; None for the one that the setting `certainty` names.
-        looks_ahead: Whether candidates are compared by what they leave uncertain.
-        weighs_cost: Whether they are compared by J, and not by the remaining uncertainty alone.
-        entropy_bound: In nats, where the setting is None; 0 for none.
-        bound_only: Whether the bound alone says how many positions are decoded, whatever the schedule says.
-        ready: (M,) bool, positions that are decoded at once, however many; with none, the schedule says how many.
-        remember: What `ready` has to know of this step in the next one.
+        rule: Name of the rule; None for the one given by the setting `certainty`.
+        looks_ahead: Whether candidates are compared by how uncertain they leave the rest.
+        weighs_cost: Whether they are compared by J, not just by the remaining uncertainty.
+        entropy_bound: Default of the setting, in nats; 0 for no bound.
+        bound_only: Whether the bound alone decides how many positions are decoded, ignoring the schedule.
+        ready: (M,) bool, positions to decode right away, however many there are. The schedule remains the slowest pace.
+        remember: What `ready` needs to know about this step in the next one.
     """
 
     rule: str | None
@@ -182,10 +182,10 @@ def rule(name: str, **facts: Any) -> Callable[[Phi], Phi]:
 
     Args:
         name: Its name.
-        facts: Of `Rule`.
+        facts: Further fields of `Rule`.
 
     Raises:
-        ValueError: If there is a sampler of that name.
+        ValueError: If a sampler of that name exists.
     """
     if name in SAMPLERS:
         raise ValueError(f"`name` must be the name of a new rule, got {name!r}, which exists.")
@@ -229,7 +229,7 @@ def uniform(step: Step) -> torch.Tensor:
 
 
 def _halton_starts(config: Any, generator: Generators, batch_size: int, length: int) -> Mapping[str, torch.Tensor]:
-    """Where in the order each sample starts, (B,); nothing where all start at its beginning."""
+    """Where in the order each sample starts, (B,); nothing if all start at its beginning."""
     return {"halton_start": draw_integers(generator, batch_size, length)} if config.halton_randomize else {}
 
 
@@ -269,7 +269,7 @@ def pivot(step: Step) -> torch.Tensor:
 
 @rule("pc_sampler", load=lambda config: read_surprisals(config.pc_frequencies))
 def pc_sampler(step: Step) -> torch.Tensor:
-    """exp(-λ i) · min(-p_l(v_l) log f(v_l), α), i the place in the region being decoded (arXiv 2508.13021)."""
+    """exp(-λ i) · min(-p_l(v_l) log f(v_l), α), with i the position within the region being decoded (arXiv 2508.13021)."""
     surprisals, vocab_size = step.resource, step.logits.shape[-1]
     if len(surprisals) < vocab_size:
         raise ValueError(
@@ -306,11 +306,10 @@ SAMPLERS |= {
 def commit_early(
     sampler: Sampler, step: Step, phi: torch.Tensor, values: torch.Tensor, count: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """φ (B, N, L), tokens (B, N, L) and counts (B,) after the thresholds: what is above them comes first.
+    """Applies the thresholds to φ (B, N, L), tokens (B, N, L) and counts (B,): positions above them come first.
 
-    The positions that are `ready` for the sampler are decoded however many they are, with their drawn tokens. Else
-    `confidence_threshold` puts the most confident positions, as many as the step decodes, into every candidate with their most
-    probable token.
+    Positions that are `ready` are all decoded, with the tokens drawn for them. Otherwise `confidence_threshold` puts the most
+    confident positions, up to the number that the step decodes, into every candidate with their most probable token.
     """
     if sampler.ready is not None:
         ready = step.dense(sampler.ready(step), False)
@@ -328,7 +327,7 @@ def commit_early(
 def halton_order(height: int, width: int) -> torch.Tensor:
     """The rank (height · width,) of each grid cell, in raster order, in the Halton sequence of bases 2 (rows) and 3 (columns).
 
-    A cell comes when the sequence first falls into it (arXiv 2503.17076), so any beginning of the order is spread over the grid.
+    A cell is ranked by when the sequence first hits it (arXiv 2503.17076), so any prefix of the order is spread over the grid.
     """
 
     def radical_inverse(index: torch.Tensor, base: int) -> torch.Tensor:

@@ -196,7 +196,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def objective(self) -> Objective:
-        """By what candidates are compared."""
+        """How candidates are compared."""
         config = self.config
         return Objective(config.mask_token_id, config.gain_reduction, config.gain_weight, self._sampler.weighs_cost)
 
@@ -357,7 +357,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         memory: Memory | None,
         grid: tuple[int, int] | None,
     ) -> Step:
-        """Draws every candidate's tokens, and lays out what a rule may look at."""
+        """Draws the tokens of every candidate, and collects what a rule may look at."""
         config, rule = self.config, self.rule
         batch, length = masked.shape
         if memory is None:
