@@ -20,18 +20,18 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`denoise(tokens, sample_index)`: see `decode`."""
 
 
-def count_model_calls(model_rows: torch.Tensor, looks_ahead: bool, starts: torch.Tensor | None = None) -> torch.Tensor:
-    """How often the model ran in sequence for each sample, (B,), from its rows per step (T, B).
+def count_sequential_passes(num_evaluations: torch.Tensor, looks_ahead: bool, starts: torch.Tensor | None = None) -> torch.Tensor:
+    """Sequential forward passes of each sample, (B,), from its evaluations per step (T, B).
 
-    What decoding costs where candidates and runs fit on the device beside each other: one call a step, and in a step that begins
-    a canvas (`starts` (T, B); by default the first) with a lookahead two, for the empty canvas and then for the candidates, if
-    they differ. (After a step in which all candidates of a batch coincided the next one has a call more, which the rows do not
-    tell and which is not counted.)
+    This is what decoding costs if candidates and runs fit on the device side by side: one pass per step, and two in a step that
+    begins a canvas (`starts` (T, B); by default the first) with a lookahead, one for the canvas and one for the candidates if
+    they differ. (The step after one in which all candidates of a batch coincided needs an extra pass, which the evaluations do
+    not show and which is not counted.)
     """
-    calls = (model_rows > 0).sum(0)
+    calls = (num_evaluations > 0).sum(0)
     if not looks_ahead:
         return calls
-    return calls + (model_rows[:1] > 1 if starts is None else starts & (model_rows > 1)).sum(0)
+    return calls + (num_evaluations[:1] > 1 if starts is None else starts & (num_evaluations > 1)).sum(0)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class DecodingTrace:
         objective: (T, B, N) float32, J of every candidate; NaN if no lookahead was run.
         winner: (T, B) long, the committed candidate; 0 is the greedy one.
         selected: (T, B, L) bool, the positions committed.
-        model_rows: (T, B) long, rows that went through `denoise` for the sample in the step.
+        num_evaluations: (T, B) long, NFE: states that went through `denoise` for the sample. Guidance doubles the work of each.
         starts: (T, B) bool, steps that begin a canvas: several where blocks of a text were decoded one after the other.
     """
 
@@ -55,7 +55,7 @@ class DecodingTrace:
     objective: torch.Tensor
     winner: torch.Tensor
     selected: torch.Tensor
-    model_rows: torch.Tensor
+    num_evaluations: torch.Tensor
     starts: torch.Tensor
 
     @property
@@ -64,9 +64,9 @@ class DecodingTrace:
         return self.cost.sum(0)
 
     @property
-    def model_calls(self) -> torch.Tensor:
-        """(B,) long: how often the model ran one after the other, `count_model_calls`."""
-        return count_model_calls(self.model_rows, looks_ahead=self.objective.shape[-1] > 1, starts=self.starts)
+    def sequential_passes(self) -> torch.Tensor:
+        """(B,) long, how many forward passes had to follow each other (`count_sequential_passes`)."""
+        return count_sequential_passes(self.num_evaluations, looks_ahead=self.objective.shape[-1] > 1, starts=self.starts)
 
     @property
     def decoded_at(self) -> torch.Tensor:
@@ -76,14 +76,14 @@ class DecodingTrace:
         return torch.cat([known, number.masked_fill(~self.selected, -1)]).amax(0)
 
     def records(self) -> list[dict[str, list[float] | list[int]]]:
-        """Per sample, plain lists over the steps, for JSON: "num_decoded", "cost", "winner", "model_rows"."""
-        names = ("num_decoded", "cost", "winner", "model_rows")
+        """Per sample, plain lists over the steps, for JSON: "num_decoded", "cost", "winner", "num_evaluations"."""
+        names = ("num_decoded", "cost", "winner", "num_evaluations")
         columns = [getattr(self, name).T.tolist() for name in names]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def __repr__(self) -> str:
         steps, batch = self.winner.shape
-        per_sample = (("model rows", self.model_rows.sum(0)), ("nats of cumulative entropy", self.cumulative_entropy))
+        per_sample = (("NFE", self.num_evaluations.sum(0)), ("nats of cumulative entropy", self.cumulative_entropy))
         figures = [f"{value.double().mean():.1f} {name}" for name, value in per_sample if batch]
         candidates = f", {self.objective.shape[-1]} candidates" if self.objective.shape[-1] > 1 else ""
         return f"DecodingTrace: {batch} samples in {steps} steps{candidates}; per sample {' and '.join(figures) or 'nothing'}"
@@ -136,8 +136,8 @@ class TraceRecorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
 
-    def record(self, proposal: InfoGainProposal, output: InfoGainSchedulerOutput, model_rows: torch.Tensor) -> None:
-        """Adds a step, with the model rows (B,) that it took."""
+    def record(self, proposal: InfoGainProposal, output: InfoGainSchedulerOutput, num_evaluations: torch.Tensor) -> None:
+        """Adds a step, with the NFE (B,) that it took."""
         taken = torch.arange(len(output.winner), device=output.winner.device), output.winner
         self.add(
             num_decoded=proposal.num_decoded[taken],
@@ -146,7 +146,7 @@ class TraceRecorder:
             objective=output.objective,
             winner=output.winner,
             selected=proposal.selected[taken],
-            model_rows=model_rows,
+            num_evaluations=num_evaluations,
         )
 
     def add(self, **values: torch.Tensor) -> None:
@@ -166,7 +166,7 @@ class TraceRecorder:
                 objective=numbers[..., None].expand(-1, -1, num_candidates),
                 winner=integers,
                 selected=torch.zeros(0, batch, length, dtype=torch.bool),
-                model_rows=integers,
+                num_evaluations=integers,
                 starts=integers.bool(),
             )
         starts = torch.arange(len(self.steps))[:, None].expand(-1, batch) == 0
@@ -369,19 +369,19 @@ def decode(
         active = run.undecided(tokens).any(-1)
         if not active.any() or run.interrupted():
             break
-        model_rows = torch.zeros_like(samples)
+        num_evaluations = torch.zeros_like(samples)
         if logits is None:
             logits = run.model.logits(tokens, samples, active)
-            model_rows += active
+            num_evaluations += active
         proposal = run.propose(logits, timestep, tokens, samples, memory)
         if proposal.needs_lookahead:
             seen = run.look_ahead(timestep, proposal, samples, _best_so_far)
-            model_rows += proposal.distinct.sum(-1)
+            num_evaluations += proposal.distinct.sum(-1)
             winner = seen.objective.argmax(1)
             output = proposal.commit(winner, seen.gain, seen.objective, seen.logits(samples, winner))
         else:
             output = run.scheduler.select(None, timestep, proposal)
-        recorder.record(proposal, output, model_rows)
+        recorder.record(proposal, output, num_evaluations)
         step = DecodingStep(index, timestep, output.prev_sample, logits, output.objective)
         tokens = output.prev_sample
         logits = output.pred_logits

@@ -51,7 +51,7 @@ class InfoGainPipelineOutput(BaseOutput):
     Attributes:
         images: PIL images, whose PNG files carry their settings, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
             or tokens (B, h, w), by `output_type`.
-        trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and model rows per step and image.
+        trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and NFE per step and image.
         seeds: The seed of every image: `generator=torch.Generator(device).manual_seed(seed)` generates it again on its own.
     """
 

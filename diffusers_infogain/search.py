@@ -128,8 +128,8 @@ def _path(history: list[dict[str, torch.Tensor]], beam: torch.Tensor) -> TraceRe
     samples = torch.arange(len(beam), device=beam.device)
     recorder = TraceRecorder()
     for record in reversed(history):
-        own = {name: value[samples, beam] for name, value in record.items() if name not in ("parent", "model_rows")}
-        recorder.add(**own, model_rows=record["model_rows"])
+        own = {name: value[samples, beam] for name, value in record.items() if name not in ("parent", "num_evaluations")}
+        recorder.add(**own, num_evaluations=record["num_evaluations"])
         beam = record["parent"][samples, beam]
     recorder.steps.reverse()
     return recorder
@@ -153,7 +153,7 @@ def decode_beam(
 
     Every beam (z, g), g = 0 at first, is expanded by N candidates to g' = g + C(a | z) and f = g' + w · 𝓗(z'); the `num_beams`
     smallest f of all beams go on, equal states once. At the end the smallest g is returned. One beam is `decode`, draw for
-    draw. Arguments as in `decode`; the trace is the returned path's, its `model_rows` are those of all beams.
+    draw. Arguments as in `decode`; the trace is the returned path's, its `num_evaluations` are those of all beams.
 
     Raises:
         ValueError: If the sampler is not "info_gain" with at least two candidates, or `num_beams` < 1.
@@ -178,17 +178,17 @@ def decode_beam(
         if not beams.alive.any() or run.interrupted():
             break
         states, owners = beams.states[beams.alive], beams.sample_index
-        model_rows = torch.zeros_like(samples)
+        num_evaluations = torch.zeros_like(samples)
         if logits is None:
             logits = run.model.logits(states, owners, torch.ones_like(owners, dtype=torch.bool))
-            model_rows.index_add_(0, owners, torch.ones_like(owners))
+            num_evaluations.index_add_(0, owners, torch.ones_like(owners))
         proposal = run.propose(logits, timestep, states, owners, memory)
         looks = proposal.needs_lookahead
         remaining = scheduler.config.gain_weight * scheduler.objective.uncertainty(proposal).double() if looks else 0
         expansion = Expansion(beams, proposal, beams.cost[beams.alive] + remaining)
         if looks:
             seen = run.look_ahead(timestep, proposal, owners, expansion.among_best)
-            model_rows.index_add_(0, owners, proposal.distinct.sum(-1))
+            num_evaluations.index_add_(0, owners, proposal.distinct.sum(-1))
             gain, objective = seen.gain, seen.objective
             value = objective.double()
         else:  # all candidates of a beam are one state, or finished ones of equal cost
@@ -197,7 +197,7 @@ def decode_beam(
             value[:, 0] = -proposal.cost[:, 0].double()
         f, place = expansion.rank(value)
         record = expansion.record(place, gain, objective)
-        history.append(record | {"model_rows": model_rows})
+        history.append(record | {"num_evaluations": num_evaluations})
         beams = expansion.keep(run, f, place)
         rows = expansion.parent_row(record["parent"])[beams.alive]
         memory = proposal.memory and proposal.memory.take(rows)
@@ -222,7 +222,7 @@ def decode_best_of(
 ) -> DecodingOutput:
     """Best-of-N: decodes every sample `num_runs` times and returns the run with the smallest cumulative entropy.
 
-    Arguments as in `decode`; the trace is the returned run's, its `model_rows` are those of all runs together. Runs within 1e-4
+    Arguments as in `decode`; the trace is the returned run's, with the `num_evaluations` of all runs together. Runs within 1e-4
     nats of the smallest count as equal, so that rounding decides nothing; the first of them is taken.
     """
     check_integer("num_runs", num_runs, 1)
@@ -244,7 +244,7 @@ def decode_best_of(
     winner = (entropies <= entropies.amin(1, keepdim=True) + 1e-4).int().argmax(1)
     best = torch.arange(batch) * num_runs + winner
     trace = output.trace.take(best)
-    trace.model_rows = output.trace.model_rows.view(-1, batch, num_runs).sum(-1)
+    trace.num_evaluations = output.trace.num_evaluations.view(-1, batch, num_runs).sum(-1)
     return DecodingOutput(output.tokens[best.to(tokens.device)], trace, run.seeds)
 
 

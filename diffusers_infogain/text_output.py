@@ -113,7 +113,7 @@ class GroupTrace:
 def join_traces(parts: Sequence[GroupTrace], batch: int, length: int) -> DecodingTrace:
     """One trace (T, B, ...) of all parts, one after the other, over the L columns of the canvas.
 
-    In the steps of a part other texts have no tokens, no cost and no model rows.
+    In the steps of a part other texts have no tokens, no cost and no NFE.
     """
     joined: dict[str, list[torch.Tensor]] = {name: [] for name in DecodingTrace.__dataclass_fields__}
     for part in parts:

@@ -59,7 +59,7 @@ def main() -> None:
             seconds.append(now() - start)
             shares.append(1 - spent[0] / seconds[-1])
     shares, seconds = torch.tensor(shares), torch.tensor(seconds)
-    evaluations = output.trace.model_rows.sum(0).double().mean()
+    evaluations = output.trace.num_evaluations.sum(0).double().mean()
     print(
         f"{args.runs} runs of {args.batch_size} images, {args.steps} steps, {args.num_candidates} candidates, "
         f"{evaluations:.0f} NFE per image: {seconds.mean():.3f} ± {seconds.std():.3f} s, of which {100 * shares.mean():.1f} ± "

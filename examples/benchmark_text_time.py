@@ -63,7 +63,7 @@ def time_samplers(args: argparse.Namespace, pipe: InfoGainTextPipeline, samplers
                 seconds[name, cache].append(time.perf_counter() - start)
             trace = output.trace
             lookaheads = (trace.objective.isfinite().sum(-1) > 1).double().sum(0).mean()
-            costs[name, cache] = f"{trace.model_rows.sum(0).double().mean():.0f} NFE, {lookaheads:.0f} steps with lookahead"
+            costs[name, cache] = f"{trace.num_evaluations.sum(0).double().mean():.0f} NFE, {lookaheads:.0f} steps with lookahead"
     for (name, cache), values in seconds.items():
         ratio = statistics.median(own / greedy for own, greedy in zip(values, seconds["confidence", cache], strict=True))
         median = statistics.median(values)

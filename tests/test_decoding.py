@@ -102,7 +102,7 @@ def test_a_sample_is_the_same_alone_and_in_any_batch_for_any_chunk(case, chunk):
         assert torch.equal(alone.trace.selected[:, 0], together.trace.selected[:steps, b])
         assert not together.trace.selected[steps:, b].any()
         assert alone.trace.cumulative_entropy[0].item() == pytest.approx(together.trace.cumulative_entropy[b].item(), rel=1e-6)
-        assert alone.trace.model_rows.sum() == together.trace.model_rows[:, b].sum()
+        assert alone.trace.num_evaluations.sum() == together.trace.num_evaluations[:, b].sum()
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,7 +112,7 @@ def test_calls_in_sequence_are_the_calls_of_the_model_for_a_sample_alone(case):
     for b, seed in enumerate(seeds):
         model = HashModel(tokens.shape[1], CODES, conditions=[seed])
         output = run(scheduler, tokens[b : b + 1], [seed], model)
-        (calls,), trace = output.trace.model_calls.tolist(), output.trace
+        (calls,), trace = output.trace.sequential_passes.tolist(), output.trace
         # Steps that should look ahead but whose candidates coincide leave their logits to be computed in the next one.
         coincided = int(trace.objective.isnan().any(-1).sum()) if scheduler.looks_ahead else 0
         assert calls <= len(model.calls) <= calls + coincided
@@ -215,11 +215,11 @@ def test_rows_are_one_plus_the_distinct_candidates_and_no_state_is_forwarded_twi
         scheduler.propose = watched
         output = run(scheduler, tokens[sample : sample + 1], [seed], own)
         del scheduler.propose
-        assert own.rows_of(0) == expected == output.trace.model_rows.sum()
+        assert own.rows_of(0) == expected == output.trace.num_evaluations.sum()
         assert max(Counter(own.states).values(), default=1) == 1
         forwarded.append(own.rows_of(0))
     output = run(scheduler, tokens, seeds, model, lookahead_batch_size=chunk)
-    assert output.trace.model_rows.sum(0).tolist() == forwarded
+    assert output.trace.num_evaluations.sum(0).tolist() == forwarded
     assert [model.rows_of(sample) for sample in range(len(seeds))] == forwarded
     assert max(Counter(model.states).values(), default=1) == 1
     assert chunk is None or max(model.calls, default=0) <= chunk
@@ -231,8 +231,8 @@ def test_greedy_rules_cost_one_row_a_step_and_sample(case):
     scheduler, tokens, seeds = case
     model = HashModel(tokens.shape[1], CODES, conditions=seeds)
     output = run(scheduler, tokens, seeds, model)
-    assert torch.equal(output.trace.model_rows, (output.trace.num_decoded > 0).long())
-    assert [model.rows_of(sample) for sample in range(len(seeds))] == output.trace.model_rows.sum(0).tolist()
+    assert torch.equal(output.trace.num_evaluations, (output.trace.num_decoded > 0).long())
+    assert [model.rows_of(sample) for sample in range(len(seeds))] == output.trace.num_evaluations.sum(0).tolist()
     assert len(set(model.states)) == len(model.states)
 
 

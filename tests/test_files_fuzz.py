@@ -24,7 +24,7 @@ from diffusers_infogain.evaluation.prompts import Prompt, read_prompts, requests
 from diffusers_infogain.evaluation.reference import read_reference
 from diffusers_infogain.evaluation.text_cache import TextCache
 
-METADATA = {"prompt": "a", "seed": 0, "cost": [1.5, 0.0], "model_rows": [1, 1], "winner": [0, 0]}
+METADATA = {"prompt": "a", "seed": 0, "cost": [1.5, 0.0], "num_evaluations": [1, 1], "winner": [0, 0]}
 TEXT_RUN = {
     **{
         "task": "sudoku",
@@ -34,17 +34,29 @@ TEXT_RUN = {
         "looks_ahead": False,
         "scheduler": {"top_k": None},
     },
-    **{"right": "10", "cumulative_entropies": [1.0, 2.5], "model_rows": [1, 2], "steps": [1, 2], "product_first": [None, 0.5]},
+    **{
+        "right": "10",
+        "cumulative_entropies": [1.0, 2.5],
+        "num_evaluations": [1, 2],
+        "steps": [1, 2],
+        "product_first": [None, 0.5],
+    },
     **{"distinct": 2, "distinct_right": 1, "seconds": 0.5},
 }
 IMAGE_RUN = {
     **{"sampler": "maskgit", "steps": 2, "num_candidates": None, "guidance_scale": 1.5, "seed": 0, "looks_ahead": False},
-    **{"num_images_per_prompt": 1, "scheduler": {}, "model_rows": 2.0, "model_calls": 2.0, "cumulative_entropies": [1.0]},
+    **{
+        "num_images_per_prompt": 1,
+        "scheduler": {},
+        "num_evaluations": 2.0,
+        "sequential_passes": 2.0,
+        "cumulative_entropies": [1.0],
+    },
     **{"entropy_by_step": [0.5, 1.0], "decisions_by_step": [0, 0], "other_winner_by_step": [0, 0], "seconds_per_image": 0.1},
     **{"peak_memory": None, "right": "1", "metrics": {"kid": {"identity": {}, "figures": {"KID": 1.0}}}},
 }
 KEPT_TEXT = {
-    **{"key": "k", "text": "t", "task": "a", "doc_id": 0, "repeat": 0, "seed": 1, "max_new_tokens": 4, "model_rows": 2},
+    **{"key": "k", "text": "t", "task": "a", "doc_id": 0, "repeat": 0, "seed": 1, "max_new_tokens": 4, "num_evaluations": 2},
     **{"cumulative_entropy": 0.5, "seconds": 0.1},
 }
 

@@ -268,9 +268,9 @@ def test_the_trace_counts_the_rows_that_went_through_the_model(pipe, scale, rows
         **kwargs,
     )
     assert torch.equal(output.images, expected)
-    assert sum(rows) == rows_per_state * int(output.trace.model_rows.sum())
+    assert sum(rows) == rows_per_state * int(output.trace.num_evaluations.sum())
     assert max(rows) <= rows_per_state * (lookahead_batch_size or 2 * pipe.scheduler.config.num_candidates)
-    assert int(output.trace.model_rows.sum()) > 2 * 5  # it did look ahead
+    assert int(output.trace.num_evaluations.sum()) > 2 * 5  # it did look ahead
 
 
 # Known tokens and sizes
@@ -290,7 +290,7 @@ def test_known_images_cost_nothing(pipe):
     output = pipe("a cat", latents=latents, num_images_per_prompt=2, output_type="latent")
     assert torch.equal(output.images, latents)
     assert rows == []
-    assert output.trace.model_rows.sum() == 0
+    assert output.trace.num_evaluations.sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -482,11 +482,11 @@ def test_a_search_over_the_pipelines_model_is_the_decoding_functions(exact_pipe)
     best = exact_pipe(["a", "b"], generator=generators(0, 1), num_runs=3, **call)
     beam = exact_pipe(["a", "b"], generator=generators(0, 1), num_beams=2, **call)
     # Run 1 of best-of-N draws from a child of the generator, so it is another sample; what is promised is rows and the minimum.
-    assert (best.trace.model_rows.sum(0) > 2 * plain.trace.model_rows.sum(0)).all()
+    assert (best.trace.num_evaluations.sum(0) > 2 * plain.trace.num_evaluations.sum(0)).all()
     runs = [exact_pipe(["a", "b"], generator=[g1, g2], **call) for g1, g2 in zip(*map(_children, (0, 1)), strict=True)]
     least = torch.stack([run.trace.cumulative_entropy for run in runs]).amin(0)
     torch.testing.assert_close(best.trace.cumulative_entropy, least, atol=1e-5, rtol=0)
-    assert (beam.trace.model_rows.sum(0) > plain.trace.model_rows.sum(0)).all()
+    assert (beam.trace.num_evaluations.sum(0) > plain.trace.num_evaluations.sum(0)).all()
     assert not (beam.images == exact_pipe.scheduler.config.mask_token_id).any()
 
 

@@ -140,9 +140,9 @@ def test_a_text_is_finished_with_the_block_in_which_it_ends():
     # the prompts have 3 and 1 tokens: the ends are the second and the fourth new token
     assert output.texts == ["on", "on on on"]
     assert output.sequences[0].tolist()[4:] == [EOS] * 8
-    assert output.trace.model_rows.sum(0).tolist() == [3, 6]
+    assert output.trace.num_evaluations.sum(0).tolist() == [3, 6]
     whole = pipe(["a red cat", "dogs"], max_new_tokens=9, block_length=3, stop_at_eos=False)
-    assert whole.trace.model_rows.sum(0).tolist() == [9, 9]
+    assert whole.trace.num_evaluations.sum(0).tolist() == [9, 9]
     assert whole.texts == output.texts
 
 
@@ -191,7 +191,7 @@ def test_masks_in_one_prompt_change_nothing_for_the_others():
 def test_an_infilled_text_stops_at_its_end_too():
     output = ending_pipe(place=5)(input_ids=[[0, MASK, 2]], max_new_tokens=12, block_length=3)
     assert output.texts == ["a on cat on on"]
-    assert output.trace.model_rows.sum() == 4
+    assert output.trace.num_evaluations.sum() == 4
     streamed = ending_pipe(place=5).stream(input_ids=[[0, MASK, 2]], max_new_tokens=12, block_length=3)
     assert [block.texts for block in streamed] == [output.texts]
 
@@ -398,8 +398,8 @@ def test_the_trace_counts_every_row_and_call_of_the_model(sampler, cache):
     with forwards(pipe) as batch_sizes:
         trace = pipe("a red cat", max_new_tokens=12, block_length=4, cache=cache, stop_at_eos=False).trace
     assert trace.starts[:, 0].tolist() == [True, False] * 3
-    assert trace.model_rows.sum() == sum(batch_sizes)
-    assert trace.model_calls.tolist() == [len(batch_sizes)]
+    assert trace.num_evaluations.sum() == sum(batch_sizes)
+    assert trace.sequential_passes.tolist() == [len(batch_sizes)]
 
 
 def test_finished_texts_are_no_longer_run():

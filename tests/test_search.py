@@ -64,7 +64,7 @@ def test_one_beam_is_the_plain_loop_draw_for_draw(reduction, certainty, config):
             runs.append(method(model, scheduler, tokens, generator=generators(seed, 10, 11), grid=(3, 4), **search))
         plain, beam = runs
         assert torch.equal(plain.tokens, beam.tokens)
-        for name in ("cost", "selected", "num_decoded", "winner", "model_rows"):
+        for name in ("cost", "selected", "num_decoded", "winner", "num_evaluations"):
             assert torch.equal(getattr(plain.trace, name), getattr(beam.trace, name)), name
         torch.testing.assert_close(plain.trace.gain, beam.trace.gain, equal_nan=True)
 
@@ -90,7 +90,7 @@ def test_beam_search_equals_a_plain_reference(seed, num_beams, num_candidates, r
     options = {"num_beams": num_beams, "allowed": allowed, "lookahead_batch_size": 3}
     output = decode_beam(model, scheduler, tokens, generator=generators(seed, seed + 5), **options)
     rows = [model.rows_of(sample) for sample in range(2)]
-    assert output.trace.model_rows.sum(0).tolist() == rows
+    assert output.trace.num_evaluations.sum(0).tolist() == rows
     assert max(model.calls) <= 3
     for b, own in enumerate((seed, seed + 5)):
         state, g = plain_beam(model, scheduler, tokens[b], allowed[b], b, own, num_beams)
@@ -168,8 +168,8 @@ def test_best_of_returns_the_run_with_the_smallest_cumulative_entropy(sampler, n
         assert torch.equal(best.tokens[b], winner.tokens[0])
         assert torch.equal(best.trace.selected[:, b], winner.trace.selected[:, 0])
         assert best.trace.cumulative_entropy[b].item() == pytest.approx(min(entropies), rel=1e-6)
-        rows = best.trace.model_rows[:, b].sum()
-        assert rows == single.rows_of(0) == model.rows_of(b) == sum(run.trace.model_rows.sum() for run in runs)
+        rows = best.trace.num_evaluations[:, b].sum()
+        assert rows == single.rows_of(0) == model.rows_of(b) == sum(run.trace.num_evaluations.sum() for run in runs)
         assert num_runs == 1 or len(set(entropies)) > 1
 
 
@@ -183,7 +183,7 @@ def test_the_calls_of_best_of_n_are_those_of_one_run():
     for sampler, calls in (("margin", 4), ("info_gain", 4)):  # four steps, the last of them without a lookahead
         scheduler, model = make_scheduler(5, 4, sampler=sampler, num_candidates=3), HashModel(12, 5, (1,))
         trace = decode_best_of(model, scheduler, canvas(1, 12, 5), num_runs=3, generator=generators(2)).trace
-        assert trace.model_calls.tolist() == [len(model.calls)] == [calls]
+        assert trace.sequential_passes.tolist() == [len(model.calls)] == [calls]
 
 
 def test_best_of_takes_the_first_of_runs_that_differ_by_rounding():

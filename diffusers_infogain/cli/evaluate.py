@@ -104,8 +104,8 @@ def decoding_figures(images: list[runs.FinishedImage], folder: Path, looks_ahead
     clusters, n, unknown = [image.request.prompt_index for image in images], len(images), float("nan")
     figures = {
         "cumulative_entropy": clustered_mean(run["cumulative_entropies"], clusters),
-        "model_rows": Figure(run["model_rows"], unknown, n),
-        "model_calls": Figure(run["model_calls"], unknown, n),
+        "num_evaluations": Figure(run["num_evaluations"], unknown, n),
+        "sequential_passes": Figure(run["sequential_passes"], unknown, n),
         "seconds_per_image": Figure(timing.seconds_per_image, unknown, n),
     }
     if timing.peak_memory is not None:

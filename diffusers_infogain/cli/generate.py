@@ -59,7 +59,7 @@ def _generate(args: argparse.Namespace, prompts: list[str], settings: dict[str, 
     count = len(result.images)
     print(
         f"{count} images in {result.seconds:.1f} s ({result.seconds / count:.2f} s each), "
-        f"{result.model_rows.double().mean():.1f} NFE and {result.cumulative_entropy.mean():.1f} nats of cumulative "
+        f"{result.num_evaluations.double().mean():.1f} NFE and {result.cumulative_entropy.mean():.1f} nats of cumulative "
         f"entropy per image. Written to {folder}."
     )
 

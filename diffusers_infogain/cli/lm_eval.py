@@ -110,7 +110,7 @@ def _write(folder: Path, results: dict[str, Any], settings: dict[str, Any], aske
     print(make_table(results))
     for name, cost in results["infogain"]["costs"].items():
         print(
-            f"{name}: {cost['num_texts']} texts, {cost['model_rows']} NFE, {cost['cumulative_entropy']:.2f} nats, "
+            f"{name}: {cost['num_texts']} texts, {cost['num_evaluations']} NFE, {cost['cumulative_entropy']:.2f} nats, "
             f"{cost['seconds']:.1f} s"
         )
     print(f"Written to {folder}: {path.name}, samples_*{number}.jsonl, {texts.path.name}.")

@@ -58,10 +58,10 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
         if args.output is None:
             print("\n\n".join(output.texts))
             continue
-        evaluations = output.trace.model_rows.sum(0).tolist()
+        evaluations = output.trace.num_evaluations.sum(0).tolist()
         entropies = output.trace.cumulative_entropy.tolist()
         records = [
-            {"prompt": prompt, "seed": seed, "text": answer, "model_rows": count, "cumulative_entropy": round(entropy, 4)}
+            {"prompt": prompt, "seed": seed, "text": answer, "num_evaluations": count, "cumulative_entropy": round(entropy, 4)}
             for (prompt, seed), answer, count, entropy in zip(batch, output.texts, evaluations, entropies, strict=True)
         ]
         append_json_lines(records, args.output)
@@ -102,7 +102,7 @@ def _finished(path: Path, requests: list[tuple[str, int]]) -> int:
     cut_unfinished(path, _BEGIN)
     records = read_json_lines(path, begin=_BEGIN)
     for number, record in enumerate(records, 1):
-        fields = {"prompt": str, "seed": int, "text": str, "model_rows": int, "cumulative_entropy": float}
+        fields = {"prompt": str, "seed": int, "text": str, "num_evaluations": int, "cumulative_entropy": float}
         check_fields(record, f"Line {number} of {path}", fields)
         if number > len(requests):
             raise ValueError(f"{path} has {len(records)} texts, but only {len(requests)} are requested now.")

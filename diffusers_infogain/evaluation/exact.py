@@ -180,7 +180,7 @@ class ExactResult:
         spread: The standard error of `quality`.
         distinct: The number of distinct samples of a seed, averaged over the seeds.
         energy_distance: The energy distance of all samples to the data.
-        model_rows: Model evaluations per sample.
+        num_evaluations: Model evaluations per sample.
         cumulative_entropy: In nats, per sample.
         samples: The number of samples over all seeds.
     """
@@ -190,7 +190,7 @@ class ExactResult:
     spread: float
     distinct: float
     energy_distance: float
-    model_rows: float
+    num_evaluations: float
     cumulative_entropy: float
     samples: int
 
@@ -231,7 +231,7 @@ def run_setting(
             output = decode(denoise, scheduler, canvas, generator=generator)
         tokens.append(output.tokens if token_of is None else token_of[output.tokens])
         distinct.append(len(tokens[-1].unique(dim=0)))
-        evaluations.append(output.trace.model_rows.sum(0).double())
+        evaluations.append(output.trace.num_evaluations.sum(0).double())
         entropies.append(output.trace.cumulative_entropy)
     qualities = quality(torch.cat(tokens)).double()
     return ExactResult(
@@ -240,7 +240,7 @@ def run_setting(
         spread=(qualities.std() / len(qualities) ** 0.5).item(),
         distinct=sum(distinct) / len(distinct),
         energy_distance=energy_distance(torch.cat(tokens), sequences),
-        model_rows=torch.cat(evaluations).mean().item(),
+        num_evaluations=torch.cat(evaluations).mean().item(),
         cumulative_entropy=torch.cat(entropies).mean().item(),
         samples=len(qualities),
     )
@@ -307,7 +307,7 @@ def format_table(title: str, results: list[ExactResult]) -> str:
     header = ("sampler", "quality", "energy distance", "distinct samples of a seed", "NFE", "cumulative entropy (nats)")
     rows = []
     for result in results:
-        costs = [f"{result.model_rows:.1f}", f"{result.cumulative_entropy:.1f}"]
+        costs = [f"{result.num_evaluations:.1f}", f"{result.cumulative_entropy:.1f}"]
         variety = [f"{result.energy_distance:.2f}", f"{result.distinct:.0f}"]
         rows.append([result.name, f"{result.quality:.3f} ± {result.spread:.3f}", *variety, *costs])
     return f"**{title}**, {results[0].samples} samples\n\n{markdown_table(header, rows)}"

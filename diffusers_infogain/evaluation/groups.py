@@ -214,8 +214,8 @@ def best_greedy(
 
     Args:
         same: The settings to share.
-        limits: The figures, such as "model_rows", that may be at most those of `group`, with a tolerance of 2 %. With limits,
-            best-of-N and beam searches of greedy rules compete; without, they would win by the compute they are given.
+        limits: The figures, such as "num_evaluations", that may be at most those of `group`, with a tolerance of 2 %. With
+            limits, best-of-N and beam searches of greedy rules compete; without, they would win by the compute they are given.
 
     Raises:
         ValueError: For a limit that is not a figure of `group`.
@@ -234,7 +234,7 @@ def best_greedy(
     return max(rivals, key=quality.rank, default=None)
 
 
-def pareto_front(groups: Sequence[Group], quality: Quality, cost: str = "model_rows") -> list[Group]:
+def pareto_front(groups: Sequence[Group], quality: Quality, cost: str = "num_evaluations") -> list[Group]:
     """The groups that no other one beats at the same cost or less, by ascending cost."""
     front: list[Group] = []
     for group in sorted(groups, key=lambda group: (group.value(cost), -quality.rank(group))):

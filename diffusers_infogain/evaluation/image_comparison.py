@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
-from ..decoding import count_model_calls
+from ..decoding import count_sequential_passes
 from ..files import check_fields, read_json, save_text
 from ..image_files import METADATA_KEY
 from ..scheduling_infogain import InfoGainScheduler
@@ -90,31 +90,31 @@ def describe_run(images: Sequence[FinishedImage], looks_ahead: bool) -> dict[str
     """What decoding cost in a run, its entropies, and how often a candidate other than the first won, from the images' metadata.
 
     Returns:
-        Fields of the run's record. "model_rows" (model evaluations per image) measures the cost on a device that a single row
-        keeps busy, "model_calls" (sequential forward passes) on one that evaluates candidates in parallel.
+        Fields of the run's record. "num_evaluations" (NFE per image) measures the cost on a device that a single state keeps
+        busy, "sequential_passes" the cost on one that evaluates candidates in parallel.
 
     Raises:
         ValueError: If the metadata of an image does not record its decoding, naming the file.
     """
     for image in images:
         where = f"The text chunk {METADATA_KEY!r} of {image.path}"
-        check_fields(image.metadata, where, {"cost": [float], "model_rows": [int], "winner": [int]})
-        if not len(image.metadata["cost"]) == len(image.metadata["model_rows"]) == len(image.metadata["winner"]):
-            raise ValueError(f"{where} must have as many `cost` as `model_rows` and `winner`.")
+        check_fields(image.metadata, where, {"cost": [float], "num_evaluations": [int], "winner": [int]})
+        if not len(image.metadata["cost"]) == len(image.metadata["num_evaluations"]) == len(image.metadata["winner"]):
+            raise ValueError(f"{where} must have as many `cost` as `num_evaluations` and `winner`.")
     records = [image.metadata for image in images]
     steps = max(len(record["cost"]) for record in records)
     costs = [record["cost"] + [0.0] * (steps - len(record["cost"])) for record in records]
     decisions, others, calls = [0] * steps, [0] * steps, 0
     for record in records:
-        calls += int(count_model_calls(torch.tensor(record["model_rows"])[:, None], looks_ahead))
-        for step, (evaluations, winner) in enumerate(zip(record["model_rows"], record["winner"], strict=True)):
+        calls += int(count_sequential_passes(torch.tensor(record["num_evaluations"])[:, None], looks_ahead))
+        for step, (evaluations, winner) in enumerate(zip(record["num_evaluations"], record["winner"], strict=True)):
             # The first step also evaluates the empty canvas; a single candidate leaves nothing to decide.
             decisions[step] += looks_ahead and evaluations - (step == 0) > 1
             others[step] += winner != 0
     totals = list(itertools.accumulate(sum(step) / len(records) for step in zip(*costs, strict=True)))
     return {
-        "model_rows": sum(sum(record["model_rows"]) for record in records) / len(records),
-        "model_calls": calls / len(records),
+        "num_evaluations": sum(sum(record["num_evaluations"]) for record in records) / len(records),
+        "sequential_passes": calls / len(records),
         "cumulative_entropies": [round(sum(cost), 3) for cost in costs],
         "entropy_by_step": [round(total, 4) for total in totals],
         "decisions_by_step": decisions,
@@ -126,7 +126,7 @@ KEY = ("sampler", "steps", "num_candidates", "guidance_scale")
 _COLUMNS = {
     "right": per_item("right"),
     "cumulative_entropy": per_item("cumulative_entropies"),
-    **{name: per_run(name) for name in ("model_rows", "model_calls", "seconds_per_image", "peak_memory")},
+    **{name: per_run(name) for name in ("num_evaluations", "sequential_passes", "seconds_per_image", "peak_memory")},
 }
 
 
@@ -158,8 +158,8 @@ _FIELDS: dict[str, Any] = {
     "looks_ahead": bool,
     "num_images_per_prompt": int,
     "scheduler": dict,
-    "model_rows": float,
-    "model_calls": float,
+    "num_evaluations": float,
+    "sequential_passes": float,
     "cumulative_entropies": [float],
     "entropy_by_step": [float],
     "decisions_by_step": [int],

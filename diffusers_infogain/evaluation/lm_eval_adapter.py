@@ -119,10 +119,10 @@ def request_seed(seed: int, context: str, repeat: int) -> int:
 
 
 def total_costs(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The number of texts, and the sums over them of "model_rows", "cumulative_entropy" (in nats) and "seconds"."""
+    """The number of texts, and the sums over them of "num_evaluations", "cumulative_entropy" (in nats) and "seconds"."""
     return {
         "num_texts": len(costs),
-        "model_rows": sum(cost["model_rows"] for cost in costs),
+        "num_evaluations": sum(cost["num_evaluations"] for cost in costs),
         **{name: math.fsum(cost[name] for cost in costs) for name in ("cumulative_entropy", "seconds")},
     }
 
@@ -161,8 +161,8 @@ class InfoGainLM(LM):
         call: Arguments of the pipeline's call among `CALL_ARGUMENTS`.
 
     Attributes:
-        costs: For every text made, as JSON takes it: "task", "doc_id", "repeat", "seed", "max_new_tokens", "model_rows" (model
-            evaluations), "cumulative_entropy" in nats, and "seconds" (its share of its batch's).
+        costs: For every text made, as JSON takes it: "task", "doc_id", "repeat", "seed", "max_new_tokens", "num_evaluations"
+            (NFE), "cumulative_entropy" in nats, and "seconds" (its share of its batch's).
 
     Raises:
         ValueError: For an invalid argument, naming the first.
@@ -326,7 +326,7 @@ class InfoGainLM(LM):
         finally:
             self.pipe.scheduler = own
         seconds = (time.perf_counter() - start) / len(batch)
-        evaluations = output.trace.model_rows.sum(0).tolist()
+        evaluations = output.trace.num_evaluations.sum(0).tolist()
         entropies = output.trace.cumulative_entropy.tolist()
         texts, costs = [], []
         for index, pending in enumerate(batch):
@@ -339,7 +339,7 @@ class InfoGainLM(LM):
                     "repeat": pending.repeat,
                     "seed": pending.seed,
                     "max_new_tokens": length,
-                    "model_rows": evaluations[index],
+                    "num_evaluations": evaluations[index],
                     "cumulative_entropy": entropies[index],
                     "seconds": seconds,
                 }

@@ -83,7 +83,7 @@ def choose_series(groups: Sequence[Group], quality: Quality, names: Sequence[str
     for group in groups:
         guidance = "" if group["guidance_scale"] == usual else f", guidance {group['guidance_scale']:g}"
         families.setdefault(describe_sampler(group["sampler"], bounds=False) + guidance, []).append(group)
-    fronts = [group for cost in ("model_rows", "model_calls") for group in pareto_front(groups, quality, cost)]
+    fronts = [group for cost in ("num_evaluations", "sequential_passes") for group in pareto_front(groups, quality, cost)]
 
     def interest(label: str) -> tuple[bool, int, int]:
         members = families[label]
@@ -311,8 +311,8 @@ def write_plots(groups: Sequence[Group], quality: Quality, folder: Path) -> list
     """All plots of a comparison on images, with the same samplers in the same colors; returns their files."""
     series = choose_series(groups, quality)
     paths = [folder / name for name in ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "winners.png")]
-    plot_pareto(groups, quality, series, paths[0], "model_rows")
-    plot_pareto(groups, quality, series, paths[1], "model_calls")
+    plot_pareto(groups, quality, series, paths[0], "num_evaluations")
+    plot_pareto(groups, quality, series, paths[1], "sequential_passes")
     plot_quality_entropy(groups, quality, series, paths[2])
     plot_winners(groups, series, paths[3])
     for steps in sorted({group["steps"] for group in groups}):

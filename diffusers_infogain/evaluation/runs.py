@@ -40,14 +40,14 @@ class Generated:
     seconds: float
 
     @property
-    def model_rows(self) -> torch.Tensor:
+    def num_evaluations(self) -> torch.Tensor:
         """Model evaluations per image, (N,); guidance runs the model on twice as many rows."""
-        return torch.cat([trace.model_rows.sum(0) for trace in self.traces])
+        return torch.cat([trace.num_evaluations.sum(0) for trace in self.traces])
 
     @property
-    def model_calls(self) -> torch.Tensor:
+    def sequential_passes(self) -> torch.Tensor:
         """Sequential forward passes per image, (N,)."""
-        return torch.cat([trace.model_calls for trace in self.traces])
+        return torch.cat([trace.sequential_passes for trace in self.traces])
 
     @property
     def cumulative_entropy(self) -> torch.Tensor:

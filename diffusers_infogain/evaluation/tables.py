@@ -20,8 +20,8 @@ from .statistics import Correlation, Figure
 _TITLES = {
     "right": "accuracy (%)",
     "cumulative_entropy": "cumulative entropy (nats)",
-    "model_rows": "NFE",
-    "model_calls": "sequential passes",
+    "num_evaluations": "NFE",
+    "sequential_passes": "sequential passes",
     "seconds_per_image": "s per image",
     "peak_memory": "peak memory (MB)",
     "distinct": "distinct (%)",
@@ -29,11 +29,11 @@ _TITLES = {
     "product_first": "product first (%)",
     "seconds": "s each",
 }
-_IMAGE_COSTS = ("cumulative_entropy", "model_rows", "model_calls", "seconds_per_image", "peak_memory")
+_IMAGE_COSTS = ("cumulative_entropy", "num_evaluations", "sequential_passes", "seconds_per_image", "peak_memory")
 _TEXT_COLUMNS = (
     "right",
     "cumulative_entropy",
-    "model_rows",
+    "num_evaluations",
     "steps",
     "distinct",
     "distinct_right",
@@ -83,14 +83,14 @@ def image_table(groups: Sequence[Group], quality: Quality) -> str:
         header += ["points above the best greedy rule at equal sequential passes", "at equal NFE"]
     front = pareto_front(groups, quality)
     rows = []
-    for group in sorted(groups, key=lambda group: (group["steps"], group.value("model_rows"), group.label)):
+    for group in sorted(groups, key=lambda group: (group["steps"], group.value("num_evaluations"), group.label)):
         cells = [format_figure(group.figures.get(name), name) for name in columns]
         if any(group is other for other in front):
             cells[0] = f"**{cells[0]}**"
         if quality == RIGHT:
             cells += [
                 _advantage(groups, group, ("guidance_scale",), limits)
-                for limits in (("model_rows", "model_calls"), ("model_rows",))
+                for limits in (("num_evaluations", "sequential_passes"), ("num_evaluations",))
             ]
         rows.append([str(group["steps"]), group.label, f"{group['guidance_scale']:g}", *cells])
     return markdown_table(header, rows)

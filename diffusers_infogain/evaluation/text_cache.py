@@ -20,7 +20,7 @@ _FIELDS = {
     "repeat": int,
     "seed": int,
     "max_new_tokens": int,
-    "model_rows": int,
+    "num_evaluations": int,
     "cumulative_entropy": float,
     "seconds": float,
 }

@@ -71,7 +71,7 @@ def read_records(path: Path, num_problems: int) -> list[Record]:
         where = f"Line {number} of {path}"
         check_fields(record, where, _FIELDS)
         check_recorded_sampler(record["sampler"], where)
-        lengths = {len(record[name]) for name in ("right", "cumulative_entropies", "model_rows", "steps", "product_first")}
+        lengths = {len(record[name]) for name in ("right", "cumulative_entropies", "num_evaluations", "steps", "product_first")}
         if lengths != {num_problems} or not set(record["right"]) <= {"0", "1"}:
             raise ValueError(f"{where} must have verdicts and figures of {num_problems} problems.")
     return records
@@ -86,7 +86,7 @@ _FIELDS: dict[str, Any] = {
     "scheduler": dict,
     "right": str,
     "cumulative_entropies": [float],
-    "model_rows": [int],
+    "num_evaluations": [int],
     "steps": [int],
     "product_first": [(float, type(None))],
     "distinct": int,
@@ -103,7 +103,7 @@ def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int
             behind the task's letter.
 
     Returns:
-        A record for JSON. Per problem: "right" (1 or 0), "cumulative_entropies" in nats, "model_rows" (model evaluations),
+        A record for JSON. Per problem: "right" (1 or 0), "cumulative_entropies" in nats, "num_evaluations" (model evaluations),
         "steps", and "product_first", the share of the first step's tokens that lie in the product (None unless a whole equation
         is filled in). In all: the number of "distinct" answers and of right ones among these ("distinct_right"), and "seconds".
     """
@@ -119,14 +119,14 @@ def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int
             distinct[text] = distinct.get(text, False) or right[-1]
             first.append(_product_first(problem, trace.selected[0, index]) if infilled else None)
         entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
-        evaluations += trace.model_rows.sum(0).tolist()
+        evaluations += trace.num_evaluations.sum(0).tolist()
         steps += (trace.num_decoded > 0).sum(0).tolist()
     return {
         **cell.key,
         "looks_ahead": cell.sampler.looks_ahead,
         "right": "".join("1" if verdict else "0" for verdict in right),
         "cumulative_entropies": entropies,
-        "model_rows": evaluations,
+        "num_evaluations": evaluations,
         "steps": steps,
         "product_first": first,
         "distinct": len(distinct),
@@ -181,7 +181,7 @@ def _generators(seeds: Iterable[int]) -> list[torch.Generator]:
 _COLUMNS = {
     "right": per_item("right"),
     "cumulative_entropy": per_item("cumulative_entropies"),
-    **{name: per_item(name) for name in ("model_rows", "steps", "product_first")},
+    **{name: per_item(name) for name in ("num_evaluations", "steps", "product_first")},
     **{name: per_run_and_item(name) for name in ("distinct", "distinct_right", "seconds")},
 }
 

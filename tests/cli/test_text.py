@@ -46,7 +46,7 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     whole = output.read_text()
     records = [json.loads(line) for line in whole.splitlines()]
     assert [(record["prompt"], record["seed"]) for record in records] == [(p, s) for p in ("S", "M", "S1") for s in (0, 1)]
-    assert all(record["model_rows"] > 0 for record in records)
+    assert all(record["num_evaluations"] > 0 for record in records)
     lines = whole.splitlines(keepends=True)
     output.write_text("".join(lines[:2]) + lines[2][:10])
     assert run(capsys, "text", *flags)[0] == 0
@@ -261,7 +261,7 @@ def test_a_comparison_asks_in_words(capsys, tmp_path):
             assert f"**{task}**" in out
         records = [json.loads(line) for line in (tmp_path / ask / "results.jsonl").read_text().splitlines()]
         assert [record["right"] for record in records] == ["000"] * 4
-        assert all(record["model_rows"] == [2, 2, 2] for record in records)
+        assert all(record["num_evaluations"] == [2, 2, 2] for record in records)
     code, _, err = run(capsys, "compare-text", *flags[:-1], tmp_path / "chat", "--ask", "chat", "--num-fewshot", 1)
     assert code == 2
     assert "`shots`: null there, 1 now." in err

@@ -136,7 +136,7 @@ def test_at_equal_rows_looking_ahead_with_an_entropy_bound_comes_closer_to_real_
         task.run(SamplerSetting("", {"sampler": "maskgit", "entropy_bound": 0.25}, one_by_one=True), 100),
         task.run(SamplerSetting("", {"sampler": "maskgit"}, num_runs=4), 100),
     ]
-    assert all(ours.model_rows < rival.model_rows for rival in rivals)
+    assert all(ours.num_evaluations < rival.num_evaluations for rival in rivals)
     assert all(ours.quality < 0.7 * rival.quality for rival in rivals)
 
 
@@ -144,8 +144,8 @@ def test_an_entropy_bound_saves_rows_and_keeps_the_quality_of_decoding_one_by_on
     task = exact.sudoku_task(4)
     full = task.run(SamplerSetting("", {"sampler": "maskgit"}, one_by_one=True), 200)
     bounded = task.run(SamplerSetting("", {"sampler": "maskgit", "entropy_bound": 0.05}, one_by_one=True), 200)
-    assert full.model_rows == 16
-    assert bounded.model_rows < 10
+    assert full.num_evaluations == 16
+    assert bounded.num_evaluations < 10
     assert min(full.quality, bounded.quality) > 0.97
 
 
@@ -159,7 +159,7 @@ def test_several_seeds_are_pooled():
 
 def test_results_tell_rows_entropy_and_diversity():
     result = exact.sudoku_task(4).run(SamplerSetting("margin", {"sampler": "margin"}), 30)
-    assert (result.name, result.samples, result.model_rows) == ("margin", 30, 4)
+    assert (result.name, result.samples, result.num_evaluations) == ("margin", 30, 4)
     assert 1 < result.distinct <= 30
     assert result.cumulative_entropy > math.log(288) / 2
     assert "| margin | " in exact.format_table("title", [result])

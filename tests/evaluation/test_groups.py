@@ -36,7 +36,7 @@ def test_the_rival_may_take_other_steps_bounds_and_runs_as_long_as_it_costs_no_m
         [
             result("margin", 4, 4, "1000"),
             result("entropy", 4, 4, "1100"),
-            result("margin:entropy_bound=1", 64, 6, "1100", model_calls=6),
+            result("margin:entropy_bound=1", 64, 6, "1100", sequential_passes=6),
             result("entropy:num_runs=8", 4, 32, "1111"),
             result("margin:num_runs=4", 6, 16, "1111"),
             result("margin", 16, 16, "1110"),
@@ -50,10 +50,10 @@ def test_the_rival_may_take_other_steps_bounds_and_runs_as_long_as_it_costs_no_m
     def best(*limits):
         return groups.best_greedy(found, ours, RIGHT, same=["guidance_scale"], limits=limits).label
 
-    assert best("model_rows", "model_calls") == "entropy"
-    assert best("model_rows") == "margin:num_runs=4"
+    assert best("num_evaluations", "sequential_passes") == "entropy"
+    assert best("num_evaluations") == "margin:num_runs=4"
     assert best() == "margin"  # without limits searches would win by what they cost
-    with pytest.raises(ValueError, match=r"`limits` must be among the figures right, .*model_calls, .*, got 'time'"):
+    with pytest.raises(ValueError, match=r"`limits` must be among the figures right, .*sequential_passes, .*, got 'time'"):
         best("time")
 
 

@@ -69,13 +69,13 @@ def test_figures_measured_in_different_ways_do_not_meet():
     [
         ({"cost": "x"}, 'must have a list of float in its field `cost`, got "x".'),
         ({"cost": [1.0, None]}, "must have a list of float in its field `cost`, got [1.0, null]."),
-        ({"model_rows": [1.5, 2]}, "must have a list of int in its field `model_rows`, got [1.5, 2]."),
+        ({"num_evaluations": [1.5, 2]}, "must have a list of int in its field `num_evaluations`, got [1.5, 2]."),
         ({"winner": 5}, "must have a list of int in its field `winner`, got 5."),
-        ({"winner": [1]}, "must have as many `cost` as `model_rows` and `winner`."),
+        ({"winner": [1]}, "must have as many `cost` as `num_evaluations` and `winner`."),
     ],
 )
 def test_an_image_that_says_other_things_is_named(metadata, message, tmp_path):
-    metadata = {"cost": [1.0, 0.0], "model_rows": [1, 1], "winner": [0, 0], **metadata}
+    metadata = {"cost": [1.0, 0.0], "num_evaluations": [1, 1], "winner": [0, 0], **metadata}
     image = FinishedImage(requests([Prompt("a")])[0], tmp_path / "a.png", metadata)
     with pytest.raises(ValueError, match=re.escape(f"The text chunk 'infogain' of {tmp_path}/a.png {message}")):
         image_comparison.describe_run([image], looks_ahead=False)
@@ -83,16 +83,16 @@ def test_an_image_that_says_other_things_is_named(metadata, message, tmp_path):
 
 def test_a_run_is_described_by_its_files(tmp_path):
     records = [
-        {"cost": [1.0, 2.0, 0.5], "winner": [1, 0, 0], "model_rows": [3, 2, 0]},
-        {"cost": [3.0, 0.0], "winner": [0, 0], "model_rows": [2, 0]},
+        {"cost": [1.0, 2.0, 0.5], "winner": [1, 0, 0], "num_evaluations": [3, 2, 0]},
+        {"cost": [3.0, 0.0], "winner": [0, 0], "num_evaluations": [2, 0]},
     ]
     every = requests([Prompt("a"), Prompt("b")])
     images = [FinishedImage(request, tmp_path, record) for request, record in zip(every, records, strict=True)]
     greedy = image_comparison.describe_run(images, looks_ahead=False)  # the rows are then those of several runs side by side
-    assert (greedy["model_calls"], greedy["decisions_by_step"]) == (1.5, [0, 0, 0])
+    assert (greedy["sequential_passes"], greedy["decisions_by_step"]) == (1.5, [0, 0, 0])
     assert image_comparison.describe_run(images, looks_ahead=True) == {
-        "model_rows": 3.5,
-        "model_calls": 2.5,  # canvas, candidates and candidates of the first; canvas and candidates of the second
+        "num_evaluations": 3.5,
+        "sequential_passes": 2.5,  # canvas, candidates and candidates of the first; canvas and candidates of the second
         "cumulative_entropies": [3.5, 3.0],
         "entropy_by_step": [2.0, 3.0, 3.25],
         # Three rows in the first step are the empty canvas and two candidates; two are one candidate, which is no decision.

@@ -84,14 +84,14 @@ def test_a_text_is_the_pipelines_with_the_requests_seed(adapter):
         generators = [torch.Generator().manual_seed(adapter.request_seed(0, prompt, 0))]
         output = pipe(prompt, max_new_tokens=6, generator=generators)
         assert text == output.texts[0]
-        assert cost["model_rows"] == output.trace.model_rows.sum()
+        assert cost["num_evaluations"] == output.trace.num_evaluations.sum()
         assert cost["cumulative_entropy"] == pytest.approx(output.trace.cumulative_entropy.item(), rel=1e-4)
         assert cost["seed"] == adapter.request_seed(0, prompt, 0)
     assert model.totals["num_texts"] == 5
-    assert model.totals["model_rows"] == sum(cost["model_rows"] for cost in model.costs)
+    assert model.totals["num_evaluations"] == sum(cost["num_evaluations"] for cost in model.costs)
     assert model.totals["seconds"] > 0
     info = json.loads(json.dumps(model.get_model_info()))["infogain"]
-    assert info["model_rows"] == model.totals["model_rows"]
+    assert info["num_evaluations"] == model.totals["num_evaluations"]
     assert info["scheduler"]["sampler"] == "info_gain"
 
 
@@ -328,7 +328,7 @@ def test_the_command_writes_scores_samples_and_costs_and_goes_on(capsys, tasks):
     assert results["results"]["tiny_words"]["exact_match,none"] == pytest.approx(4 / 5)
     cost = results["infogain"]["costs"]["tiny_words"]
     assert cost["num_texts"] == 5
-    assert cost["model_rows"] == 5 * 6
+    assert cost["num_evaluations"] == 5 * 6
     assert results["config"]["infogain"]["scheduler"]["sampler"] == "confidence"
     assert len((output / "samples_tiny_words.jsonl").read_text().splitlines()) == 5
     assert "tiny_words: 5 texts, 30 NFE" in out
@@ -349,7 +349,7 @@ def test_the_command_writes_scores_samples_and_costs_and_goes_on(capsys, tasks):
     assert json.loads((output / "results-2.json").read_text())["config"]["infogain"]["num_texts"] == 2
     assert command(capsys, tasks, "tiny_words", flags=("--limit", 2))[0] == 0
     fewer = json.loads((output / "results-3.json").read_text())["infogain"]["costs"]["tiny_words"]
-    assert (fewer["num_texts"], fewer["model_rows"]) == (2, 12)
+    assert (fewer["num_texts"], fewer["num_evaluations"]) == (2, 12)
     assert len((output / "samples_tiny_words-3.jsonl").read_text().splitlines()) == 2
     assert json.loads((output / "results.json").read_text()) == again
 
@@ -448,4 +448,4 @@ def test_the_example_of_the_documentation_runs(tasks, capsys):
     assert own in code
     code = code.replace(own, 'tasks=["tiny_words"], limit=2, task_manager=manager')
     exec(code, {"manager": TaskManager(include_path=str(tasks))})
-    assert capsys.readouterr().out.startswith("{'num_texts': 2, 'model_rows': 12, ")
+    assert capsys.readouterr().out.startswith("{'num_texts': 2, 'num_evaluations': 12, ")

@@ -61,10 +61,10 @@ def test_at_most_six_samplers_are_named_and_no_two_look_alike():
 
 def test_lines_join_what_differs_in_one_setting():
     series = {one.label: one for one in plots.choose_series(many_groups(), RIGHT)}
-    assert [len(strand) for strand in series["MaskGIT"].strands("model_rows")] == [2]
+    assert [len(strand) for strand in series["MaskGIT"].strands("num_evaluations")] == [2]
     groups = image_groups([result("maskgit:entropy_bound=0.25", n, n, "1000") for n in (8, 16)])
     (one,) = plots.choose_series(groups, RIGHT)
-    assert [len(strand) for strand in one.strands("model_rows")] == [1, 1]
+    assert [len(strand) for strand in one.strands("num_evaluations")] == [1, 1]
 
 
 def test_a_sampler_has_one_color_in_all_pictures(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def test_figures_have_as_many_digits_as_their_error_warrants():
     figure = Figure
     assert tables.format_figure(figure(0.8251, 0.0123, 500), "right") == "82.5 ± 1.2"
     assert tables.format_figure(figure(12.345, 0.0214, 9)) == "12.345 ± 0.021"
-    assert tables.format_figure(figure(57.0, 0.0, 9), "model_rows") == "57"
+    assert tables.format_figure(figure(57.0, 0.0, 9), "num_evaluations") == "57"
     assert tables.format_figure(figure(120.4, math.nan, 9)) == "120"
     assert tables.format_figure(figure(5.1e8, 0.0, 9), "peak_memory") == "510"
     assert tables.format_figure(None) == "–"

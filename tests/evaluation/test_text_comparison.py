@@ -26,7 +26,7 @@ def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
         objective=torch.zeros(2, rows, 2),
         winner=torch.zeros(2, rows, dtype=torch.long),
         selected=selected,
-        model_rows=torch.tensor([[3], [1]]).expand(2, rows),
+        num_evaluations=torch.tensor([[3], [1]]).expand(2, rows),
         starts=torch.tensor([[True], [False]]).expand(2, rows),
     )
 
@@ -48,7 +48,7 @@ def test_answers_are_checked_and_the_first_decision_is_told(first, share):
     record = text_comparison.run(cell("equation", seed=2), problems, answer, batch_size=3)
     assert record["right"] == "11010"
     assert record["cumulative_entropies"] == [1.5] * 5
-    assert record["model_rows"] == [4] * 5
+    assert record["num_evaluations"] == [4] * 5
     assert record["steps"] == [2] * 5
     assert record["product_first"] == [share] * 5
     assert (record["distinct"], record["distinct_right"]) == (2, 1)
@@ -87,7 +87,7 @@ def test_groups_are_means_over_problems_and_seeds():
             "looks_ahead": False,
             "right": right,
             "cumulative_entropies": [1.0, 3.0],
-            "model_rows": [5, 7],
+            "num_evaluations": [5, 7],
             "steps": [5, 5],
             "product_first": [None, None],
             "distinct": 2,
@@ -98,7 +98,7 @@ def test_groups_are_means_over_problems_and_seeds():
     (group,) = text_comparison.text_groups([record(0, "10"), record(1, "11")])
     assert group.figures["right"].value == 0.75
     assert group.figures["cumulative_entropy"].value == 2
-    assert group.figures["model_rows"].value == 6
+    assert group.figures["num_evaluations"].value == 6
     assert "product_first" not in group.figures
     table = text_tables([group])
     assert "**sudoku**" in table
@@ -108,7 +108,7 @@ def test_groups_are_means_over_problems_and_seeds():
 def test_lookahead_is_set_against_the_best_greedy_rule_at_the_same_pace():
     def record(sampler: str, right: str, entropy: float, per_step: int = 2, seed: int = 0) -> dict:
         n = len(right)
-        rest = {"model_rows": [5] * n, "steps": [5] * n, "product_first": [None] * n, "distinct": n, "seconds": 1.0}
+        rest = {"num_evaluations": [5] * n, "steps": [5] * n, "product_first": [None] * n, "distinct": n, "seconds": 1.0}
         own = {"sampler": sampler, "tokens_per_step": per_step, "seed": seed, "right": right, "distinct_right": right.count("1")}
         own["looks_ahead"] = parse_sampler(sampler).looks_ahead
         return {"task": "sudoku", **own, "cumulative_entropies": [entropy] * n, **rest}
