@@ -27,10 +27,10 @@ MOST_STEPS = 10**6
 
 
 class InfoGainScheduler(SchedulerMixin, ConfigMixin):
-    r"""Decides which masked tokens to decode next, and with what, for masked (discrete) diffusion models.
+    """Decides which masked tokens to decode next, and with what, for masked (discrete) diffusion models.
 
     Info-gain sampling (arXiv 2602.18176) proposes N actions, looks at the model's logits after each, and commits the one with
-    the largest \(J(a) = w \cdot IG(a; z_t) - C(a | z_t)\): what it takes away from the uncertainty of the tokens still masked,
+    the largest J(a) = w · IG(a; z_t) - C(a | z_t): what it takes away from the uncertainty of the tokens still masked,
     less the entropy of the tokens it decodes. The greedy rules it is compared with are proposals with one candidate, so one
     loop and one stream of random numbers serve all:
 
@@ -68,8 +68,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             where `entropy_bound` runs ahead of them, over the share of tokens decoded.
         choice_temperature: τ_pos of "maskgit": the factor on the Gumbel noise of every candidate. Annealed likewise.
         pivot_temperature: τ_pos of "pivot", in nats: later candidates draw the pivot in proportion to exp(H / τ_pos).
-        top_k, top_p: Draw tokens from the `top_k` most probable, or from the smallest set that holds the mass `top_p`. Scores
-            always use the whole distribution.
+        top_k: Draw tokens from this many of the most probable ones. Scores always use the whole distribution.
+        top_p: Draw tokens from the smallest set that holds this much probability.
         confidence_threshold: γ. Positions with a probability above it (at most k_t, the most confident) are in every candidate
             with their most probable token. A step that they fill needs no lookahead.
         parallel_threshold: γ of "confidence_parallel" and "klass_parallel", which decode every position above it with its drawn
