@@ -6,6 +6,7 @@ wrong with a file's content is a ValueError of one sentence that names the file;
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -57,6 +58,18 @@ def quoted(path: str | os.PathLike[str]) -> str:
     """A path for a message, cut off if it is very long."""
     text = repr(os.fspath(path))
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """The name as a path, whether or not it exists.
+
+    Raises:
+        OSError: If that cannot be found out, for example because the name is too long.
+    """
+    path = Path(name)
+    with reading(path), contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        path.stat()  # `exists` differs between versions of Python: some raise such errors, and some return False
+    return path
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:

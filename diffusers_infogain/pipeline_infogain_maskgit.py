@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from .checkpoints.published import PublishedPipeline
 from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checks import check_list
 from .decoding import DecodingTrace
+from .files import local_path
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainImagePipeline, InfoGainPipelineOutput
 from .models.imagenet import imagenet_class_ids
@@ -118,7 +118,7 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         Raises:
             ValueError: If a file is not there, or is of another family.
         """
-        file = Path(repository)
+        file = local_path(repository)
         if not file.is_file():
             name = f"ImageNet_{variant or DEFAULT_VARIANT}.pth"
             folder = local_folder(repository, [name], HubArguments(**hub))
@@ -131,7 +131,7 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         models = {"transformer": open_maskgit(file)}
         mask_token_id = models["transformer"].skeleton.config.codebook_size
         if "vqvae" not in without:
-            vq_file = file.parent / llamagen_vq.WEIGHT_NAME if vqvae is None else Path(vqvae)
+            vq_file = file.parent / llamagen_vq.WEIGHT_NAME if vqvae is None else local_path(vqvae)
             if not vq_file.is_file():
                 place = VQ_REPOSITORY if vqvae is None else vqvae
                 folder = local_folder(place, [llamagen_vq.WEIGHT_NAME], HubArguments(**{**hub, "revision": vqvae_revision}))

@@ -49,6 +49,36 @@ def test_a_run_that_is_still_writing_is_left_alone(llada, tmp_path, capsys):
         assert (other / "model").is_dir()
 
 
+def interrupt_first_lock(monkeypatch, locked: bool) -> None:
+    """Lets Ctrl-C come just before or after the first lock is taken."""
+    acquire, interruptions = FileLock.acquire, [KeyboardInterrupt]
+
+    def interrupted(lock, *args, **more):
+        if locked or not interruptions:
+            acquire(lock, *args, **more)
+        if interruptions:
+            raise interruptions.pop()
+
+    monkeypatch.setattr(FileLock, "acquire", interrupted)
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["before", "after"])
+def test_an_interruption_around_the_lock_leaves_nothing(llada, tmp_path, monkeypatch, locked):
+    interrupt_first_lock(monkeypatch, locked)
+    assert main(["convert", str(llada), str(tmp_path / "out")]) == 130
+    assert os.listdir(tmp_path) == []
+    assert main(["convert", str(llada), str(tmp_path / "out")]) == 0
+
+
+def test_an_interruption_leaves_the_folder_of_another_run_alone(llada, tmp_path, monkeypatch):
+    other = tmp_path / ".out.part"
+    (other / "model").mkdir(parents=True)
+    with FileLock(other / ".lock"):
+        interrupt_first_lock(monkeypatch, locked=False)
+        assert main(["convert", str(llada), str(tmp_path / "out")]) == 130
+        assert (other / "model").is_dir()
+
+
 @pytest.mark.parametrize(("umask", "folder", "file"), [(0o022, 0o755, 0o644), (0o027, 0o750, 0o640), (0o077, 0o700, 0o600)])
 def test_the_rights_are_those_that_the_umask_leaves(llada, tmp_path, umask, folder, file):
     before = os.umask(umask)

@@ -254,6 +254,15 @@ def test_unknown_arguments_are_refused(mmada, magvit):
         InfoGainTextPipeline.from_pretrained(mmada, device_map="auto")
 
 
+@pytest.mark.parametrize("argument", ["vqvae", "transformer", "tokenizer", "scheduler"])
+@pytest.mark.parametrize("value", ["elsewhere", "x" * 100_000, Path("elsewhere")], ids=["name", "long name", "path"])
+def test_a_saved_folder_takes_no_name_in_place_of_a_component(converted, argument, value):
+    described = "a model" if argument in ("vqvae", "transformer") else f"a {argument}"
+    with pytest.raises(ValueError, match=f"^`{argument}` must be {described}.* or None, got ") as error:
+        InfoGainMMaDAPipeline.from_pretrained(converted, **{argument: value})
+    assert len(str(error.value)) < 500
+
+
 def test_dtypes_go_by_either_name(mmada):
     for name in ("dtype", "torch_dtype"):
         assert InfoGainTextPipeline.from_pretrained(mmada, **{name: torch.float64}).model.dtype == torch.float64

@@ -12,6 +12,7 @@ from diffusers import AmusedScheduler
 from helpers.sampling import generators, make_scheduler, random_logits
 
 from diffusers_infogain import PRESETS, InfoGainScheduler
+from diffusers_infogain.masked_logits import MaskedLogits
 from diffusers_infogain.rules import RULES, SAMPLERS, Memory
 from diffusers_infogain.settings import SETTINGS
 
@@ -249,6 +250,17 @@ def test_logits_that_do_not_fit_the_tokens_are_an_error(logits, tokens):
     scheduler = make_scheduler(MASK, 4, sampler="confidence")
     with pytest.raises(ValueError, match=f"`logits` must have the shape.*got {re.escape(str(logits))} for"):
         scheduler.propose(torch.zeros(logits), 3, torch.full(tokens, MASK))
+
+
+def test_logits_of_no_token_are_an_error():
+    scheduler = make_scheduler(MASK, 4)
+    text = "must have at least one token in the codebook, got the shape"
+    for logits in (torch.zeros(2, 8, 0), MaskedLogits.at(state() == MASK, torch.zeros(int((state() == MASK).sum()), 0))):
+        with pytest.raises(ValueError, match=re.escape(f"`logits` {text} (2, 8, 0)")):
+            scheduler.propose(logits, 3, state())
+    proposal = scheduler.propose(random_logits(2, 8, MASK), 3, state(), generator=generators(1, 2))
+    with pytest.raises(ValueError, match=f"`lookahead_logits` {text}"):
+        scheduler.select(torch.zeros(*proposal.candidates.shape, 0), 3, proposal)
 
 
 @pytest.mark.parametrize("allowed", [torch.ones(2, 7).bool(), torch.ones(8).bool(), torch.ones(2, 8), torch.ones(2, 8).long()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -129,14 +130,15 @@ def _folder_in_place(target: Path) -> Iterator[Path]:
         ValueError: If another process is writing there.
     """
     folder = target.parent / f".{target.name}.part"
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / LOCK, blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ValueError(f"Another command is writing {target}: wait until it has ended, or choose another target.") from None
+    lock = FileLock(folder / LOCK, blocking=False)
     try:
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                message = f"Another command is writing {target}: wait until it has ended, or choose another target."
+                raise ValueError(message) from None
         for left in folder.iterdir():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
@@ -147,7 +149,10 @@ def _folder_in_place(target: Path) -> Iterator[Path]:
             os.replace(folder, target)
         (target / LOCK).unlink()
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        # An interruption may come before the lock is ours. Without it the folder may be another process's.
+        with contextlib.suppress(OSError):
+            lock.acquire()
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        lock.release()
+        lock.release(force=True)

@@ -220,7 +220,7 @@ def load_saved_or_published(
         ValueError: If the repository is of another pipeline.
         TypeError: For an argument that does not apply to such a repository.
     """
-    # Instead of some components, folders and Hub ids are accepted too.
+    # Published repositories take folders and Hub ids in place of some components too.
     check_component_types({key: value for key, value in arguments.items() if not isinstance(value, (str, os.PathLike))})
     for argument in ("variant", "revision"):
         check_type(argument, arguments.get(argument), (str, type(None)), "a string or None")
@@ -243,6 +243,7 @@ def _load_saved(
     arguments: Mapping[str, Any],
     dtype: Dtypes,
 ) -> Any:
+    check_component_types(arguments)
     if repository.path.is_dir() and repository.index is not None:
         given = {name: [None, None] for name in arguments}
         index_classes(cls, {**repository.index, **given}, str(repository.path / MODEL_INDEX), complete=True)

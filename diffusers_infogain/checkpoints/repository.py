@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import shown
-from ..files import read_json
+from ..files import local_path, quoted, read_json
 
 MODEL_INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -51,8 +51,9 @@ def local_folder(repository: str | os.PathLike[str], patterns: Sequence[str], hu
     Raises:
         OSError: If there is no such folder and nothing of that name can be downloaded.
     """
-    if Path(repository).is_dir():
-        return Path(repository)
+    path = local_path(repository)
+    if path.is_dir():
+        return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -60,8 +61,8 @@ def local_folder(repository: str | os.PathLike[str], patterns: Sequence[str], hu
         options = asdict(hub or HubArguments())
         return Path(snapshot_download(os.fspath(repository), allow_patterns=list(patterns), **options))
     except (HFValidationError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{os.fspath(repository)!r} is neither a folder nor a Hub repository that can be read: {reason}") from error
+        reason = str(error).splitlines()[0][:300]
+        raise OSError(f"{quoted(repository)} is neither a folder nor a Hub repository that can be read: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,12 @@ class Repository:
 
     @property
     def path(self) -> Path:
-        """The name as a local path, whether or not it exists."""
-        return Path(EMBEDDED_MODELS.get(os.fspath(self.name), self.name))
+        """The name as a local path, whether or not it exists.
+
+        Raises:
+            OSError: As `files.local_path`.
+        """
+        return local_path(EMBEDDED_MODELS.get(os.fspath(self.name), self.name))
 
     @cached_property
     def folder(self) -> Path | None:

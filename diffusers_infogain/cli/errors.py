@@ -6,6 +6,8 @@ import argparse
 import errno
 import re
 
+from ..files import quoted
+
 TRACEBACK = "DIFFUSERS_INFOGAIN_TRACEBACK"
 """The environment variable that, if set, prints the traceback above the sentence."""
 
@@ -35,7 +37,7 @@ def explain(error: Exception, args: argparse.Namespace | None) -> tuple[str, int
     if _is_disk_full(error):
         return f"no space left on the disk for {_written(error, args)}.", USAGE
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror}: {error.filename!r}", USAGE
+        return f"{error.strerror}: {quoted(str(error.filename))}", USAGE
     # safetensors' error has no public base class but Exception; the package need not be there yet.
     if isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "SafetensorError":
         return text or type(error).__name__, USAGE
@@ -71,9 +73,9 @@ def _less_memory(args: argparse.Namespace | None) -> str:
 
 def _written(error: Exception, args: argparse.Namespace | None) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return repr(str(error.filename))
+        return quoted(str(error.filename))
     flags = vars(args) if args is not None else {}
     for name, flag in (("output", "--output "), ("target", "")):
         if flags.get(name) is not None:
-            return f"{flag}{str(flags[name])!r}"
+            return f"{flag}{quoted(str(flags[name]))}"
     return "the output"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 
@@ -43,6 +44,18 @@ def test_a_published_repository_is_recognised_by_its_own_pipeline(family, tmp_pa
 def test_a_saved_folder_is_recognised_by_its_own_pipeline(family, tmp_path):
     load(WRITERS[family](tmp_path / "published")).save_pretrained(tmp_path / "saved")
     assert recognised(tmp_path / "saved") == [family]
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "b/" * 3000, "b/" * 1500], ids=["name", "path", "Hub id"])
+def test_a_very_long_name_is_refused_in_a_short_sentence(name, tmp_path):
+    maskgit = write_maskgit_checkpoint(tmp_path / "published")
+    calls = [functools.partial(call, name) for cls in PIPELINES for call in (cls.from_pretrained, cls.open_published)]
+    for call in (*calls, lambda: load(name), lambda: load(maskgit, vqvae=name)):
+        with pytest.raises(OSError) as error:
+            call()
+        reason = "neither a folder nor a Hub repository" if name == "b/" * 1500 else "File name too long"
+        assert reason in str(error.value)
+        assert len(str(error.value)) < 1000
 
 
 def test_embedded_models_are_recognised_by_name():

@@ -95,6 +95,22 @@ def test_wrong_flags_are_told_by_name(capsys, arguments, message):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("target", ["b/" * 3000, "x" * 100_000], ids=["path", "name"])
+def test_very_long_paths_are_cut_off(capsys, tmp_path, target):
+    code, _, err = run(capsys, "convert", tmp_path, target)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert len(err) < 500
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOSPC])
+def test_long_names_in_errors_of_the_system_are_cut_off(number):
+    sentence, code = errors.explain(OSError(number, os.strerror(number), "x" * 100_000), None)
+    assert code == 2
+    assert "'xxx" in sentence
+    assert len(sentence) < 500
+
+
 NO_DEVICES = ("cuda:99", "cuda:-1", "xpu:7", "meta", "gpu", "cpu:3", "CPU", "0", "cuda:", "cpu,cuda", "npu")
 
 
