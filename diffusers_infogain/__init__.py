@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .choices import PRESETS
-    from .decoding import DecodingOutput, DecodingTrace, decode
+    from .decoding import DecodingOutput, decode
     from .image_pipeline import InfoGainPipelineOutput
     from .loading import load
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .scheduling_infogain import InfoGainScheduler
     from .search import decode_beam, decode_best_of
     from .text_output import InfoGainTextOutput
+    from .trace import DecodingTrace
 
 __version__ = "0.1.0"
 
@@ -55,7 +56,7 @@ _MODULES = {
     "DEMO_MODEL": "pipeline_infogain",
     "PRESETS": "choices",
     "DecodingOutput": "decoding",
-    "DecodingTrace": "decoding",
+    "DecodingTrace": "trace",
     "InfoGainLuminaPipeline": "pipeline_infogain_lumina",
     "InfoGainMMaDAPipeline": "pipeline_infogain_mmada",
     "InfoGainMaskGITPipeline": "pipeline_infogain_maskgit",

@@ -160,14 +160,21 @@ def prompt_list(name: str, prompt: Any) -> list[str]:
     return check_list(name, prompt, str, "a string or a non-empty list of strings")
 
 
-def check_search(num_beams: int, num_runs: int, callback: object) -> None:
-    """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it."""
+def check_search(num_beams: int, num_runs: int, callback: object, retries: bool = False) -> None:
+    """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it.
+
+    Args:
+        retries: Whether the scheduler begins unlikely samples anew, which no callback can follow either, and no beam search does.
+    """
     for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
         check_integer(name, value, 1)
     if num_beams > 1 and num_runs > 1:
         raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
     if callback is not None and (num_beams > 1 or num_runs > 1):
         raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
+    if retries and (callback is not None or num_beams > 1):
+        name, allowed = ("num_beams", "1") if num_beams > 1 else ("callback_on_step_end", "None")
+        raise ValueError(f"`{name}` must be {allowed} with a scheduler that begins unlikely samples anew (`retry_below_...`).")
 
 
 def check_device(name: str, value: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -12,85 +14,13 @@ from .checks import check_integer, check_tensor, check_type
 from .lookahead import CandidateIndex, Lookahead
 from .masked_logits import Logits, MaskedLogits, concatenate, take_states
 from .printing import shown, summary
-from .proposal import InfoGainProposal, InfoGainSchedulerOutput
+from .proposal import InfoGainProposal
 from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
+from .trace import DecodingTrace, TraceRecorder
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`denoise(tokens, sample_index)`: see `decode`."""
-
-
-def count_sequential_passes(num_evaluations: torch.Tensor, looks_ahead: bool, starts: torch.Tensor | None = None) -> torch.Tensor:
-    """Sequential forward passes of each sample, (B,), from its evaluations per step (T, B).
-
-    This is what decoding costs if candidates and runs fit on the device side by side: one pass per step, and two in a step that
-    begins a canvas (`starts` (T, B); by default the first) with a lookahead, one for the canvas and one for the candidates if
-    they differ. (The step after one in which all candidates of a batch coincided needs an extra pass, which the evaluations do
-    not show and which is not counted.)
-    """
-    calls = (num_evaluations > 0).sum(0)
-    if not looks_ahead:
-        return calls
-    return calls + (num_evaluations[:1] > 1 if starts is None else starts & (num_evaluations > 1)).sum(0)
-
-
-@dataclass
-class DecodingTrace:
-    """What happened, per step and sample: T steps, B samples, N candidates, L positions. Entropies in nats.
-
-    Attributes:
-        num_decoded: (T, B) long, tokens committed.
-        cost: (T, B) float32, C of the committed action.
-        gain: (T, B) float32, its information gain; NaN if no lookahead was run.
-        objective: (T, B, N) float32, J of every candidate; NaN if no lookahead was run.
-        winner: (T, B) long, the committed candidate; 0 is the greedy one.
-        selected: (T, B, L) bool, the positions committed.
-        num_evaluations: (T, B) long, NFE: states that went through `denoise` for the sample. Guidance doubles the work of each.
-        starts: (T, B) bool, steps that begin a canvas: several where blocks of a text were decoded one after the other.
-    """
-
-    num_decoded: torch.Tensor
-    cost: torch.Tensor
-    gain: torch.Tensor
-    objective: torch.Tensor
-    winner: torch.Tensor
-    selected: torch.Tensor
-    num_evaluations: torch.Tensor
-    starts: torch.Tensor
-
-    @property
-    def cumulative_entropy(self) -> torch.Tensor:
-        """H~ = Σ_t C(a_t | z_t) per sample (B,), over every commit."""
-        return self.cost.sum(0)
-
-    @property
-    def sequential_passes(self) -> torch.Tensor:
-        """(B,) long, how many forward passes had to follow each other (`count_sequential_passes`)."""
-        return count_sequential_passes(self.num_evaluations, looks_ahead=self.objective.shape[-1] > 1, starts=self.starts)
-
-    @property
-    def decoded_at(self) -> torch.Tensor:
-        """(B, L) long: the (last) step in which a position was decoded, -1 where it was known."""
-        number = torch.arange(len(self.selected))[:, None, None].expand(self.selected.shape)
-        known = torch.full((1, *self.selected.shape[1:]), -1)
-        return torch.cat([known, number.masked_fill(~self.selected, -1)]).amax(0)
-
-    def records(self) -> list[dict[str, list[float] | list[int]]]:
-        """Per sample, plain lists over the steps, for JSON: "num_decoded", "cost", "winner", "num_evaluations"."""
-        names = ("num_decoded", "cost", "winner", "num_evaluations")
-        columns = [getattr(self, name).T.tolist() for name in names]
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-    def __repr__(self) -> str:
-        steps, batch = self.winner.shape
-        per_sample = (("NFE", self.num_evaluations.sum(0)), ("nats of cumulative entropy", self.cumulative_entropy))
-        figures = [f"{value.double().mean():.1f} {name}" for name, value in per_sample if batch]
-        candidates = f", {self.objective.shape[-1]} candidates" if self.objective.shape[-1] > 1 else ""
-        return f"DecodingTrace: {batch} samples in {steps} steps{candidates}; per sample {' and '.join(figures) or 'nothing'}"
-
-    def take(self, sample_index: torch.Tensor) -> DecodingTrace:
-        """The trace of some of the samples."""
-        return DecodingTrace(**{name: value[:, sample_index] for name, value in vars(self).items()})
 
 
 @dataclass
@@ -128,50 +58,6 @@ class DecodingStep:
 
 Callback = Callable[[DecodingStep], torch.Tensor | None]
 Interrupted = Callable[[], bool]
-
-
-class TraceRecorder:
-    """Records a trace step by step, on the CPU."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, torch.Tensor]] = []
-
-    def record(self, proposal: InfoGainProposal, output: InfoGainSchedulerOutput, num_evaluations: torch.Tensor) -> None:
-        """Adds a step, with the NFE (B,) that it took."""
-        taken = torch.arange(len(output.winner), device=output.winner.device), output.winner
-        self.add(
-            num_decoded=proposal.num_decoded[taken],
-            cost=proposal.cost[taken],
-            gain=output.gain[taken],
-            objective=output.objective,
-            winner=output.winner,
-            selected=proposal.selected[taken],
-            num_evaluations=num_evaluations,
-        )
-
-    def add(self, **values: torch.Tensor) -> None:
-        """Adds a step by the fields of `DecodingTrace`, without their first dimension."""
-        self.steps.append({name: value.cpu() for name, value in values.items()})
-
-    def trace(self, shape: torch.Size, num_candidates: int) -> DecodingTrace:
-        """The trace of all steps; `shape` (B, L) and N give its shapes if there were none."""
-        batch, length = shape
-        if not self.steps:
-            integers = torch.zeros(0, batch, dtype=torch.long)
-            numbers = torch.zeros(0, batch, dtype=torch.float32)
-            return DecodingTrace(
-                num_decoded=integers,
-                cost=numbers,
-                gain=numbers,
-                objective=numbers[..., None].expand(-1, -1, num_candidates),
-                winner=integers,
-                selected=torch.zeros(0, batch, length, dtype=torch.bool),
-                num_evaluations=integers,
-                starts=integers.bool(),
-            )
-        starts = torch.arange(len(self.steps))[:, None].expand(-1, batch) == 0
-        columns = {name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]}
-        return DecodingTrace(**columns, starts=starts)
 
 
 @dataclass(frozen=True)
@@ -263,12 +149,13 @@ class Run:
             interrupted=interrupted or (lambda: False),
         )
 
-    def undecided(self, tokens: torch.Tensor) -> torch.Tensor:
-        """M_t of states (B, ..., L), a mask of the same shape."""
+    def undecided(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
+        """M_t of states (R, ..., L) of the samples `sample_index` (R,), a mask of the same shape."""
         if self.allowed is None:
             return self.scheduler.undecided(tokens)
         beams = (1,) * (tokens.ndim - 2)
-        return self.scheduler.undecided(tokens, self.allowed.view(len(tokens), *beams, -1).expand(tokens.shape))
+        allowed = self.allowed[sample_index].view(len(tokens), *beams, -1)
+        return self.scheduler.undecided(tokens, allowed.expand(tokens.shape))
 
     def propose(
         self,
@@ -324,6 +211,173 @@ def _call_back(callback: Callback, step: DecodingStep) -> tuple[torch.Tensor, bo
     return tokens, step.recompute or not torch.equal(tokens, before)
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """What is known about how likely samples are, after some steps, (R,) each.
+
+    Attributes:
+        log_likelihood: Σ log p_l(v_l) of the tokens decoded, in nats.
+        surplus: Σ (log p_l(v_l) + H_l), 0 on average if tokens are drawn from p_l, in nats.
+        variance: Its variance then, in nats².
+    """
+
+    log_likelihood: torch.Tensor
+    surplus: torch.Tensor
+    variance: torch.Tensor
+
+    @classmethod
+    def none(cls, rows: torch.Tensor) -> Likelihood:
+        """Before the first step."""
+        zeros = torch.zeros(rows.shape, dtype=torch.double, device=rows.device)
+        return cls(zeros, zeros, zeros)
+
+    def after(self, proposal: InfoGainProposal, winner: torch.Tensor) -> Likelihood:
+        """With the step that takes the candidates `winner` (R,)."""
+        taken = torch.arange(len(winner), device=winner.device), winner
+        log_likelihood = proposal.log_likelihood[taken].double()
+        variance = self.variance if proposal.variance is None else self.variance + proposal.variance[taken].double()
+        surplus = self.surplus + log_likelihood + proposal.cost[taken].double()
+        return Likelihood(self.log_likelihood + log_likelihood, surplus, variance)
+
+
+@dataclass
+class Attempt:
+    """One way through the steps, from the same canvas: R samples, L positions.
+
+    Attributes:
+        tokens: (R, L) long, as they were left.
+        recorder: Its steps.
+        abandoned: (R,) bool, samples that fell below the limit, and whose tokens are void.
+        first_logits: Of the canvas that the steps began with, if samples may be given up.
+    """
+
+    tokens: torch.Tensor
+    recorder: TraceRecorder
+    abandoned: torch.Tensor
+    first_logits: Logits | None
+
+
+@torch.no_grad()
+def attempt(
+    run: Run,
+    tokens: torch.Tensor,
+    sample_index: torch.Tensor,
+    logits: Logits | None = None,
+    *,
+    callback: Callback | None = None,
+    unlikely: Callable[[Likelihood], torch.Tensor] | None = None,
+) -> Attempt:
+    """The loop: decodes every masked token of the samples `sample_index` (R,).
+
+    Args:
+        tokens: (R, L) long.
+        logits: (R, L, V) of `tokens`, if they are known.
+        callback: As in `decode`.
+        unlikely: `unlikely(likelihood)` (R,) bool says which samples are given up after a step.
+    """
+    rows = torch.arange(len(tokens), device=tokens.device)
+    result = Attempt(tokens, TraceRecorder(), torch.zeros_like(rows, dtype=torch.bool), None)
+    likelihood = Likelihood.none(rows)
+    memory: Memory | None = None
+    for index, timestep in enumerate(run.scheduler.timesteps):
+        active = run.undecided(tokens, sample_index).any(-1)
+        if not active.any() or run.interrupted():
+            break
+        num_evaluations = torch.zeros_like(rows)
+        if logits is None:
+            logits = run.model.logits(tokens, sample_index, active)
+            num_evaluations += active
+        if index == 0 and unlikely is not None:  # kept for the next try
+            result.first_logits = logits
+        proposal = run.propose(logits, timestep, tokens, sample_index, memory)
+        if proposal.needs_lookahead:
+            seen = run.look_ahead(timestep, proposal, sample_index, _best_so_far)
+            num_evaluations += proposal.distinct.sum(-1)
+            winner = seen.objective.argmax(1)
+            output = proposal.commit(winner, seen.gain, seen.objective, seen.logits(rows, winner))
+        else:
+            output = run.scheduler.select(None, timestep, proposal)
+        result.recorder.record(proposal, output, num_evaluations)
+        step = DecodingStep(index, timestep, output.prev_sample, logits, output.objective)
+        tokens = output.prev_sample
+        logits = output.pred_logits
+        memory = proposal.memory
+        if callback is not None:
+            tokens, edited = _call_back(callback, step)
+            if edited:
+                logits = None
+                memory = memory and memory.without_state()
+        if unlikely is not None:
+            likelihood = likelihood.after(proposal, output.winner)
+            result.abandoned |= unlikely(likelihood) & active
+            # With nothing masked they take no further part.
+            tokens = torch.where(result.abandoned[:, None] & (tokens == run.model.mask_token_id), 0, tokens)
+        del step  # and with it logits that nobody needs any more
+    result.tokens = tokens
+    return result
+
+
+def _unlikely(config: Any, likelihood: Likelihood) -> torch.Tensor:
+    """(R,) bool, samples to give up by the settings `retry_below_nats` and `retry_below_sigmas`."""
+    below = torch.zeros_like(likelihood.surplus, dtype=torch.bool)
+    if config.retry_below_nats is not None:
+        below |= likelihood.log_likelihood < config.retry_below_nats
+    if config.retry_below_sigmas is not None:
+        below |= likelihood.surplus < config.retry_below_sigmas * likelihood.variance.sqrt()
+    return below
+
+
+def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
+    """Begins samples anew as soon as they turn out unlikely, at most `num_tries` times each.
+
+    The log-likelihood of what is committed adds up at no cost, and the canvas' own logits are kept for the next try. So a sample
+    that passes takes what it takes without retries, and is the same.
+    """
+    num_tries = run.scheduler.config.num_tries
+    # Each try has a generator of its own, the first one the sample's, whatever becomes of the tries before.
+    later = [split_generator(torch.Generator(own.device).manual_seed(own.initial_seed()), num_tries) for own in run.generators]
+    sample_index = torch.arange(len(tokens), device=tokens.device)
+    decoded = tokens.clone()
+    logits: Logits | None = None
+    traces = []
+    for number in range(num_tries):
+        if number > 0:
+            run = replace(run, generators=[own[number] for own in later])
+        unlikely = partial(_unlikely, run.scheduler.config) if number < num_tries - 1 else None
+        result = attempt(run, tokens[sample_index], sample_index, logits, unlikely=unlikely)
+        decoded[sample_index] = result.tokens
+        traces.append(_of_batch(result, sample_index, tokens.shape, run.scheduler.num_compared, first=number == 0))
+        again = result.abandoned.nonzero()[:, 0]
+        if not len(again):
+            break
+        sample_index = sample_index[again]
+        decoded[sample_index] = tokens[sample_index]
+        if run.interrupted():
+            break
+        logits = None if result.first_logits is None else take_states(result.first_logits, again)
+    columns = {name: torch.cat([getattr(trace, name) for trace in traces]) for name in vars(traces[0])}
+    return DecodingOutput(decoded, DecodingTrace(**columns), run.seeds)
+
+
+def _of_batch(result: Attempt, sample_index: torch.Tensor, shape: torch.Size, num: int, first: bool) -> DecodingTrace:
+    """The trace of a try, over all samples of the batch; what abandoned samples decoded in it is void."""
+    own = result.recorder.trace(result.tokens.shape, num)
+    abandoned = result.abandoned.cpu()
+    void = {"num_decoded": 0, "cost": 0.0, "gain": torch.nan, "selected": False}
+    columns = {}
+    for name, value in vars(own).items():
+        kept = value.clone()
+        if name in void:
+            kept[:, abandoned] = void[name]
+        full = kept.new_full(
+            (len(kept), shape[0], *kept.shape[2:]), torch.nan if kept.is_floating_point() and name != "cost" else 0
+        )
+        full[:, sample_index.cpu()] = kept
+        columns[name] = full
+    columns["starts"] &= first
+    return DecodingTrace(**columns)
+
+
 @torch.no_grad()
 def decode(
     denoise: Denoise,
@@ -356,42 +410,20 @@ def decode(
         num_inference_steps: Decode in this many steps, with a copy of the scheduler, so that one may serve several threads.
         interrupted: Asked before every step; True ends the decoding, and what is masked stays masked.
 
+    If the scheduler begins unlikely samples anew, the trace has the steps of all tries one after the other. Those of an abandoned
+    try have evaluations, but decode nothing and cost nothing.
+
     Raises:
         ValueError: For arguments that do not fit, or logits that cannot be sampled from (naming the step and the sample).
     """
     options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, callback)
     run = Run.begin(denoise, scheduler, tokens, *options)
-    samples = torch.arange(len(tokens), device=tokens.device)
-    recorder = TraceRecorder()
-    logits: Logits | None = None
-    memory: Memory | None = None
-    for index, timestep in enumerate(run.scheduler.timesteps):
-        active = run.undecided(tokens).any(-1)
-        if not active.any() or run.interrupted():
-            break
-        num_evaluations = torch.zeros_like(samples)
-        if logits is None:
-            logits = run.model.logits(tokens, samples, active)
-            num_evaluations += active
-        proposal = run.propose(logits, timestep, tokens, samples, memory)
-        if proposal.needs_lookahead:
-            seen = run.look_ahead(timestep, proposal, samples, _best_so_far)
-            num_evaluations += proposal.distinct.sum(-1)
-            winner = seen.objective.argmax(1)
-            output = proposal.commit(winner, seen.gain, seen.objective, seen.logits(samples, winner))
-        else:
-            output = run.scheduler.select(None, timestep, proposal)
-        recorder.record(proposal, output, num_evaluations)
-        step = DecodingStep(index, timestep, output.prev_sample, logits, output.objective)
-        tokens = output.prev_sample
-        logits = output.pred_logits
-        memory = proposal.memory
+    if run.scheduler.retries:
         if callback is not None:
-            tokens, edited = _call_back(callback, step)
-            if edited:
-                logits = None
-                memory = memory and memory.without_state()
-        del step  # and with it logits that nobody needs any more
-    if run.undecided(tokens).any() and not run.interrupted():
+            raise ValueError("`callback` must be None with a scheduler that begins samples anew (`retry_below_...`).")
+        return _decode_with_retries(run, tokens)
+    samples = torch.arange(len(tokens), device=tokens.device)
+    result = attempt(run, tokens, samples, callback=callback)
+    if run.undecided(result.tokens, samples).any() and not run.interrupted():
         raise ValueError("`callback` masked tokens again after the last step, where no step is left to decode them.")
-    return DecodingOutput(tokens, recorder.trace(tokens.shape, run.scheduler.num_compared), run.seeds)
+    return DecodingOutput(result.tokens, result.recorder.trace(tokens.shape, run.scheduler.num_compared), run.seeds)

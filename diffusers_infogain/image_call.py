@@ -145,7 +145,7 @@ class ImageCall:
         check_integer("num_images_per_prompt", self.num_images_per_prompt, 1)
         for name in ("num_inference_steps", "lookahead_batch_size"):
             check_integer(name, getattr(self, name), 1, optional=True)
-        check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
+        check_search(self.num_beams, self.num_runs, self.callback_on_step_end, self.pipe.scheduler.retries)
         self._check_size(height, width)
         self._check_choices()
         self._check_generator()

@@ -34,12 +34,13 @@ from .components import (
     in_float32,
     scale_factor,
 )
-from .decoding import DecodingOutput, DecodingStep, DecodingTrace
+from .decoding import DecodingOutput, DecodingStep
 from .image_call import CALL_OPTIONS, Canvas, Condition, ImageCall, check_one_each
 from .pictures import Picture
 from .printing import summary
 from .progress import ProgressPipeline
 from .search import decode_or_search
+from .trace import DecodingTrace
 
 CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
 

@@ -13,10 +13,10 @@ from .callbacks import StepCallback
 from .candidates import Generators
 from .checks import LARGEST_NUMBER, check_bool, check_integer, check_number, check_tensor, is_number, prompt_list
 from .components import check_components, tokenize
-from .decoding import DecodingTrace
 from .image_call import Condition, ImageCall, check_one_each
 from .image_pipeline import CALLBACK_TENSOR_INPUTS, InfoGainImagePipeline, InfoGainPipelineOutput
 from .printing import shown
+from .trace import DecodingTrace
 
 logger = logging.get_logger("diffusers." + __name__)
 

@@ -16,12 +16,12 @@ from .callbacks import StepCallback
 from .candidates import Generators
 from .checkpoints.repository import EMBEDDED_MODELS
 from .checks import check_type
-from .decoding import DecodingTrace
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainPipelineOutput
 from .image_pipeline_clip import ClipImagePipeline
 from .lora import AmusedLoraMixin
 from .scheduling_infogain import InfoGainScheduler
+from .trace import DecodingTrace
 
 DEMO_MODEL = EMBEDDED_MODELS["demo"]
 """Folder of the embedded demo model, for loaders that do not know the name "demo"."""

@@ -16,13 +16,13 @@ from .checkpoints.llamagen_vq import open_llamagen_vq
 from .checkpoints.published import PublishedPipeline
 from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checks import check_list
-from .decoding import DecodingTrace
 from .files import local_path
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainImagePipeline, InfoGainPipelineOutput
 from .models.imagenet import imagenet_class_ids
 from .models.maskgit_transformer import MaskGITTransformer2DModel, open_maskgit
 from .scheduling_infogain import InfoGainScheduler
+from .trace import DecodingTrace
 
 REPOSITORY = "llvictorll/Halton-MaskGIT"
 """Where the transformers are published, as files of several sizes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,22 +33,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
     Info-gain sampling (arXiv 2602.18176) proposes N actions, looks at the model's logits after each, and commits the one with
     the largest J(a) = w · IG(a; z_t) - C(a | z_t): what it takes away from the uncertainty of the tokens still masked,
     less the entropy of the tokens it decodes. The greedy rules it is compared with are proposals with one candidate, so one
-    loop and one stream of random numbers serve all:
+    loop and one stream of random numbers serve all.
 
-    ```python
-    scheduler.set_timesteps(num_inference_steps)
-    logits, memory = denoise(tokens), None                           # (B, L, V)
-    for t in scheduler.timesteps:                                    # descending
-        proposal = scheduler.propose(logits, t, tokens, generator=generator, memory=memory)
-        lookahead = denoise(proposal.candidates) if proposal.needs_lookahead else None      # (B, N, L, V)
-        output = scheduler.select(lookahead, t, proposal)
-        memory = proposal.memory
-        tokens, logits = output.prev_sample, output.pred_logits
-        if logits is None:
-            logits = denoise(tokens)
-    ```
-
-    `decode` is this loop with chunked lookahead, finished samples left out and a trace. `step` has the contract of every
+    A step is `propose`, the model on `proposal.candidates`, and `select`; `decode` is the loop. `step` has the contract of every
     diffusers scheduler, so the greedy rules also run in the stock `AmusedPipeline`.
 
     Args:
@@ -82,6 +70,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         entropy_bound: In nats. Decode more than the schedule asks for, in the order of φ, while the sum of the entropies less the
             largest stays within the bound. 0 switches it off. None: the sampler's own, 0.5 for "info_gain" and "lookum", 0.1 for
             "entropy_bound", off for the others.
+        num_tries: How often a sample is begun at most if one of the next two is set. The last try is always kept.
+        retry_below_nats, retry_below_sigmas: Begin a sample anew once Σ log p_l(v_l) of its tokens falls below this, in nats; or
+            once Σ (log p_l(v_l) + H_l), which is 0 on average, falls below this many standard deviations, such as -2.
         klass_threshold: In nats. For "klass" and "klass_parallel" a position is stable if KL(now ‖ previous step) is below it.
         klass_history: Consecutive steps, including the current one, for which "klass_parallel" wants a position to be stable.
             `step()` has no history, so there none is.
@@ -122,6 +113,9 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         gain_weight: float = 1.0,
         gain_reduction: str = "kl",
         entropy_bound: float | None = None,
+        num_tries: int = 3,
+        retry_below_nats: float | None = None,
+        retry_below_sigmas: float | None = None,
         klass_threshold: float = 5e-4,
         klass_history: int = 2,
         halton_randomize: bool = False,
@@ -162,7 +156,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         checks.check_bool("return_unused_kwargs", return_unused_kwargs)
         if not return_unused_kwargs:
             given = [name for name in settings if name != "pretrained_model_name_or_path"]
-            checks.check_known(cls.__name__, given, ["mask_token_id", *SETTINGS])
+            checks.check_known(cls.__name__, given, list(inspect.signature(cls.__init__).parameters)[1:])
         if config is not None:
             # diffusers lists there what was not given by keyword, and drops it: positional arguments as well.
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
@@ -188,6 +182,12 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         """The bound in use, in nats; 0 for none."""
         bound = self.config.entropy_bound
         return self._sampler.entropy_bound if bound is None else bound
+
+    @property
+    def retries(self) -> bool:
+        """Whether unlikely samples are begun anew."""
+        limits = (self.config.retry_below_nats, self.config.retry_below_sigmas)
+        return self.config.num_tries > 1 and limits != (None, None)
 
     @property
     def rule(self) -> Rule:
@@ -228,11 +228,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         self.position_temperatures = schedules.annealed(pair, num_inference_steps)
 
     def with_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> InfoGainScheduler:
-        """A copy that has its steps laid out, while this scheduler stays as it is: for runs beside each other, as in threads.
-
-        Raises:
-            ValueError: As `set_timesteps`.
-        """
+        """A copy after `set_timesteps`, while this scheduler stays as it is: for runs side by side, as in threads."""
         own = copy.copy(self)
         own.set_timesteps(num_inference_steps, device=device)
         return own
@@ -332,12 +328,18 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         candidates = torch.where(selected, values, tokens[:, None])
         keeps_logits = self.looks_ahead and self.objective.compares_distributions
         remembered = {**self.rule.remember(step), **self._sampler.remember(step)}
+        log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
+        variance = None
+        if self.config.retry_below_sigmas is not None:
+            variance = scoring.action_cost(step.dense(scoring.surprisal_variance(step.logits), 0.0)[:, None], selected)
         duplicate_of = draw.first_occurrence(candidates)
         differ = (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)
         return InfoGainProposal(
             candidates=candidates,
             selected=selected,
             cost=scoring.action_cost(entropies[:, None], selected),
+            log_likelihood=torch.where(selected, log_p, 0.0).sum(-1),
+            variance=variance,
             needs_lookahead=self.looks_ahead and bool(differ.any()),
             masked=masked,
             entropies=entropies,

@@ -15,6 +15,19 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(logits.float().softmax(-1)).sum(-1)
 
 
+def surprisal_variance(logits: torch.Tensor) -> torch.Tensor:
+    """Var[-log p_l(v)] = Σ_v p_l(v) (log p_l(v))² - H_l² in nats², v drawn from p_l: (..., V) to (...). 0 log 0 = 0."""
+    log_p = logits.float().log_softmax(-1)
+    p = log_p.exp()
+    second = torch.where(p == 0, 0.0, p * log_p.square()).sum(-1)
+    return (second - entropy(logits).square()).clamp(min=0)
+
+
+def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log p_l(v) of tokens: (..., V) and (..., N) long to (..., N)."""
+    return logits.float().gather(-1, tokens) - logits.float().logsumexp(-1, keepdim=True)
+
+
 def top_probability(logits: torch.Tensor) -> torch.Tensor:
     """max_v p_l(v): (..., V) to (...)."""
     return (logits.float().amax(-1) - logits.float().logsumexp(-1)).exp()

@@ -10,11 +10,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from .candidates import Generators, split_generator
 from .checks import check_integer, check_type
-from .decoding import Callback, DecodingOutput, Denoise, Interrupted, Run, TraceRecorder, decode
+from .decoding import Callback, DecodingOutput, Denoise, Interrupted, Run, decode
 from .masked_logits import Logits
 from .proposal import InfoGainProposal
 from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
+from .trace import TraceRecorder
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Beams:
     @classmethod
     def of(cls, run: Run, states: torch.Tensor, cost: torch.Tensor) -> Beams:
         """Beams, of which those with masks left are alive."""
-        return cls(states, cost, cost.isfinite() & run.undecided(states).any(-1))
+        return cls(states, cost, cost.isfinite() & run.undecided(states, torch.arange(len(states), device=states.device)).any(-1))
 
     @property
     def sample_index(self) -> torch.Tensor:
@@ -164,6 +165,8 @@ def decode_beam(
             f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
             f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
         )
+    if scheduler.retries:
+        raise ValueError("`retry_below_nats` and `retry_below_sigmas` of the scheduler must be None for a beam search.")
     check_integer("num_beams", num_beams, 1)
     run = Run.begin(denoise, scheduler, tokens, allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted)
     scheduler = run.scheduler
@@ -260,6 +263,8 @@ def decode_or_search(
 ) -> DecodingOutput:
     """`decode_beam` or `decode_best_of` where one of the numbers is above 1, else `decode`; other arguments as in all of them.
 
+    The callback follows neither a search nor samples that are begun anew: it is not called then.
+
     Raises:
         torch.OutOfMemoryError: If memory runs out, naming the argument that lowers it.
     """
@@ -268,7 +273,7 @@ def decode_or_search(
             return decode_beam(denoise, scheduler, tokens, num_beams=num_beams, **options)
         if num_runs > 1:
             return decode_best_of(denoise, scheduler, tokens, num_runs=num_runs, **options)
-        return decode(denoise, scheduler, tokens, callback=callback, **options)
+        return decode(denoise, scheduler, tokens, callback=None if scheduler.retries else callback, **options)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
             raise

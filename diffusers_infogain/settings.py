@@ -73,7 +73,8 @@ class Setting:
         elif self.highest != LARGEST_NUMBER:
             words = f"number in {'(' if self.exclusive else '['}{self.lowest:g}, {self.highest:g}]"
         else:
-            words = f"{'integer' if self.type is int else 'number'} >= {self.lowest:g}"
+            words = "integer" if self.type is int else "number"
+            words += f" >= {self.lowest:g}" if self.lowest != -LARGEST_NUMBER else ""
         return words + (" or none" if self.optional else "")
 
 
@@ -115,6 +116,23 @@ SETTINGS: dict[str, Setting] = {
         float,
         None,
         "in nats; decode more tokens than the schedule asks for while they are this independent; 0: off",
+        optional=True,
+    ),
+    "num_tries": Setting(
+        int, 3, "how often a sample is begun at most, where retry_below_nats or retry_below_sigmas is set", lowest=1
+    ),
+    "retry_below_nats": Setting(
+        float,
+        None,
+        "begin a sample anew once the log-likelihood of its tokens falls below this",
+        lowest=-LARGEST_NUMBER,
+        optional=True,
+    ),
+    "retry_below_sigmas": Setting(
+        float,
+        None,
+        "the same, in standard deviations from what the model expects of such a sample",
+        lowest=-LARGEST_NUMBER,
         optional=True,
     ),
     "klass_threshold": Setting(float, 5e-4, f"{_OF_KLASS}: a position is stable if its KL is below this, in nats"),

@@ -126,7 +126,7 @@ class TextGeneration:
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
-        check_search(self.num_beams, self.num_runs, self.callback_on_step_end)
+        check_search(self.num_beams, self.num_runs, self.callback_on_step_end, scheduler.retries)
         if isinstance(self.generator, (list, tuple)) and len(self.generator) != batch:
             given = len(self.generator)
             raise ValueError(f"`generator` must have one entry for each of the {batch} texts, got a list of {given}.")

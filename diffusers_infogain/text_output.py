@@ -9,9 +9,9 @@ import torch
 from diffusers.utils import BaseOutput
 from transformers import PreTrainedTokenizerBase
 
-from .decoding import DecodingTrace
 from .printing import summary
 from .text_canvas import TextCanvas
+from .trace import DecodingTrace
 
 
 @dataclass

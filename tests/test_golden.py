@@ -112,6 +112,7 @@ def make_proposal(
         candidates=candidates[None],
         selected=selected[None],
         cost=scoring.action_cost(entropies[:, None], selected[None]),
+        log_likelihood=torch.zeros(1, len(candidates)),
         needs_lookahead=True,
         masked=masked,
         entropies=entropies,

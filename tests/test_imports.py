@@ -22,6 +22,7 @@ LAYERS = {
         "proposal",
         "lookahead",
         "scheduling_infogain",
+        "trace",
         "decoding",
         "search",
     ],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from diffusers_infogain.decoding import DecodingTrace
 from diffusers_infogain.text_canvas import TextCanvas, lay_out
 from diffusers_infogain.text_output import GroupTrace, TextWriter, join_traces
+from diffusers_infogain.trace import DecodingTrace
 
 MASK, EOS = 9, 7
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
-from ..decoding import count_sequential_passes
 from ..files import check_fields, read_json, save_text
 from ..image_files import METADATA_KEY
 from ..scheduling_infogain import InfoGainScheduler
+from ..trace import count_sequential_passes
 from . import runs
 from .composition import check_composition
 from .groups import Cell, Column, Group, Record, as_json, per_item, per_run, summarize

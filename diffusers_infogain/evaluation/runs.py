@@ -15,10 +15,10 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..decoding import DecodingTrace
 from ..files import append_json_lines, check_fields, cut_unfinished, read_json, read_json_lines, save_json, save_text
 from ..image_files import read_png_metadata, save_png
 from ..progress import Progress
+from ..trace import DecodingTrace
 from .photographs import listed
 from .prompts import ImageRequest
 

@@ -14,8 +14,8 @@ import torch
 
 from ..checks import check_choice
 from ..choices import TEXT_TASKS
-from ..decoding import DecodingTrace
 from ..files import check_fields, read_json_lines
+from ..trace import DecodingTrace
 from . import text_tasks
 from .groups import Cell, Group, Record, per_item, per_run_and_item, summarize
 from .samplers import SamplerSpec, check_recorded_sampler

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from diffusers_infogain import choices
-from diffusers_infogain.decoding import DecodingTrace
 from diffusers_infogain.evaluation import text_comparison
 from diffusers_infogain.evaluation.groups import RIGHT, best_greedy, difference
 from diffusers_infogain.evaluation.samplers import parse_sampler
 from diffusers_infogain.evaluation.statistics import clustered_mean, pearson
 from diffusers_infogain.evaluation.tables import text_tables
+from diffusers_infogain.trace import DecodingTrace
 
 
 def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
