@@ -129,9 +129,9 @@ def tensor_inputs(callback: StepCallback, names: Sequence[str], allowed: Sequenc
     elif callback is not None and not callable(callback):
         raise ValueError(f"`callback_on_step_end` must be a function, a PipelineCallback or None, got {shown(callback)}.")
     check_type("callback_on_step_end_tensor_inputs", names, (list, tuple), "a list of names")
-    unknown = [name if isinstance(name, str) else shown(name) for name in names if name not in allowed]
+    unknown = [name for name in names if name not in allowed]
     if unknown:
-        raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {', '.join(allowed)}, got {', '.join(unknown)}.")
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {', '.join(allowed)}, got {shown(unknown)}.")
     return names
 
 

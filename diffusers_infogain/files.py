@@ -64,8 +64,10 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     """The name as a path, whether or not it exists.
 
     Raises:
-        OSError: If that cannot be found out, for example because the name is too long.
+        OSError: If that cannot be found out, for example because the name is too long, or if it is empty.
     """
+    if not os.fspath(name):  # `Path` would take it for the current folder
+        raise OSError("The name of a file or folder must not be empty, got ''.")
     path = Path(name)
     with reading(path), contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
         path.stat()  # `exists` differs between versions of Python: some raise such errors, and some return False

@@ -18,8 +18,9 @@ def with_split_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if "choice_temperature" in config or "position_temperature" not in config:
         return config
-    sampler = SAMPLERS.get(config.get("sampler", SETTINGS["sampler"].default))
-    name = config.get("certainty", SETTINGS["certainty"].default)
+    # Values that are no strings are left to the constructor, which refuses them.
+    sampler = SAMPLERS.get(str(config.get("sampler", SETTINGS["sampler"].default)))
+    name = str(config.get("certainty", SETTINGS["certainty"].default))
     rule = None if sampler is None else RULES.get(sampler.rule or name)
     temperature = config.pop("position_temperature")
     if rule is not None and temperature is not None:

@@ -158,6 +158,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             given = [name for name in settings if name != "pretrained_model_name_or_path"]
             checks.check_known(cls.__name__, given, list(inspect.signature(cls.__init__).parameters)[1:])
         if config is not None:
+            if not all(isinstance(name, str) for name in config):
+                raise ValueError(f"`config` must have strings as its keys, got {shown(list(config))}.")
             # diffusers lists there what was not given by keyword, and drops it: positional arguments as well.
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
             config = with_split_settings(config)
@@ -304,7 +306,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         check_logits_of_tokens(logits, tokens)
         checks.check_type("memory", memory, (Memory, type(None)), "the `memory` of a proposal, or None")
         if initial_masks is not None:
-            checks.check_tensor("initial_masks", initial_masks, [1], f"a tensor of {len(tokens)} integers or None", [torch.long])
+            described = f"a tensor of {len(tokens)} integers or None"
+            checks.check_tensor("initial_masks", initial_masks, [1], described, [torch.long])
+            if len(initial_masks) != len(tokens):
+                raise ValueError(f"`initial_masks` must be {described}, got {shown(initial_masks)}.")
         masked = self.undecided(tokens, allowed)
         region = torch.ones_like(masked) if allowed is None else allowed
         share_left = masked.sum(-1).float() / (region.sum(-1) if initial_masks is None else initial_masks).clamp(min=1)

@@ -64,6 +64,10 @@ EMBEDS, STATES = torch.zeros(2, 16), torch.zeros(2, 12, 16)
             {"callback_on_step_end_tensor_inputs": ["latents", "noise"]},
             "`callback_on_step_end_tensor_inputs` must be among latents, logits, scores, prompt_embeds, ",
         ),
+        (
+            {"callback_on_step_end_tensor_inputs": ["\n\n"]},
+            "negative_encoder_hidden_states, got ['\\n\\n']",
+        ),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be an integer >= 1 or None, got 0"),
         ({"lookahead_batch_size": 0}, "`lookahead_batch_size` must be an integer >= 1 or None, got 0"),
     ],

@@ -252,6 +252,22 @@ def test_logits_that_do_not_fit_the_tokens_are_an_error(logits, tokens):
         scheduler.propose(torch.zeros(logits), 3, torch.full(tokens, MASK))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_initial_masks_of_another_batch_are_an_error(count):
+    with pytest.raises(
+        ValueError, match=f"^`initial_masks` must be a tensor of 2 integers or None, got Tensor of torch.int64 .{count},"
+    ):
+        make_scheduler(MASK, 4).propose(random_logits(2, 8, MASK), 3, state(), initial_masks=torch.full((count,), 8))
+
+
+def test_configurations_with_other_keys_or_values_are_an_error():
+    with pytest.raises(ValueError, match=re.escape("`config` must have strings as its keys, got [1].")):
+        InfoGainScheduler.from_config({1: 2})
+    for name in ("sampler", "certainty"):
+        with pytest.raises(ValueError, match=f"^`{name}` must be one of"):
+            InfoGainScheduler.from_config({"mask_token_id": MASK, "position_temperature": 0.5, name: []})
+
+
 def test_logits_of_no_token_are_an_error():
     scheduler = make_scheduler(MASK, 4)
     text = "must have at least one token in the codebook, got the shape"

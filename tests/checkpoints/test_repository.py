@@ -58,6 +58,15 @@ def test_a_very_long_name_is_refused_in_a_short_sentence(name, tmp_path):
         assert len(str(error.value)) < 1000
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    write_llada(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    for call in (load, InfoGainTextPipeline.from_pretrained, InfoGainTextPipeline.open_published):
+        with pytest.raises(OSError, match="must not be empty, got ''"):
+            call("")
+        assert call(".")
+
+
 def test_embedded_models_are_recognised_by_name():
     assert (pipeline_class("demo"), pipeline_class("demo-text")) == (InfoGainPipeline, InfoGainTextPipeline)
 

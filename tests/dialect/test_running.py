@@ -195,7 +195,7 @@ def test_the_callbacks_of_diffusers(pipe):
 
 
 def test_unknown_tensor_inputs_are_named(pipe):
-    with pytest.raises(ValueError, match=r"`callback_on_step_end_tensor_inputs` must be among latents, .*got noise"):
+    with pytest.raises(ValueError, match=r"`callback_on_step_end_tensor_inputs` must be among latents, .*got \['noise'\]"):
         call(pipe, callback_on_step_end=lambda *_: {}, callback_on_step_end_tensor_inputs=["noise"])
 
 
