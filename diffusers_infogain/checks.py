@@ -149,6 +149,15 @@ def check_tensor(
         raise ValueError(f"`{name}` must be {described}, got {shown(value)}.")
 
 
+def check_integers(name: str, value: Any, length: int) -> None:
+    """Raises a ValueError that names the argument if the value is no long tensor (length,), and not None."""
+    import torch
+
+    fits = isinstance(value, torch.Tensor) and value.shape == (length,) and value.dtype == torch.long
+    if value is not None and not fits:
+        raise ValueError(f"`{name}` must be a tensor of {length} integers or None, got {shown(value)}.")
+
+
 def prompt_list(name: str, prompt: Any) -> list[str]:
     """A prompt or a non-empty list of prompts, as a list.
 

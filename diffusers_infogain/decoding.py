@@ -284,6 +284,7 @@ def attempt(
         if not active.any() or run.interrupted():
             break
         num_evaluations = torch.zeros_like(rows)
+        # Without a lookahead in the step before, the state has not been through the model yet.
         if logits is None:
             logits = run.model.logits(tokens, sample_index, active)
             num_evaluations += active
@@ -294,6 +295,7 @@ def attempt(
             seen = run.look_ahead(timestep, proposal, sample_index, _best_so_far)
             num_evaluations += proposal.distinct.sum(-1)
             winner = seen.objective.argmax(1)
+            # The winner's logits are those of the new state.
             output = proposal.commit(winner, seen.gain, seen.objective, seen.logits(rows, winner))
         else:
             output = run.scheduler.select(None, timestep, proposal)
@@ -312,7 +314,7 @@ def attempt(
             result.abandoned |= unlikely(likelihood) & active
             # With nothing masked they take no further part.
             tokens = torch.where(result.abandoned[:, None] & (tokens == run.model.mask_token_id), 0, tokens)
-        del step  # and with it logits that nobody needs any more
+        del step  # frees logits that are not needed any more before the next ones are made
     result.tokens = tokens
     return result
 

@@ -188,8 +188,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
     @property
     def retries(self) -> bool:
         """Whether unlikely samples are begun anew."""
-        limits = (self.config.retry_below_nats, self.config.retry_below_sigmas)
-        return self.config.num_tries > 1 and limits != (None, None)
+        return self.config.num_tries > 1 and (self.config.retry_below_nats, self.config.retry_below_sigmas) != (None, None)
 
     @property
     def rule(self) -> Rule:
@@ -220,11 +219,8 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         checks.check_integer("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         if self.rule.load is not None and self._resource is None:
             self._resource = self.rule.load(self.config)
-        if temperature is None:
-            name, temperature = self.rule.temperature, self.config[self.rule.temperature]
-        else:
-            name = "temperature"
-        pair = checks.check_temperature(name, temperature)
+        name = self.rule.temperature if temperature is None else "temperature"
+        pair = checks.check_temperature(name, self.config[name] if temperature is None else temperature)
         checks.check_device("device", device)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.position_temperatures = schedules.annealed(pair, num_inference_steps)
@@ -305,15 +301,12 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         index = self.step_index(timestep)
         check_logits_of_tokens(logits, tokens)
         checks.check_type("memory", memory, (Memory, type(None)), "the `memory` of a proposal, or None")
-        if initial_masks is not None:
-            described = f"a tensor of {len(tokens)} integers or None"
-            checks.check_tensor("initial_masks", initial_masks, [1], described, [torch.long])
-            if len(initial_masks) != len(tokens):
-                raise ValueError(f"`initial_masks` must be {described}, got {shown(initial_masks)}.")
+        checks.check_integers("initial_masks", initial_masks, len(tokens))
         masked = self.undecided(tokens, allowed)
         region = torch.ones_like(masked) if allowed is None else allowed
         share_left = masked.sum(-1).float() / (region.sum(-1) if initial_masks is None else initial_masks).clamp(min=1)
         step = self._step(logits, index, masked, region, share_left, generator, memory, grid)
+        # φ and a token for every masked position of every candidate, and k_t.
         phi = step.dense(self.rule(step), -torch.inf)
         values = step.dense(step.tokens, 0)
         count = schedules.decode_counts(
@@ -327,16 +320,19 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         )
         entropies = step.dense(step.entropies, 0.0)
         phi, values, count = commit_early(self._sampler, step, phi, values, count)
+        # The action A of each candidate: its k_t best positions, or more within the entropy bound.
         bound_only = self._sampler.bound_only and index < len(self.timesteps) - 1
         # In memory order, so that the costs of equal candidates are sums in the same order and equal to the last bit.
         selected = draw.select_positions(phi.contiguous(), entropies, count, self.entropy_bound, bound_only)
         candidates = torch.where(selected, values, tokens[:, None])
+        # What `select` needs to know about z_t, and the next step about this one.
         keeps_logits = self.looks_ahead and self.objective.compares_distributions
         remembered = {**self.rule.remember(step), **self._sampler.remember(step)}
         log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
         variance = None
         if self.config.retry_below_sigmas is not None:
             variance = scoring.action_cost(step.dense(scoring.surprisal_variance(step.logits), 0.0)[:, None], selected)
+        # Candidates that lead to one state are run once; if all do, a lookahead has nothing to decide.
         duplicate_of = draw.first_occurrence(candidates)
         differ = (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)
         return InfoGainProposal(
@@ -478,7 +474,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         return output if return_dict else (output.prev_sample,)
 
     def add_noise(self, sample: torch.Tensor, timesteps: int | torch.Tensor, generator: draw.Generators = None) -> torch.Tensor:
-        """Masks tokens at random: on average as many as the schedule leaves of an empty canvas after a step.
+        """`sample` with tokens masked at random: on average as many as the schedule leaves of an empty canvas after a step.
 
         With one generator the masks are those that `AmusedScheduler.add_noise` draws.
 
@@ -486,9 +482,6 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             sample: Tokens (B, L) or (B, H, W).
             timesteps: One of `timesteps`.
             generator: One generator, drawn from sample after sample, or a list with one per sample.
-
-        Returns:
-            A tensor like `sample`, with the mask id at the masked positions.
 
         Raises:
             ValueError: For an unknown timestep, or a list of generators of another length than the batch.

@@ -61,6 +61,7 @@ class Expansion:
         copies = beams.states[:, :, None].expand(-1, -1, self.num_candidates, -1).clone()
         copies[beams.alive] = proposal.candidates
         self.states = copies.flatten(1, 2)
+        # (B, K · N, K · N): beams that reach the same state by different ways go on as one.
         self.equal = (self.states[:, :, None] == self.states[:, None]).all(-1)
 
     def rank(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,10 +199,12 @@ def decode_beam(
             gain, objective = scheduler.objective(None, proposal)
             value = torch.full_like(objective.double(), -torch.inf)
             value[:, 0] = -proposal.cost[:, 0].double()
+        # The K best candidates of each sample, whichever beams they come from, are its beams from now on.
         f, place = expansion.rank(value)
         record = expansion.record(place, gain, objective)
         history.append(record | {"num_evaluations": num_evaluations})
         beams = expansion.keep(run, f, place)
+        # Memory and logits follow a beam's parent among the rows that were just proposed for.
         rows = expansion.parent_row(record["parent"])[beams.alive]
         memory = proposal.memory and proposal.memory.take(rows)
         logits = seen.logits(rows, record["winner"][beams.alive]) if looks else None
