@@ -193,7 +193,9 @@ def flags(command: str) -> list[argparse.Action]:
 
 
 def is_more_work(action: argparse.Action, value: str) -> bool:
-    """Whether the flag takes the value, a number that only means more work."""
+    """Whether the flag takes the value, which only means more work: a large number, or the demo world's 500 captions."""
+    if "--prompts" in action.option_strings and value == "demo":
+        return True
     if action.dest not in WORK or action.type is None:
         return False
     try:
