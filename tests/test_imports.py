@@ -231,3 +231,13 @@ assert not {"matplotlib", "sklearn"} & set(sys.modules)
     loaded = set(run.stdout.split())
     assert "diffusers_infogain.decoding" in loaded
     assert not {"matplotlib", "sklearn", "peft", "pandas", "torchmetrics", "lm_eval"} & loaded
+
+
+def test_files_and_functions_stay_small():
+    """A file of more than 500 lines is two things, and so is a function of more than 80; the call of a pipeline may have more."""
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 500, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno < 80 or node.name == "__call__", f"{path}: {node.name}"
