@@ -365,7 +365,7 @@ def test_callback_objects_get_what_they_ask_for(pipe):
     pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
     assert seen == [{"scores"}] * 2
     Watch.tensor_inputs = ["latents"]
-    with pytest.raises(ValueError, match="must be among tokens, logits, scores, sample_index, got latents"):
+    with pytest.raises(ValueError, match=r"must be among tokens, logits, scores, sample_index, got \['latents'\]"):
         pipe("a cat", max_new_tokens=2, callback_on_step_end=Watch())
 
 
@@ -474,7 +474,7 @@ def test_saving_keeps_the_facts(pipe, tmp_path):
         ({"num_texts_per_prompt": 0}, "`num_texts_per_prompt` must be an integer >= 1, got 0"),
         ({"generator": generators(1, 2)}, "`generator` must have one entry for each of the 1 texts, got a list of 2"),
         ({"num_beams": 2, "num_runs": 2}, "`num_beams` and `num_runs` must not both be above 1, got 2 and 2"),
-        ({"callback_on_step_end_tensor_inputs": ["x"]}, "must be among tokens, logits, scores, sample_index, got x"),
+        ({"callback_on_step_end_tensor_inputs": ["x"]}, "must be among tokens, logits, scores, sample_index, got ['x']"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(pipe, arguments, text):
