@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,19 @@ MOST = 1_000_000
 
 def integer(lowest: int, highest: int = LARGEST_INTEGER) -> Callable[[str], int]:
     """The type of a flag for whole numbers in [lowest, highest]."""
-
-    def parse(text: str) -> int:
-        try:
-            value: int | str = int(text)
-        except ValueError:
-            value = text
-        return _checked(check_integer, value, lowest, highest)
-
-    return parse
+    return partial(_number, int, check_integer, lowest, highest)
 
 
 def number(lowest: float, highest: float = LARGEST_NUMBER) -> Callable[[str], float]:
     """The type of a flag for finite numbers in [lowest, highest]."""
-
-    def parse(text: str) -> float:
-        try:
-            value: float | str = float(text)
-        except ValueError:
-            value = text
-        return _checked(check_number, value, lowest, highest)
-
-    return parse
+    return partial(_number, float, check_number, lowest, highest)
 
 
-def _checked(check: Callable[..., None], value: Any, lowest: float, highest: float) -> Any:
+def _number(convert: type, check: Callable[..., None], lowest: float, highest: float, text: str) -> Any:
+    try:
+        value = convert(text)
+    except ValueError:
+        value = text  # which the check refuses, in its own words
     try:
         check("value", value, lowest, highest)
     except ValueError as error:

@@ -43,7 +43,7 @@ def integer_flags() -> list[tuple[str, str]]:
     (commands,) = [action for action in cli.build_parser()._actions if action.dest == "command"]
     for command, parser in commands.choices.items():
         for action in parser._actions:
-            if getattr(action.type, "__qualname__", "").startswith(("integer.", "number.")):
+            if getattr(action.type, "func", None) is flags._number:
                 found.append((command, action.option_strings[0]))
     return found
 
