@@ -1,4 +1,4 @@
-"""The decoding loop: denoise, propose, look ahead, select (Algorithm 1 of arXiv 2602.18176), and the trace of it."""
+"""The decoding loop: denoise, propose, look ahead, select (Algorithm 1 of arXiv 2602.18176), and retries of unlikely samples."""
 
 from __future__ import annotations
 
@@ -233,11 +233,15 @@ class Likelihood:
 
     def after(self, proposal: InfoGainProposal, winner: torch.Tensor) -> Likelihood:
         """With the step that takes the candidates `winner` (R,)."""
+        if proposal.log_likelihood is None or proposal.variance is None:
+            raise ValueError("`proposal` must be of a scheduler that retries unlikely samples.")
         taken = torch.arange(len(winner), device=winner.device), winner
         log_likelihood = proposal.log_likelihood[taken].double()
-        variance = self.variance if proposal.variance is None else self.variance + proposal.variance[taken].double()
-        surplus = self.surplus + log_likelihood + proposal.cost[taken].double()
-        return Likelihood(self.log_likelihood + log_likelihood, surplus, variance)
+        return Likelihood(
+            log_likelihood=self.log_likelihood + log_likelihood,
+            surplus=self.surplus + log_likelihood + proposal.cost[taken].double(),
+            variance=self.variance + proposal.variance[taken].double(),
+        )
 
 
 @dataclass
@@ -278,6 +282,7 @@ def attempt(
     rows = torch.arange(len(tokens), device=tokens.device)
     result = Attempt(tokens, TraceRecorder(), torch.zeros_like(rows, dtype=torch.bool), None)
     likelihood = Likelihood.none(rows)
+    known_token = int(run.model.mask_token_id == 0)
     memory: Memory | None = None
     for index, timestep in enumerate(run.scheduler.timesteps):
         active = run.undecided(tokens, sample_index).any(-1)
@@ -313,7 +318,7 @@ def attempt(
             likelihood = likelihood.after(proposal, output.winner)
             result.abandoned |= unlikely(likelihood) & active
             # With nothing masked they take no further part.
-            tokens = torch.where(result.abandoned[:, None] & (tokens == run.model.mask_token_id), 0, tokens)
+            tokens = torch.where(result.abandoned[:, None] & (tokens == run.model.mask_token_id), known_token, tokens)
         del step  # frees logits that are not needed any more before the next ones are made
     result.tokens = tokens
     return result
@@ -348,7 +353,8 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
         unlikely = partial(_unlikely, run.scheduler.config) if number < num_tries - 1 else None
         result = attempt(run, tokens[sample_index], sample_index, logits, unlikely=unlikely)
         decoded[sample_index] = result.tokens
-        traces.append(_of_batch(result, sample_index, tokens.shape, run.scheduler.num_compared, first=number == 0))
+        trace = _trace_of(result, run.scheduler.num_compared, first=number == 0)
+        traces.append(trace.within(len(tokens), sample_index.cpu()))
         again = result.abandoned.nonzero()[:, 0]
         if not len(again):
             break
@@ -357,27 +363,19 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
         if run.interrupted():
             break
         logits = None if result.first_logits is None else take_states(result.first_logits, again)
-    columns = {name: torch.cat([getattr(trace, name) for trace in traces]) for name in vars(traces[0])}
-    return DecodingOutput(decoded, DecodingTrace(**columns), run.seeds)
+    return DecodingOutput(decoded, DecodingTrace.join(traces), run.seeds)
 
 
-def _of_batch(result: Attempt, sample_index: torch.Tensor, shape: torch.Size, num: int, first: bool) -> DecodingTrace:
-    """The trace of a try, over all samples of the batch; what abandoned samples decoded in it is void."""
-    own = result.recorder.trace(result.tokens.shape, num)
+def _trace_of(result: Attempt, num_candidates: int, first: bool) -> DecodingTrace:
+    """The trace of a try; what abandoned samples decoded in it is void."""
+    trace = result.recorder.trace(result.tokens.shape, num_candidates)
     abandoned = result.abandoned.cpu()
-    void = {"num_decoded": 0, "cost": 0.0, "gain": torch.nan, "selected": False}
-    columns = {}
-    for name, value in vars(own).items():
-        kept = value.clone()
-        if name in void:
-            kept[:, abandoned] = void[name]
-        full = kept.new_full(
-            (len(kept), shape[0], *kept.shape[2:]), torch.nan if kept.is_floating_point() and name != "cost" else 0
-        )
-        full[:, sample_index.cpu()] = kept
-        columns[name] = full
-    columns["starts"] &= first
-    return DecodingTrace(**columns)
+    trace.num_decoded[:, abandoned] = 0
+    trace.cost[:, abandoned] = 0
+    trace.gain[:, abandoned] = torch.nan
+    trace.selected[:, abandoned] = False
+    trace.starts &= first  # a later try does not evaluate the canvas again
+    return trace
 
 
 @torch.no_grad()

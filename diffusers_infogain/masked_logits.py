@@ -73,10 +73,10 @@ class MaskedLogits:
 Logits = torch.Tensor | MaskedLogits
 
 
-def check_logits(name: str, logits: Any, ndims: Sequence[int] = range(8)) -> None:
+def check_logits(name: str, logits: Any) -> None:
     """Raises a ValueError that names the argument if these are no logits."""
     if not isinstance(logits, MaskedLogits):
-        check_tensor(name, logits, ndims, "a tensor of real numbers with the tokens in the codebook as its last dimension")
+        check_tensor(name, logits, range(8), "a tensor of real numbers with the tokens in the codebook as its last dimension")
     if logits.shape and logits.shape[-1] == 0:
         raise ValueError(f"`{name}` must have at least one token in the codebook, got the shape {tuple(logits.shape)}.")
 

@@ -328,9 +328,10 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
         # What `select` needs to know about z_t, and the next step about this one.
         keeps_logits = self.looks_ahead and self.objective.compares_distributions
         remembered = {**self.rule.remember(step), **self._sampler.remember(step)}
-        log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
-        variance = None
-        if self.config.retry_below_sigmas is not None:
+        log_likelihood = variance = None
+        if self.retries:
+            log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
+            log_likelihood = torch.where(selected, log_p, 0.0).sum(-1)
             variance = scoring.action_cost(step.dense(scoring.surprisal_variance(step.logits), 0.0)[:, None], selected)
         # Candidates that lead to one state are run once; if all do, a lookahead has nothing to decide.
         duplicate_of = draw.first_occurrence(candidates)
@@ -339,7 +340,7 @@ class InfoGainScheduler(SchedulerMixin, ConfigMixin):
             candidates=candidates,
             selected=selected,
             cost=scoring.action_cost(entropies[:, None], selected),
-            log_likelihood=torch.where(selected, log_p, 0.0).sum(-1),
+            log_likelihood=log_likelihood,
             variance=variance,
             needs_lookahead=self.looks_ahead and bool(differ.any()),
             masked=masked,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.utils import BaseOutput
@@ -115,14 +115,8 @@ def join_traces(parts: Sequence[GroupTrace], batch: int, length: int) -> Decodin
 
     In the steps of a part other texts have no tokens, no cost and no NFE.
     """
-    joined: dict[str, list[torch.Tensor]] = {name: [] for name in DecodingTrace.__dataclass_fields__}
+    traces = []
     for part in parts:
-        for name, values in joined.items():
-            own = getattr(part.trace, name)
-            if name == "selected":
-                own = torch.nn.functional.pad(own, (part.start, length - part.end))
-            unknown = torch.nan if name in ("gain", "objective") else 0
-            value = own.new_full((len(own), batch, *own.shape[2:]), unknown)
-            value[:, part.sample_index] = own
-            values.append(value)
-    return DecodingTrace(**{name: torch.cat(values) for name, values in joined.items()})
+        selected = torch.nn.functional.pad(part.trace.selected, (part.start, length - part.end))
+        traces.append(replace(part.trace, selected=selected).within(batch, part.sample_index))
+    return DecodingTrace.join(traces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,20 @@ class DecodingTrace:
     def take(self, sample_index: torch.Tensor) -> DecodingTrace:
         """The trace of some of the samples."""
         return DecodingTrace(**{name: value[:, sample_index] for name, value in vars(self).items()})
+
+    def within(self, batch_size: int, sample_index: torch.Tensor) -> DecodingTrace:
+        """The trace of a larger batch, of which these samples are `sample_index`; the others have no tokens, cost or NFE."""
+        columns = {}
+        for name, value in vars(self).items():
+            fill = torch.nan if name in ("gain", "objective") else 0
+            columns[name] = value.new_full((len(value), batch_size, *value.shape[2:]), fill)
+            columns[name][:, sample_index] = value
+        return DecodingTrace(**columns)
+
+    @classmethod
+    def join(cls, traces: Sequence[DecodingTrace]) -> DecodingTrace:
+        """The steps of several traces of the same batch, one after the other."""
+        return cls(**{name: torch.cat([vars(trace)[name] for trace in traces]) for name in cls.__dataclass_fields__})
 
 
 class TraceRecorder:

@@ -34,7 +34,6 @@ LAYERS = {
     "command line": ["cli"],
 }
 ORDER = list(LAYERS)
-SAMPLER = ORDER.index("sampler")
 
 
 def layer(module: str) -> int:

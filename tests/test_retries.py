@@ -129,6 +129,22 @@ def test_best_of_n_retries_each_run_and_a_beam_search_or_a_callback_is_refused()
         decode(model, scheduler, canvas(2), callback=lambda step: None)
 
 
+def test_abandoned_samples_take_no_further_part_whatever_the_id_of_the_mask():
+    """Ids shifted by one, with the mask first: the same decisions and the same evaluations."""
+    hashed = HashModel(LENGTH, CODES, conditions=(1, 2))
+    scheduler = make_scheduler(MASK, 6, sampler="margin", retry_below_nats=1e6)
+    plain = decode(hashed, scheduler, canvas(2), generator=generators(4, 5))
+
+    def shifted(states: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
+        logits = hashed(torch.where(states == 0, MASK, states - 1), sample_index)
+        return torch.cat([torch.zeros_like(logits[..., :1]), logits], -1)
+
+    first = make_scheduler(0, 6, sampler="margin", retry_below_nats=1e6)
+    output = decode(shifted, first, torch.zeros(2, LENGTH, dtype=torch.long), generator=generators(4, 5))
+    assert torch.equal(output.tokens - 1, plain.tokens)
+    assert torch.equal(output.trace.num_evaluations, plain.trace.num_evaluations)
+
+
 def test_an_interrupted_run_leaves_masks():
     asked = iter([False, False, True, True, True])
     scheduler = make_scheduler(MASK, 6, sampler="margin", retry_below_nats=1e6)
