@@ -342,14 +342,13 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
     """
     num_tries = run.scheduler.config.num_tries
     # Each try has a generator of its own, the first one the sample's, whatever becomes of the tries before.
-    later = [split_generator(torch.Generator(own.device).manual_seed(own.initial_seed()), num_tries) for own in run.generators]
+    sources = [torch.Generator(own.device).manual_seed(own.initial_seed()) for own in run.generators]
     sample_index = torch.arange(len(tokens), device=tokens.device)
     decoded = tokens.clone()
     logits: Logits | None = None
     traces = []
     for number in range(num_tries):
-        if number > 0:
-            run = replace(run, generators=[own[number] for own in later])
+        run = replace(run, generators=[split_generator(source, 1)[0] for source in sources])
         unlikely = partial(_unlikely, run.scheduler.config) if number < num_tries - 1 else None
         result = attempt(run, tokens[sample_index], sample_index, logits, unlikely=unlikely)
         decoded[sample_index] = result.tokens

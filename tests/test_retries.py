@@ -145,6 +145,11 @@ def test_abandoned_samples_take_no_further_part_whatever_the_id_of_the_mask():
     assert torch.equal(output.trace.num_evaluations, plain.trace.num_evaluations)
 
 
+def test_tries_that_are_not_needed_take_nothing():
+    scheduler = make_scheduler(MASK, 6, sampler="margin", retry_below_nats=-1e6, num_tries=2**62)
+    assert (decode(HashModel(LENGTH, CODES), scheduler, canvas(1)).tokens != MASK).all()
+
+
 def test_an_interrupted_run_leaves_masks():
     asked = iter([False, False, True, True, True])
     scheduler = make_scheduler(MASK, 6, sampler="margin", retry_below_nats=1e6)

@@ -87,8 +87,9 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
             value = value[0] if len(value) == 1 else tuple(value)
         if value is not None:
             settings[name] = value
-    InfoGainScheduler(mask_token_id=0, **settings).set_timesteps(1)
-    check_search(getattr(args, "num_beams", 1), getattr(args, "num_runs", 1), None)
+    scheduler = InfoGainScheduler(mask_token_id=0, **settings)
+    scheduler.set_timesteps(1)
+    check_search(getattr(args, "num_beams", 1), getattr(args, "num_runs", 1), None, scheduler.retries)
     return settings
 
 

@@ -128,6 +128,7 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
         (("a", "--guidance-schedule", "up"), "`guidance_schedule` must be one of constant, linear, cosine, got 'up'."),
         (("a", "--prompts-file", "missing.txt"), "missing.txt is missing."),
         (("a", "--position-temperature", "1", "2", "3"), "`position_temperature` must be one number or two"),
+        (("a", "--num-beams", "2", "--retry-below-nats", "-7"), "`num_beams` must be 1 with a scheduler that begins unlikely"),
     ],
 )
 def test_wrong_input_gives_one_sentence_and_exit_code_2(capsys, stock_repository, tmp_path, arguments, sentence):
