@@ -21,6 +21,7 @@ LAYERS = {
         "migration",
         "proposal",
         "lookahead",
+        "stock_scheduler",
         "scheduling_infogain",
         "trace",
         "decoding",
