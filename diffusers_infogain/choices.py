@@ -15,12 +15,15 @@ SAMPLER_DESCRIPTIONS: dict[str, str] = {
     "margin": "the positions where the most probable token leads the second by most",
     "uniform": "random positions",
     "halton": "a low-discrepancy order over the image grid (images only)",
+    "left": "from left to right; a few at a time with an entropy bound",
     "klass": "confidence, positions whose distribution has settled since the step before first",
     "pivot": "the most uncertain position, together with the most certain ones",
     "pc_sampler": "probability times how rare the token is in text, earlier positions first (needs --pc-frequencies)",
     "entropy_bound": "in order of entropy, as many positions as its bound allows",
     "confidence_parallel": "every position above a probability, however many (Fast-dLLM)",
     "klass_parallel": "every position above a probability that has settled for some steps (KLASS as published)",
+    "factor_parallel": "the most confident positions, as many as their least confident one allows (Fast-dLLM's factor)",
+    "frechet_parallel": "the same by the confidences of all of them, and so more at once (Fast-dLLM++)",
 }
 """The samplers of `InfoGainScheduler`; its docstring has them at length."""
 

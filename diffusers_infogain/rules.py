@@ -246,6 +246,15 @@ def halton(step: Step) -> torch.Tensor:
     return -rank[step.masked].float()
 
 
+@rule("left")
+def left(step: Step) -> torch.Tensor:
+    """Minus the position in the canvas: from left to right, or in raster order.
+
+    With an entropy bound this is semi-autoregressive: a step writes on while the entropies of its tokens stay within the bound.
+    """
+    return -step.masked.nonzero()[:, 1].float()
+
+
 def _last_logits(step: Step) -> Mapping[str, Logits]:
     return {"logits": step.all_logits}
 
@@ -292,6 +301,36 @@ def above_threshold_and_stable(step: Step) -> torch.Tensor:
     return above_threshold(step) & (step.stable_steps >= step.config.klass_history)
 
 
+def _prefix_within_factor(step: Step, risk: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """(M,) bool: the n most confident positions of each sample, for the largest n whose risk is below `parallel_factor`.
+
+    Args:
+        risk: Of every n, (B, L), from the sorted doubts 1 - p_(n) (B, L) and n (L,). It must not fall with n.
+    """
+    doubt, order = step.dense(1 - step.confidence, torch.inf).sort(stable=True)
+    n = torch.arange(1, doubt.shape[-1] + 1, device=doubt.device)
+    within = risk(doubt, n) < step.config.parallel_factor
+    return torch.zeros_like(within).scatter(-1, order, within)[step.masked]
+
+
+def within_factor(step: Step) -> torch.Tensor:
+    """(M,) bool: the n most confident positions, for the largest n with (n + 1)(1 - p_(n)) < f (Fast-dLLM, arXiv 2505.22618).
+
+    p is max_v p_l(v), as in the paper. Its code has the probability of the token drawn, which is the same at temperature 0,
+    allows equality, and decodes the last masked position whenever all others qualify.
+    """
+    return _prefix_within_factor(step, lambda doubt, n: (n + 1) * doubt)
+
+
+def within_frechet_profile(step: Step) -> torch.Tensor:
+    """(M,) bool: the same with Σ_{i <= n} (1 - p_(i)) + 1 - p_(n) < f (Fast-dLLM++, arXiv 2606.02955).
+
+    The paper writes L_n - U_n > δ, where L_n = 1 - Σ_{i <= n} (1 - p_(i)) is the Fréchet bound on the probability of all n tokens
+    together, and U_n = 1 - p_(n); so f = 1 - δ. It takes as many equal confidences as `within_factor`, and never fewer of others.
+    """
+    return _prefix_within_factor(step, lambda doubt, n: doubt.cumsum(-1) + doubt)
+
+
 def _stable_steps(step: Step) -> Mapping[str, Logits]:
     return {"logits": step.all_logits, "stable_steps": step.dense(step.stable_steps, 0)}
 
@@ -300,6 +339,8 @@ SAMPLERS |= {
     "entropy_bound": Sampler("entropy", entropy_bound=0.1, bound_only=True),
     "confidence_parallel": Sampler("confidence", ready=above_threshold),
     "klass_parallel": Sampler("confidence", ready=above_threshold_and_stable, remember=_stable_steps),
+    "factor_parallel": Sampler("confidence", ready=within_factor),
+    "frechet_parallel": Sampler("confidence", ready=within_frechet_profile),
 }
 
 

@@ -46,8 +46,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         tokens_per_step: Decode this many tokens per step instead of following `masking_schedule`.
         sampler: Which tokens a step decodes; `rules.SAMPLERS`, one line each in `choices.SAMPLER_DESCRIPTIONS`. "info_gain" and
             "lookum" (smallest remaining uncertainty, whatever the cost) look ahead. The others are greedy: they decode the
-            positions with the largest φ (see `rules`). "entropy_bound", "confidence_parallel" and "klass_parallel" decide by
-            themselves how many.
+            positions with the largest φ (see `rules`). "entropy_bound" and the parallel ones decide by themselves how many.
         certainty: The rule φ by which "info_gain" and "lookum" propose positions; one of `rules.RULES`.
         num_candidates: N, the actions proposed per step by "info_gain" and "lookum". 1 makes them greedy by `certainty`.
         token_temperature: τ_token. Tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one. A pair (start,
@@ -63,6 +62,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             with their most probable token. A step that they fill needs no lookahead.
         parallel_threshold: γ of "confidence_parallel" and "klass_parallel", which decode every position above it with its drawn
             token. The schedule is their slowest pace: with one token per step they are the published rules.
+        parallel_factor: f of "factor_parallel" and "frechet_parallel", likewise: what the doubts 1 - p may come to.
         gain_weight: w >= 0.
         gain_reduction: "mean" over the masked positions, as in the paper; "sum", which has the scale of the cost (w = 1: J is the
             realised fall of entropy at the positions not decoded); or "kl", which has KL(after ‖ before) in place of that fall:
@@ -111,6 +111,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         top_p: float | None = None,
         confidence_threshold: float | None = None,
         parallel_threshold: float = 0.9,
+        parallel_factor: float = 1.0,
         gain_weight: float = 1.0,
         gain_reduction: str = "kl",
         entropy_bound: float | None = None,
@@ -133,8 +134,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"`entropy_bound` must be above 0, or None, for the sampler {sampler!r}, got 0.")
         if SAMPLERS[sampler].ready is not None and confidence_threshold is not None:
             raise ValueError(
-                f"`confidence_threshold` must be None for the sampler {sampler!r}, whose threshold is `parallel_threshold`, got "
-                f"{confidence_threshold}."
+                f"`confidence_threshold` must be None for the sampler {sampler!r}, which has its own, got {confidence_threshold}."
             )
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]

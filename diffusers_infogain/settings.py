@@ -110,6 +110,9 @@ SETTINGS: dict[str, Setting] = {
     "parallel_threshold": Setting(
         float, 0.9, "probability above which confidence_parallel and klass_parallel decode a position", highest=1
     ),
+    "parallel_factor": Setting(
+        float, 1.0, "of the samplers factor_parallel and frechet_parallel: how much doubt the tokens of a step may add up to"
+    ),
     "gain_weight": Setting(float, 1.0, "weight of the information gain against the cost"),
     "gain_reduction": Setting("name", "kl", "what the lookahead counts as gain", choices=GAIN_REDUCTIONS),
     "entropy_bound": Setting(

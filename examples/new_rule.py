@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A rule of your own: from left to right, as autoregressive models write.
+"""A rule of your own: every second position first.
 
 python examples/new_rule.py
 
@@ -17,10 +17,10 @@ from diffusers_infogain import InfoGainScheduler, load
 from diffusers_infogain.rules import Step, rule
 
 
-@rule("left_to_right")
-def left_to_right(step: Step) -> torch.Tensor:
-    """Minus the position in the canvas, (M,)."""
-    return -step.masked.nonzero()[:, 1].float()
+@rule("even_first")
+def even_first(step: Step) -> torch.Tensor:
+    """0 at even positions, -1 at odd ones, (M,)."""
+    return -(step.masked.nonzero()[:, 1] % 2).float()
 
 
 def is_right(equation: str) -> bool:
@@ -42,8 +42,8 @@ def main() -> None:
     masked = [pipe.tokenizer("M" + 16 * "_").input_ids] * num_texts
     for settings in (
         {"sampler": "confidence"},
-        {"sampler": "left_to_right"},
-        {"sampler": "info_gain", "certainty": "left_to_right"},
+        {"sampler": "even_first"},
+        {"sampler": "info_gain", "certainty": "even_first"},
     ):
         pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, tokens_per_step=2, **settings)
         output = pipe(input_ids=masked, max_new_tokens=0, generator=torch.Generator().manual_seed(0))

@@ -17,9 +17,9 @@ from diffusers_infogain.scoring import entropy
 
 MASK, BATCH, LENGTH, STEPS = 7, 3, 12, 5
 GRID = (3, 4)
-DETERMINISTIC = ("confidence", "entropy", "margin", "halton", "klass")
+DETERMINISTIC = ("confidence", "entropy", "margin", "halton", "left", "klass")
 CERTAINTIES = tuple(RULES)
-PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
+PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel", "factor_parallel", "frechet_parallel")
 SAME_POSITIONS = (*DETERMINISTIC, "pivot")
 
 
@@ -38,6 +38,7 @@ def plain_phi(rule, position, logits, previous, token, uniform, temperature):
         "margin": lambda: p[0] - p[1],
         "uniform": lambda: uniform,
         "halton": lambda: -halton_order(*GRID)[position].item(),
+        "left": lambda: -position,
         "klass": lambda: p[0] + settled,
         "pivot": lambda: -plain_entropy(logits),
         "pc_sampler": lambda: math.exp(-0.25 * position) * min(-probabilities(logits)[token] * math.log(frequency), 10),

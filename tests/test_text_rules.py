@@ -1,4 +1,4 @@
-"""The rules that come from text models: pc_sampler, confidence_parallel and klass_parallel."""
+"""The rules that come from text models: left, pc_sampler and the parallel ones."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.reference import plain_kl, plain_token, probabilities, top_positions
+from helpers.reference import plain_entropy, plain_kl, plain_token, probabilities, top_positions
 from helpers.sampling import HashModel, generators, make_scheduler, partly_known, plain_frequencies, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,8 @@ from diffusers_infogain.candidates import draw_uniforms
 from diffusers_infogain.token_frequencies import save_token_frequencies, token_frequencies
 
 MASK, BATCH, LENGTH, STEPS = 7, 3, 12, 5
-PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
+PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel", "factor_parallel", "frechet_parallel")
+TEXT_RULES = ("left", "pc_sampler", *PARALLEL_SAMPLERS)
 
 
 def state(seed: int = 0, share: float = 0.7) -> torch.Tensor:
@@ -104,7 +105,24 @@ def test_frequencies_that_do_not_fit_are_an_error(tmp_path):
         scheduler.propose(random_logits(1, 4, MASK), 3, torch.full((1, 4), MASK))
 
 
-# confidence_parallel and klass_parallel
+# left
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0, 0.5, 2.0, 5.0]), st.sampled_from([slice(0, 12), slice(3, 10)]))
+def test_left_writes_on_in_the_region_while_the_bound_lasts(seed, bound, block):
+    scheduler = make_scheduler(MASK, LENGTH, sampler="left", tokens_per_step=1, entropy_bound=bound)
+    logits, tokens, allowed = random_logits(BATCH, LENGTH, MASK, seed=seed), state(seed), torch.zeros(BATCH, LENGTH).bool()
+    allowed[:, block] = True
+    proposal = scheduler.propose(logits, LENGTH - 1, tokens, allowed, generator=generators(1, 2, 3))
+    for b in range(BATCH):
+        masked = [i for i in range(LENGTH)[block] if tokens[b, i] == MASK]
+        entropies = [plain_entropy(logits[b, i].tolist()) for i in masked]
+        counts = [n for n in range(1, len(masked) + 1) if n == 1 or sum(entropies[:n]) - max(entropies[:n]) <= bound]
+        assert proposal.selected[b, 0].nonzero()[:, 0].tolist() == masked[: max(counts, default=0)]
+
+
+# confidence_parallel, klass_parallel, factor_parallel and frechet_parallel
 
 
 def plain_parallel(confidences: dict[int, float], ready: set[int], count: int) -> set[int]:
@@ -191,22 +209,75 @@ def test_klass_parallel_in_the_loop_waits_for_its_history_and_then_decodes_all_t
     assert trace.num_decoded[:4, 0].tolist() == [1, 1, 1, 1]  # what had settled before the edit does not count
 
 
+def plain_count(sampler: str, confidences: list[float], factor: float) -> int:
+    """The largest n that the published rule accepts of confidences in falling order."""
+    doubts = [1 - p for p in confidences]
+    risks = {"factor_parallel": lambda n: (n + 1) * doubts[n - 1], "frechet_parallel": lambda n: sum(doubts[:n]) + doubts[n - 1]}
+    return max((n for n in range(1, len(doubts) + 1) if risks[sampler](n) < factor), default=0)
+
+
+def chosen_of(sampler: str, confidences: list[float], factor: float) -> list[bool]:
+    """What a step decodes at these confidences of two tokens, if the schedule asks for one."""
+    scheduler = make_scheduler(2, 9, sampler=sampler, tokens_per_step=1, parallel_factor=factor)
+    logits = torch.tensor([[[p, 1 - p] for p in confidences]], dtype=torch.double).log()
+    return scheduler.propose(logits, 8, torch.full((1, len(confidences)), 2), generator=generators(0)).selected[0, 0].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 999), st.sampled_from(PARALLEL_SAMPLERS[2:]), st.sampled_from([0.0, 0.5, 1.0, 2.5]), st.integers(1, 4))
+def test_factor_rules_decode_the_largest_set_that_the_published_formula_accepts(seed, sampler, factor, per_step):
+    scheduler = make_scheduler(MASK, LENGTH, sampler=sampler, parallel_factor=factor, tokens_per_step=per_step)
+    logits, tokens = random_logits(BATCH, LENGTH, MASK, seed=seed, scale=5), state(seed)
+    allowed = (torch.arange(LENGTH) < 10).expand(BATCH, LENGTH)
+    proposal = scheduler.propose(logits, LENGTH - 1, tokens, allowed, generator=generators(1, 2, 3))
+    for b in range(BATCH):
+        confidences = {i: max(probabilities(logits[b, i].tolist())) for i in range(10) if tokens[b, i] == MASK}
+        count = max(plain_count(sampler, sorted(confidences.values(), reverse=True), factor), min(per_step, len(confidences)))
+        assert set(proposal.selected[b, 0].nonzero()[:, 0].tolist()) == top_positions(confidences, count)
+
+
+def test_factor_rules_on_the_example_of_the_paper_and_on_equal_confidences():
+    """Figure 1 of arXiv 2606.02955: f = 0.7 accepts two tokens by the weakest one, and four by all of them."""
+    confidences = [0.95, 0.74, 0.99, 0.78, 0.82]
+    assert chosen_of("factor_parallel", confidences, 0.7) == [True, False, True, False, False]
+    assert chosen_of("frechet_parallel", confidences, 0.7) == [True, False, True, True, True]
+    for p in (0.79, 0.86, 0.93):
+        for count in range(1, 9):
+            factor = (count + 1.5) * (1 - p)
+            assert [sum(chosen_of(sampler, [p] * 8, factor)) for sampler in PARALLEL_SAMPLERS[2:]] == [count, count]
+
+
+@pytest.mark.parametrize("sampler", PARALLEL_SAMPLERS)
+def test_a_parallel_rule_refuses_a_second_threshold_and_negative_factors(sampler):
+    message = f"`confidence_threshold` must be None for the sampler '{sampler}', which has its own, got 0.5"
+    with pytest.raises(ValueError, match=message):
+        make_scheduler(MASK, STEPS, sampler=sampler, confidence_threshold=0.5)
+    with pytest.raises(ValueError, match=r"`parallel_factor` must be a number >= 0, got -0\.1"):
+        make_scheduler(MASK, STEPS, sampler=sampler, parallel_factor=-0.1)
+
+
 @pytest.mark.parametrize("sampler", PARALLEL_SAMPLERS)
 def test_parallel_rules_are_the_confidence_rule_where_nothing_qualifies(sampler):
     tokens = torch.full((2, LENGTH), MASK)
     runs = []
     for name in (sampler, "confidence"):
         model = HashModel(LENGTH, MASK, (1, 2))
-        scheduler = make_scheduler(MASK, STEPS, sampler=name, parallel_threshold=1.0)
+        scheduler = make_scheduler(MASK, STEPS, sampler=name, parallel_threshold=1.0, parallel_factor=0.0)
         runs.append(decode(model, scheduler, tokens, generator=generators(1, 2)))
     assert torch.equal(runs[0].tokens, runs[1].tokens)
     assert torch.equal(runs[0].trace.selected, runs[1].trace.selected)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 999), st.sampled_from(["pc_sampler", *PARALLEL_SAMPLERS]), st.sampled_from([0.0, 0.4, 0.9]), st.booleans())
+@given(st.integers(0, 999), st.sampled_from(TEXT_RULES), st.sampled_from([0.0, 0.4, 0.9]), st.booleans())
 def test_text_rules_leave_no_mask_and_a_sample_is_the_same_alone(seed, sampler, threshold, one_each):
-    config = {"sampler": sampler, "parallel_threshold": threshold, "klass_threshold": 0.5, "klass_history": 1}
+    config = {
+        "sampler": sampler,
+        "parallel_threshold": threshold,
+        "parallel_factor": 1 - threshold,
+        "klass_threshold": 0.5,
+        "klass_history": 1,
+    }
     config["tokens_per_step"] = 1 if one_each else None
     scheduler, tokens = make_scheduler(MASK, LENGTH if one_each else 4, **config), state(seed)
     model = HashModel(LENGTH, MASK, (4, 5, 6), seed=seed, scale=1.0)
