@@ -63,6 +63,11 @@ CACHES = ("none", "exact", "prefix")
 
 METRICS = ("composition", "frechet", "spatial", "kid", "inception_score", "precision_recall", "clip_score", "diversity")
 """Of a set of images; "composition" is checked image by image, the others over all of them."""
+CAPTION_SPLITS = ("choose", "report", "final")
+"""Thirds of the captions that the demo model was not trained on: settings are chosen on the first one, compared on the second one,
+and published figures are made once on the third."""
+DEMO_PROMPTS = ("demo", "demo-trained", *(f"demo-{split}" for split in CAPTION_SPLITS))
+"""Sets of captions of the demo world: all that the demo model was not trained on, those that it was, and the splits."""
 FEATURES = ("inception", "clip", "demo")
 """What distances between images are taken in."""
 RESIZES = ("bicubic", "bilinear", "network")

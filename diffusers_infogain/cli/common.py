@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from ..checkpoints.published import CheckedPipeline
 from ..checks import check_search
-from ..choices import PRESETS
+from ..choices import CAPTION_SPLITS, DEMO_PROMPTS, PRESETS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
@@ -142,11 +142,13 @@ def prompt_set(args: argparse.Namespace) -> list[Prompt]:
     Raises:
         ValueError: If the file cannot be read.
     """
-    if args.prompts in ("demo", "demo-trained"):
+    if args.prompts in DEMO_PROMPTS:
         from ..demo.shapes import sample_captions
 
+        kind = args.prompts.removeprefix("demo").removeprefix("-")
+        split = kind if kind in CAPTION_SPLITS else None
         generator = torch.Generator().manual_seed(args.prompts_seed)
-        captions = sample_captions(args.num_prompts or 500, generator, held_out=args.prompts == "demo")
+        captions = sample_captions(args.num_prompts or 500, generator, held_out=kind != "trained", split=split)
         return [Prompt(caption.text) for caption in captions]
     return read_prompts(Path(args.prompts), args.prompt_template)[: args.num_prompts]
 
@@ -178,7 +180,7 @@ def on_device(settings: MeasureSettings, device: str) -> MeasureSettings:
 
 def of_demo_world(args: argparse.Namespace) -> bool:
     """Whether the prompts are the demo world's captions."""
-    return args.prompts in ("demo", "demo-trained") and getattr(args, "images", None) is None
+    return args.prompts in DEMO_PROMPTS and getattr(args, "images", None) is None
 
 
 def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
@@ -203,7 +205,7 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
     )
     settings.check(metrics)
     if "composition" in metrics and not demo:
-        raise ValueError("The metric composition is for the demo world's captions: --prompts demo or demo-trained.")
+        raise ValueError(f"The metric composition is for the demo world's captions: --prompts {', '.join(DEMO_PROMPTS)}.")
     if "composition" in metrics:
         from ..demo.checker import load_ndimage
 

@@ -7,13 +7,15 @@ single object, two objects, counting, colors, position, attribute binding.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from ..checks import check_bool, check_integer, check_list, check_type
+from ..checks import check_bool, check_choice, check_integer, check_list, check_type
+from ..choices import CAPTION_SPLITS
 from ..printing import shown
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -102,6 +104,15 @@ class Caption:
             code += RELATIONS.index(self.relation)
         return code % 4 == 0
 
+    @property
+    def split(self) -> str | None:
+        """The one of `choices.CAPTION_SPLITS` that a held-out caption belongs to; None for a caption that may be trained on.
+
+        The held-out captions of a category are dealt to the splits in the order of the SHA-256 of their texts, so that splits are
+        of equal size and have nothing in common but what all captions have.
+        """
+        return _splits().get(self)
+
     def __str__(self) -> str:
         return self.text
 
@@ -153,8 +164,24 @@ def all_captions() -> tuple[Caption, ...]:
     return tuple(captions)
 
 
+@functools.cache
+def _splits() -> dict[Caption, str]:
+    """The split of every held-out caption."""
+    found = {}
+    for category in CATEGORIES:
+        own = [caption for caption in all_captions() if caption.held_out and caption.category == category]
+        own.sort(key=lambda caption: hashlib.sha256(caption.text.encode()).digest())
+        found.update(zip(own, itertools.cycle(CAPTION_SPLITS)))
+    return found
+
+
 def sample_captions(
-    num: int, generator: torch.Generator, *, held_out: bool = False, categories: tuple[str, ...] | None = None
+    num: int,
+    generator: torch.Generator,
+    *,
+    held_out: bool = False,
+    categories: tuple[str, ...] | None = None,
+    split: str | None = None,
 ) -> list[Caption]:
     """`num` random captions, with equally many of each category.
 
@@ -162,18 +189,24 @@ def sample_captions(
         held_out: Whether to draw from the combinations that were held out of training (of counting, position and attribute
             binding), instead of from the trained ones.
         categories: The categories to draw from; by default all that have such captions.
+        split: One of `choices.CAPTION_SPLITS`, to draw from that third of the held-out captions; None: from all.
 
     Raises:
-        ValueError: If there are no such captions.
+        ValueError: If there are no such captions, or the split is unknown.
     """
     check_integer("num", num, 0)
     check_bool("held_out", held_out)
     check_type("generator", generator, torch.Generator, "a torch.Generator")
     if categories is not None:
         check_list("categories", categories, str, "a tuple of categories or None")
+    if split is not None:
+        check_choice("split", split, CAPTION_SPLITS)
+        if not held_out:
+            raise ValueError(f"`held_out` must be True for the split {split!r} of the held-out captions, got {held_out}.")
     groups: dict[str, list[Caption]] = {}
     for caption in all_captions():
-        if caption.held_out == held_out and (categories is None or caption.category in categories):
+        wanted = categories is None or caption.category in categories
+        if caption.held_out == held_out and wanted and split in (None, caption.split):
             groups.setdefault(caption.category, []).append(caption)
     if not groups:
         raise ValueError(f"`categories` {shown(categories)} hold no caption with held_out={held_out}.")

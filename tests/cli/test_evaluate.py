@@ -12,6 +12,8 @@ import pytest
 from helpers.commands import run
 from PIL import Image
 
+from diffusers_infogain.demo.shapes import parse_caption
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 QUICK = ["--steps", "2", "--sampler", "maskgit", "--device", "cpu"]
@@ -41,6 +43,15 @@ def test_the_demo_world_is_measured_by_its_own_means(capsys, tmp_path):
     assert (tmp_path / "report.md").read_text() in out
     lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines] == list(range(6))
+
+
+@pytest.mark.parametrize("split", ["choose", "report", "final"])
+def test_the_prompts_can_be_a_split_of_the_demo_worlds_captions(capsys, tmp_path, split):
+    arguments = ["--num-prompts", 3, "--prompts", f"demo-{split}", "--metrics", "composition"]
+    code, _, err = evaluate(capsys, tmp_path, *arguments)
+    assert code == 0, err
+    prompts = json.loads((tmp_path / "report.json").read_text())["settings"]["prompts"]
+    assert [parse_caption(prompt).split for prompt in prompts] == [split] * 3
 
 
 def test_genevals_metadata_in_and_genevals_folders_out(capsys, stock_repository, tmp_path):
@@ -126,7 +137,10 @@ def test_photographs_of_any_size_are_measured_and_their_statistics_kept(capsys, 
         (["--metrics", "clip_score"], "`clip_model` must be given for CLIP's score or features: a folder or a Hub id."),
         (["--metrics", "kid", "--reference", "x.npz"], "`reference` must be a folder of images for kid, got x.npz."),
         (["--images", "nowhere", "--metrics", "frechet"], "`reference` must be given for frechet: a folder of real images or"),
-        (["--images", "nowhere", "--metrics", "composition"], "The metric composition is for the demo world's captions"),
+        (
+            ["--images", "nowhere", "--metrics", "composition"],
+            "The metric composition is for the demo world's captions: --prompts demo, ",
+        ),
         (["--layout", "geneval", "--num-images", "0"], "argument --num-images: must be an integer >= 1, got 0"),
     ],
 )
