@@ -61,11 +61,21 @@ PRESET_DESCRIPTIONS: dict[str, str] = {
 CACHES = ("none", "exact", "prefix")
 """Of keys and values, in text models."""
 
-METRICS = ("composition", "frechet", "spatial", "kid", "inception_score", "precision_recall", "clip_score", "diversity")
+METRICS = (
+    "composition",
+    "frechet",
+    "spatial",
+    "kid",
+    "inception_score",
+    "precision_recall",
+    "clip_score",
+    "diversity",
+    "caption_variety",
+)
 """Of a set of images; "composition" is checked image by image, the others over all of them."""
 CAPTION_SPLITS = ("choose", "report", "final")
-"""Thirds of the captions that the demo model was not trained on: settings are chosen on the first one, compared on the second one,
-and published figures are made once on the third."""
+"""Thirds of the captions that the demo model was not trained on: settings are chosen on the first, compared on the second, and
+published figures are made once on the third."""
 DEMO_PROMPTS = ("demo", "demo-trained", *(f"demo-{split}" for split in CAPTION_SPLITS))
 """Sets of captions of the demo world: all that the demo model was not trained on, those that it was, and the splits."""
 FEATURES = ("inception", "clip", "demo")

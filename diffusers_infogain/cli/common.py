@@ -194,6 +194,7 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
     metrics = args.metrics
     if metrics is None:
         metrics = ["composition", "frechet", "precision_recall", "diversity"] if demo else []
+        metrics += ["caption_variety"] if demo and args.num_images > 1 else []
     settings = MeasureSettings(
         features=args.features or ("demo" if demo else "inception"),
         reference=args.reference or ("demo" if demo else None),
@@ -206,6 +207,8 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
     settings.check(metrics)
     if "composition" in metrics and not demo:
         raise ValueError(f"The metric composition is for the demo world's captions: --prompts {', '.join(DEMO_PROMPTS)}.")
+    if "caption_variety" in metrics and args.num_images < 2:
+        raise ValueError(f"--num-images must be at least 2 for the metric caption_variety, got {args.num_images}.")
     if "composition" in metrics:
         from ..demo.checker import load_ndimage
 

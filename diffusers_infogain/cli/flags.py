@@ -183,8 +183,9 @@ def _add_prompt_set_flags(command: Parser) -> None:
     """The prompts of an evaluation."""
     text = (
         "file: text with one prompt or class name per line, JSONL with the key 'prompt' (GenEval's evaluation_metadata.jsonl), "
-        "JSON with a list or an id2label mapping; or captions of the demo world: 'demo-trained', which the demo model was trained "
-        "on, 'demo', which it was not, or a third of those: 'demo-choose' to choose settings on, 'demo-report', 'demo-final'"
+        "JSON with a list or an id2label mapping; or captions of the demo world: 'demo-trained', which the demo model was "
+        "trained on, 'demo', which it was not, or a third of those: 'demo-choose' to choose settings on, 'demo-report' or "
+        "'demo-final'"
     )
     _add(command, "--prompts", nonempty, text, "demo")
     _add(command, "--prompt-template", utf8, "sentence around every prompt, such as 'a photo of a {}'", "{}")

@@ -167,7 +167,7 @@ def all_captions() -> tuple[Caption, ...]:
 @functools.cache
 def _splits() -> dict[Caption, str]:
     """The split of every held-out caption."""
-    found = {}
+    found: dict[Caption, str] = {}
     for category in CATEGORIES:
         own = [caption for caption in all_captions() if caption.held_out and caption.category == category]
         own.sort(key=lambda caption: hashlib.sha256(caption.text.encode()).digest())

@@ -224,18 +224,26 @@ def _pooled(output: Any) -> torch.Tensor:
 class DemoFeatures(FeatureExtractor):
     """Features of the demo world's 64 x 64 images from the demo model's own VQ encoder, without a download.
 
-    Each of the 64 numbers is the mean of a channel over the image after the last down block, where the receptive field of a
-    position is about as large as an object. These means react to missing objects, and to blurred, shifted or discolored ones. The
-    encoder's output does not: it is trained to predict the nearest ideal patch, and so to ignore blur. With 64 dimensions a few
-    hundred images are enough for a covariance of full rank. Distances are comparable only at the same number of images.
+    They are the 64 channels after the last down block, where the receptive field of a position is about as large as an object.
+    The encoder's output would not do: it is trained to predict the nearest ideal patch, and so to ignore blur.
+
+    Args:
+        output: "pool" for the mean of each channel over the image, which reacts to missing objects, and to blurred, shifted or
+            discolored ones. With 64 dimensions a few hundred images are enough for a covariance of full rank; distances are
+            comparable only at the same number of images. "spatial" for the channels at all positions, which also tell where
+            objects are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, output: Literal["pool", "spatial"] = "pool") -> None:
         network = VQModel.from_pretrained(_DEMO_MODEL, subfolder="vqvae")
-        super().__init__(network.encoder, network.config.block_out_channels[-1], "demo VQ encoder, channel means", IMAGE_SIZE)
+        channels = network.config.block_out_channels[-1]
+        positions = (IMAGE_SIZE // 2 ** (len(network.config.block_out_channels) - 1)) ** 2
+        size, name = {"pool": (channels, "channel means"), "spatial": (channels * positions, "channels")}[output]
+        super().__init__(network.encoder, size, f"demo VQ encoder, {name}", IMAGE_SIZE)
+        self.output = output
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """Channel means (B, 64) after the last down block."""
+        """Channel means (B, 64) after the last down block, or its channels at all positions (B, D)."""
         if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
             size = " x ".join(map(str, images.shape[2:]))
             raise ValueError(f"`images` must be demo images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {size}.")
@@ -243,4 +251,4 @@ class DemoFeatures(FeatureExtractor):
         hidden = encoder.conv_in(images / 255)
         for block in encoder.down_blocks:
             hidden = block(hidden)
-        return hidden.mean((2, 3))
+        return hidden.mean((2, 3)) if self.output == "pool" else hidden.flatten(1)

@@ -64,7 +64,7 @@ class Measurement:
 
     def _load(self, network: str, output: Literal["pool", "spatial", "logits"]) -> FeatureExtractor:
         if network == "demo":
-            return DemoFeatures()
+            return DemoFeatures("spatial" if output == "spatial" else "pool")
         if network == "clip":
             return ClipFeatures(self.settings.clip_model or "")
         return InceptionFeatures(output, self.settings.inception_weights)
@@ -117,7 +117,8 @@ class Measurement:
             count = len(origin)
         self._warn_of_few(count, "reference")
         with self._on_device():
-            self._update(sources, count, "reference", {name: {"real": True} for name in names})
+            texts = origin if isinstance(origin, list) else None
+            self._update(sources, count, "reference", {name: {"real": True} for name in names}, texts)
             self._save_statistics(count, real=True)
         self._reference = origin
 

@@ -23,16 +23,17 @@ class ImageMetric:
 
     Attributes:
         builder: The name in `metrics` of what builds it from an extractor.
-        reference: Real images that it compares with: None, "images", or "statistics" where their mean and covariance do as well.
+        reference: Real images that it compares with: None, "images", "statistics" where their mean and covariance do as well, or
+            "captioned" where every real image has to be of a prompt, as only renderings are.
         network: The network of its features, if that is part of its definition; None: `MeasureSettings.features`.
-        output: Which of that network's outputs it takes, for Inception.
+        output: Which of that network's outputs it takes, for Inception and the demo model's encoder.
         settings: `MeasureSettings` that it is built with, and that its figures depend on.
         captions: Whether it takes the prompts too.
         biased: Whether its figures depend strongly on the number of images where there are few.
     """
 
     builder: str
-    reference: Literal["images", "statistics"] | None = None
+    reference: Literal["images", "statistics", "captioned"] | None = None
     network: str | None = None
     output: Literal["pool", "spatial", "logits"] = "pool"
     settings: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ IMAGE_METRICS = {
     "precision_recall": ImageMetric("PrecisionRecall", reference="images"),
     "clip_score": ImageMetric("ClipScore", network="clip", captions=True),
     "diversity": ImageMetric("Diversity"),
+    "caption_variety": ImageMetric("CaptionVariety", reference="captioned", network="demo", output="spatial", captions=True),
 }
 """All of `choices.METRICS` but "composition", which the checker of the demo world decides image by image (see `composition`)."""
 
@@ -103,6 +105,10 @@ class MeasureSettings:
         check_integer("seed", self.seed, 0)
         if self.subset_size is not None:
             check_integer("subset_size", self.subset_size, 2)
+        of_captions = with_reference(metrics, "captioned")
+        if of_captions and self.reference != "demo":
+            names = ", ".join(of_captions)
+            raise ValueError(f"`reference` must be 'demo', renderings of the prompts, for {names}, got {self.reference}.")
         compared = with_reference(metrics)
         if compared and self.reference is None:
             names = ", ".join(compared)
@@ -230,7 +236,7 @@ class MeasureSettings:
 
 def with_reference(metrics: Iterable[str], reference: str | None = None) -> list[str]:
     """Those of the metrics that compare with a reference, of any type or of this one."""
-    types = ("images", "statistics") if reference is None else (reference,)
+    types = ("images", "statistics", "captioned") if reference is None else (reference,)
     return [name for name in metrics if name in IMAGE_METRICS and IMAGE_METRICS[name].reference in types]
 
 

@@ -230,6 +230,13 @@ def inception_score(extractor: FeatureExtractor, *, splits: int = 10, seed: int 
         return _SeededInceptionScore(extractor, splits, seed, **kwargs)
 
 
+def _one_each(texts: list[str], images: torch.Tensor) -> list[str]:
+    """The texts, or a ValueError if they are not one for each image."""
+    if isinstance(texts, str) or len(images) != len(texts):
+        raise ValueError(f"`texts` must be a list of one text for each of the {len(images)} images, got {texts!r}.")
+    return texts
+
+
 class ClipScore(Metric):
     """Mean of 100 · max(cos(image, text), 0) over images and their prompts (Hessel et al. 2021), with any CLIP on disk.
 
@@ -258,9 +265,8 @@ class ClipScore(Metric):
         Raises:
             ValueError: If the images are not uint8, or not as many as the texts.
         """
-        if isinstance(texts, str) or len(images) != len(texts):
-            raise ValueError(f"`texts` must be a list of one text for each of the {len(images)} images, got {texts!r}.")
-        cosine = torch.nn.functional.cosine_similarity(self.extractor(images), self.extractor.text_features(texts))
+        embedded = self.extractor.text_features(_one_each(texts, images))
+        cosine = torch.nn.functional.cosine_similarity(self.extractor(images), embedded)
         self.score += 100 * cosine.clamp(min=0).double().sum()
         self.num_images += len(images)
 
@@ -405,3 +411,86 @@ class Diversity(_FeatureLists):
         """The mean distance with the extractor's name, and the share as "distinct images"."""
         values = self.compute()
         return {f"pairwise distance ({self.extractor.name})": values["distance"], "distinct images": values["distinct"]}
+
+
+class CaptionVariety(_FeatureLists):
+    """How the generated images of a caption are spread, compared with real images of the same caption.
+
+    With X, X' two generated and Y, Y' two real images of a caption, distances of features, and means over all images:
+
+    - `variety` is E|X - X'| / E|Y - Y'|: 1 if generated images differ as much as real ones do, less if they are all alike.
+    - `energy` is the energy distance (Székely and Rizzo 2013), (2 E|X - Y| - E|X - X'| - E|Y - Y'|) / E|Y - Y'|: 0 if both are
+      distributed alike, and about 0 or slightly below for samples of the same distribution, since X and X' are different samples.
+
+    Captions with fewer than two generated or two real images do not count.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    extractor: FeatureExtractor
+    real_features: list[torch.Tensor]
+    fake_features: list[torch.Tensor]
+    real_captions: list[torch.Tensor]
+    fake_captions: list[torch.Tensor]
+
+    def __init__(self, extractor: FeatureExtractor, reset_real_features: bool = True, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.extractor = extractor
+        self.reset_real_features = reset_real_features
+        self._empty = {}
+        for kind in ("real", "fake"):
+            self._empty[f"{kind}_features"] = torch.empty(0, extractor.num_features)
+            self._empty[f"{kind}_captions"] = torch.empty(0, dtype=torch.long)  # 64 bits that stand for each text
+        for name in self._empty:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, images: torch.Tensor, texts: list[str], real: bool) -> None:
+        """Adds real or generated images, and the caption of each.
+
+        Raises:
+            ValueError: If the images are not uint8, or not as many as the texts.
+        """
+        digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in _one_each(texts, images)]
+        captions = torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.long)
+        (self.real_features if real else self.fake_features).append(self.extractor(images))
+        (self.real_captions if real else self.fake_captions).append(captions.to(images.device))
+
+    def reset(self) -> None:
+        """Forgets the generated images, and the real ones if `reset_real_features` is True."""
+        kept = [list(self.real_features), list(self.real_captions)]  # `Metric.reset` empties the lists themselves
+        super().reset()
+        if not self.reset_real_features:
+            self.real_features, self.real_captions = kept
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """`variety` and `energy`.
+
+        Raises:
+            ValueError: If no caption has two generated and two real images.
+        """
+        real, fake = self._stored("real_features"), self._stored("fake_features")
+        sums, count = torch.zeros(3, dtype=torch.float64, device=fake.device), 0
+        for caption in self._stored("fake_captions").unique():
+            x, y = fake[self._stored("fake_captions") == caption], real[self._stored("real_captions") == caption]
+            if len(x) > 1 and len(y) > 1:
+                sums += len(x) * torch.stack([_mean_distance(x), _mean_distance(y), _mean_distance(x, y)])
+                count += len(x)
+        if count == 0:
+            raise ValueError(
+                f"Variety within a caption needs at least 2 generated and 2 real images of one, got {len(fake)} generated and "
+                f"{len(real)} real images without such a caption."
+            )
+        within, within_real, between = sums
+        return {"variety": within / within_real, "energy": (2 * between - within - within_real) / within_real}
+
+    def figures(self) -> dict[str, torch.Tensor]:
+        """The two as "variety within a caption" and "energy distance within a caption"."""
+        values = self.compute()
+        return {"variety within a caption": values["variety"], "energy distance within a caption": values["energy"]}
+
+
+def _mean_distance(a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean distance of all a (N, D) to all b (M, D), float64; without b of any two different rows of a."""
+    total = torch.stack([block.double().sum() for block in _distances(a, a if b is None else b)]).sum()
+    return total / (len(a) * (len(a) - 1 if b is None else len(b)))

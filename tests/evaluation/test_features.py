@@ -42,6 +42,16 @@ def test_extractors_keep_the_contract(request, name, dimensions):
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
 
 
+def test_features_of_the_demo_world_tell_where_objects_are_if_they_are_spatial(demo):
+    caption = shapes.parse_caption("a red circle")
+    images = (255 * shapes.render(shapes.sample_scenes([caption] * 2, torch.Generator().manual_seed(0)))).round().byte()
+    spatial = DemoFeatures("spatial")
+    assert spatial(images).shape == (2, spatial.num_features) == (2, 64 * 8 * 8)
+    torch.testing.assert_close(spatial(images).view(2, 64, 8, 8).mean((2, 3)), demo(images), rtol=1e-4, atol=1e-5)
+    means, channels = ((found[0] - found[1]).norm() / found.norm() for found in (demo(images), spatial(images)))
+    assert channels > 5 * means
+
+
 @pytest.mark.parametrize("build", [torchmetrics_fid, metrics.FrechetDistance, metrics.PrecisionRecall])
 def test_metrics_cannot_put_an_extractor_into_training_mode(build):
     extractor = TinyFeatures()

@@ -219,6 +219,24 @@ def test_what_is_missing_is_found_by_the_check(tmp_path, monkeypatch, changes, m
         replace(settings, **changes).check(["frechet"])
 
 
+def test_variety_within_a_caption_is_measured_against_renderings_of_the_same_prompts(tmp_path):
+    prompts, images = renderings(12, seed=3)
+    prompts, images = [prompts[index // 2] for index in range(12)], images[[0, 0, 2, 2, *range(4, 12)]]
+    captions = [shapes.parse_caption(prompt.text) for prompt in prompts]
+    real = (255 * shapes.render(shapes.sample_scenes(captions, torch.Generator().manual_seed(0)))).round().byte()
+    expected = library.CaptionVariety(DemoFeatures("spatial"))
+    texts = [prompt.text for prompt in prompts]
+    expected.update(real, texts, real=True)
+    expected.update(images, texts, real=False)
+    paths = saved(tmp_path / "images", images)
+    measurement = Measurement(["caption_variety", "frechet"], DEMO)
+    for _ in range(2):  # the reference is read once
+        found = measurement.measure(paths, prompts)
+        for title, value in expected.figures().items():
+            assert found[title] == pytest.approx(value.item(), rel=1e-4)
+        assert TITLE in found
+
+
 def test_copies_are_counted(tmp_path):
     _, images = renderings(3, seed=0)
     paths = saved(tmp_path / "images", images[[0, 0, 1, 2]])
@@ -246,6 +264,11 @@ def test_nothing_is_loaded_for_composition_alone(tmp_path):
         (["diversity"], {"features": "vgg"}, "`features` must be one of inception, clip, demo, got 'vgg'."),
         (["frechet", "kid"], {}, "`reference` must be given for frechet, kid: a folder of real images or an .npz file."),
         (["kid"], {"reference": "a.npz"}, "`reference` must be a folder of images for kid, got a.npz."),
+        (
+            ["caption_variety"],
+            {"reference": "real"},
+            "`reference` must be 'demo', renderings of the prompts, for caption_variety, got real.",
+        ),
         (["clip_score"], {}, "`clip_model` must be given for CLIP's score or features: a folder or a Hub id."),
         (["diversity"], {"features": "clip"}, "`clip_model` must be given for CLIP's score or features: a folder or a Hub id."),
         (

@@ -11,7 +11,14 @@ from helpers.metrics import TinyFeatures, metrics, random_images, save_tiny_clip
 from torchmetrics.multimodal.clip_score import CLIPScore
 
 from diffusers_infogain.evaluation.features import ClipFeatures
-from diffusers_infogain.evaluation.metrics import ClipScore, Diversity, FrechetDistance, PrecisionRecall, frechet_distance
+from diffusers_infogain.evaluation.metrics import (
+    CaptionVariety,
+    ClipScore,
+    Diversity,
+    FrechetDistance,
+    PrecisionRecall,
+    frechet_distance,
+)
 from diffusers_infogain.evaluation.reference import ReferenceStatistics, set_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `:UserWarning")
@@ -219,6 +226,61 @@ def test_diversity_needs_a_pair_and_a_group_for_each_image():
         Diversity(TinyFeatures()).update(FAKE[:2], [0, 1, 2])
 
 
+def test_variety_within_a_caption_equals_brute_force():
+    extractor = TinyFeatures()
+    real, fake = random_images(12), random_images(9, seed=1)
+    real_texts, fake_texts = list("aaaabbbccdee"), list("aaabbcdde")  # of "c" and "e" there is one image, of "d" one real one
+    metric = CaptionVariety(extractor)
+    for part in (slice(0, 5), slice(5, None)):
+        metric.update(real[part], real_texts[part], real=True)
+        metric.update(fake[part], fake_texts[part], real=False)
+    y, x = (extractor(images).double() for images in (real, fake))
+
+    def mean_distance(a, b, same):
+        return np.mean([float((a[i] - b[j]).norm()) for i in range(len(a)) for j in range(len(b)) if not (same and i == j)])
+
+    within = within_real = between = 0.0
+    for caption, weight in (("a", 3 / 5), ("b", 2 / 5)):
+        own = x[[text == caption for text in fake_texts]]
+        others = y[[text == caption for text in real_texts]]
+        within += weight * mean_distance(own, own, True)
+        within_real += weight * mean_distance(others, others, True)
+        between += weight * mean_distance(own, others, False)
+    found = metric.compute()
+    assert found["variety"].item() == pytest.approx(within / within_real, rel=1e-5)
+    assert found["energy"].item() == pytest.approx((2 * between - within - within_real) / within_real, rel=1e-4)
+
+
+def test_variety_of_the_real_images_is_one_and_of_copies_nothing():
+    images, texts = random_images(8), list("aaaabbbb")
+    metric = CaptionVariety(TinyFeatures(), reset_real_features=False)
+    metric.update(images, texts, real=True)
+    metric.update(images, texts, real=False)
+    found = metric.figures()
+    assert found["variety within a caption"].item() == pytest.approx(1)
+    # a distance of 0 to itself is among the 4 x 4 of X to Y, and not among the 4 x 3 of X to X'
+    assert found["energy distance within a caption"].item() == pytest.approx(2 * 3 / 4 - 2)
+    metric.reset()  # which keeps the real images
+    metric.update(images[[0, 0, 4, 4]], list("aabb"), real=False)
+    found = metric.compute()
+    assert found["variety"].item() == 0
+    assert found["energy"].item() > 0
+    metric.reset()
+    metric.update(images[[0, 1, 4, 5]], list("aabb"), real=False)
+    assert metric.compute()["variety"].item() > 0
+
+
+def test_variety_needs_two_images_of_a_caption_and_a_text_for_each():
+    metric = CaptionVariety(TinyFeatures())
+    with pytest.raises(ValueError, match="`texts` must be a list of one text for each of the 2 images, got 'ab'"):
+        metric.update(FAKE[:2], "ab", real=False)
+    metric.update(FAKE[:2], ["a", "b"], real=False)
+    metric.update(REAL[:2], ["a", "a"], real=True)
+    message = "needs at least 2 generated and 2 real images of one, got 2 generated and 2 real images without such a caption"
+    with pytest.raises(ValueError, match=message):
+        metric.compute()
+
+
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> str:
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
@@ -293,8 +355,12 @@ def results_on_rank(rank: int, ranks: int, store: str = "", queue=None) -> list[
         of_fakes[0].update(images)
         of_fakes[1].update(images, torch.arange(len(images)) % 3)
         of_fakes[2].update(images, real=False)
+    variety = CaptionVariety(extractor)
+    for real, chosen in ((True, REAL[:40]), (False, FAKE)):
+        for images in share(chosen):
+            variety.update(images, [str(int(image[0, 0, 0]) % 3) for image in images], real=real)
     values = []
-    for metric in of_pairs + of_fakes:
+    for metric in [*of_pairs, *of_fakes, variety]:
         found = metric.compute()
         found = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
         values += [value.item() for value in found]
@@ -319,6 +385,6 @@ def test_ranks_with_unequal_numbers_of_updates_agree_with_one_process(tmp_path):
             process.join(10)
             process.kill()
     expected = results_on_rank(0, 1)
-    assert len(expected) == 10
+    assert len(expected) == 12
     for rank in range(3):
         assert found[rank] == pytest.approx(expected, rel=1e-5, abs=1e-6)
