@@ -91,5 +91,9 @@ INFILLED_TASKS = ("multiplication", "equation", "sudoku")
 TEXT_TASKS = (*INFILLED_TASKS, "countdown")
 """The last one has no template to fill in: it is asked in words only."""
 
+SPLITS = ("choose", "report", "final")
+"""Parts of an evaluation that share no problem, and where a problem has nothing given no noise: settings are chosen on the first
+one, compared on the second one, and published figures are made once on the third."""
+
 SEED_STRIDE = 100_000
 """Distance between the seeds of two runs that differ in their seed; a run has at most that many images."""

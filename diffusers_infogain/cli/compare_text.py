@@ -13,6 +13,7 @@ from ..evaluation import runs, tables, text_comparison
 from ..evaluation.identity import scheduler_record
 from ..evaluation.plots import plot_variety
 from ..evaluation.samplers import parse_sampler
+from ..evaluation.splits import seed_of_split
 from ..files import save_text
 from ..output_folders import owned
 from ..progress import Progress
@@ -32,7 +33,9 @@ def compare_text(args: argparse.Namespace) -> None:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
     samplers = [parse_sampler(name) for name in args.samplers]
     cells = text_comparison.grid(tasks, samplers, args.tokens_per_step, args.seeds)
-    problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed) for task in tasks}
+    problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed, args.split) for task in tasks}
+    for seed in args.seeds:  # checked before a model is loaded
+        seed_of_split(seed, args.split)
     with owned(args.output):
         _compare_text(args, cells, problems)
 
@@ -46,7 +49,7 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
         call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}
     path = folder / "results.jsonl"
     pipe = common.load_text_pipeline(args)
-    settings = {name: getattr(args, name) for name in ("ask", "num_problems", "problem_seed")}
+    settings = {name: getattr(args, name) for name in ("ask", "num_problems", "problem_seed", "split")}
     runs.check_settings(folder, {**common.identity(args, pipe), **settings, **call}, begun=path.exists())
     call["lookahead_batch_size"] = args.lookahead_batch_size
     answer = partial(text_comparison.fill_in if infilled else text_comparison.reply, pipe, **call)
@@ -63,7 +66,7 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
         record = cell.find(records)
         if record is None:
             answer_with = partial(answer, **cell.sampler.call)
-            record = text_comparison.run(cell, problems[cell.task], answer_with, args.batch_size, infilled)
+            record = text_comparison.run(cell, problems[cell.task], answer_with, args.batch_size, infilled, args.split)
             record["scheduler"] = scheduler
             records.append(record)
             save_text("".join(json.dumps(finished) + "\n" for finished in records), path)

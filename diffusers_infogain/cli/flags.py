@@ -329,6 +329,11 @@ def add_compare_text(command: Parser) -> None:
     _add_seeds_flag(command, [0, 1, 2])
     _add_count_flag(command, "--num-problems", "per task", 200)
     _add(command, "--problem-seed", integer(0), "of the problems", 0)
+    text = (
+        "third of all problems and seeds to use: choose settings on the first, report on the second, and make published figures "
+        "once on the third (default: all problems)"
+    )
+    command.add_argument("--split", choices=choices.SPLITS, help=text)
     _add_text_model_flag(command)
     command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
     command.add_argument("--plots", action="store_true", help="plot right against distinct answers, for each task")

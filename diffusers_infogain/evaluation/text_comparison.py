@@ -19,6 +19,7 @@ from ..trace import DecodingTrace
 from . import text_tasks
 from .groups import Cell, Group, Record, per_item, per_run_and_item, summarize
 from .samplers import SamplerSpec, check_recorded_sampler
+from .splits import seed_of_split
 
 Answer = Callable[[Sequence[Any], list[int]], tuple[list[str], DecodingTrace]]
 """Answers problems, each with its own seed, and returns the trace too."""
@@ -42,7 +43,7 @@ def grid(
     return list(dict.fromkeys(TextCell(task, sampler, count, seed) for seed, task, count, sampler in settings))
 
 
-_SAMPLED: dict[str, Callable[[int, torch.Generator], list[Any]]] = {
+_SAMPLED: dict[str, Callable[..., list[Any]]] = {
     "multiplication": text_tasks.sample_multiplications,
     "equation": partial(text_tasks.sample_multiplications, given="nothing"),
     "sudoku": partial(text_tasks.sample_sudokus, held_out=True),
@@ -50,14 +51,14 @@ _SAMPLED: dict[str, Callable[[int, torch.Generator], list[Any]]] = {
 }
 
 
-def problems_of(task: str, num: int, seed: int = 0) -> list[Any]:
-    """`num` problems of a task, the same for the same seed.
+def problems_of(task: str, num: int, seed: int = 0, split: str | None = None) -> list[Any]:
+    """`num` problems of a task, the same for the same seed; with `split` from one of `choices.SPLITS`, else from all of them.
 
     Raises:
-        ValueError: For an unknown task.
+        ValueError: For an unknown task or split.
     """
     check_choice("task", task, TEXT_TASKS)
-    return _SAMPLED[task](num, torch.Generator().manual_seed(seed))
+    return _SAMPLED[task](num, torch.Generator().manual_seed(seed), split=split)
 
 
 def read_records(path: Path, num_problems: int) -> list[Record]:
@@ -95,10 +96,19 @@ _FIELDS: dict[str, Any] = {
 }
 
 
-def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int, infilled: bool = True) -> Record:
+def run(
+    cell: TextCell,
+    problems: Sequence[Any],
+    answer: Answer,
+    batch_size: int,
+    infilled: bool = True,
+    split: str | None = None,
+) -> Record:
     """Answers all problems and checks the answers.
 
     Args:
+        split: The split that the problems are of. Each has noise of its own, also where the problems are alike, as equations of
+            which nothing is given.
         infilled: Whether `answer` fills in templates, as `fill_in` does. The columns of its trace are then those of the template
             behind the task's letter.
 
@@ -110,10 +120,11 @@ def run(cell: TextCell, problems: Sequence[Any], answer: Answer, batch_size: int
     right: list[bool] = []
     entropies, evaluations, steps, first = [], [], [], []
     distinct: dict[str, bool] = {}
+    seed = 1_000_000 * seed_of_split(cell.seed, split)
     begun = time.perf_counter()
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
-        texts, trace = answer(batch, [1_000_000 * cell.seed + start + index for index in range(len(batch))])
+        texts, trace = answer(batch, [seed + start + index for index in range(len(batch))])
         for index, (problem, text) in enumerate(zip(batch, texts, strict=True)):
             right.append(problem.check(text))
             distinct[text] = distinct.get(text, False) or right[-1]

@@ -1,7 +1,8 @@
 """Text tasks whose answers a rule can check: one-way multiplication, 4x4 Sudoku, Countdown.
 
 A problem is a frozen dataclass with `check(answer)`, which parses the whole answer and never searches it for a right part;
-`rules`, `question` and `solution` for `few_shot_prompt`; and `held_out`, its side of a fixed split of all problems, seven to one.
+`rules`, `question` and `solution` for `few_shot_prompt`; `held_out`, its side of a fixed split of all problems, seven to one; and
+`split`, one of three equal parts of all problems, independent of that.
 Multiplication and Sudoku can also be infilled: `template` is the text with `MASK` for every character to fill in, and `letter`
 precedes it in the training data of the embedded model (see `diffusers_infogain/demo/text_model`). `sample_*` draw problems with
 a `torch.Generator`.
@@ -24,6 +25,8 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 import torch
 
 from ..checks import check_bool, check_choice, check_integer, check_type
+from ..choices import SPLITS
+from .splits import split_of
 
 MASK = "_"
 """The character of a template that stands for one to fill in."""
@@ -50,8 +53,23 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 _MAX_EXPRESSION = 200
 
 
-def _is_held_out(key: str) -> bool:
-    return zlib.crc32(key.encode()) % _HELD_OUT_ONE_IN == 0
+class _Problem:
+    """A problem's place in the splits of all problems, which go by its `key`."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from others, but for the order of its parts."""
+        raise NotImplementedError
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is on the smaller side of the split that keeps problems out of training."""
+        return zlib.crc32(self.key.encode()) % _HELD_OUT_ONE_IN == 0
+
+    @property
+    def split(self) -> str:
+        """One of `choices.SPLITS`."""
+        return split_of(self.key)
 
 
 def _agrees(template: str, text: str) -> bool:
@@ -63,15 +81,17 @@ def _draw(generator: torch.Generator, high: int) -> int:
     return int(torch.randint(high, (), generator=generator))
 
 
-def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None) -> list[Problem]:
-    """Draws problems until there are `num` on the wanted side of the split."""
+def _sample(draw: Callable[[], Problem], num: int, held_out: bool | None, split: str | None) -> list[Problem]:
+    """Draws problems until there are `num` of the wanted parts."""
     check_integer("num", num, 0)
     if held_out is not None:
         check_bool("held_out", held_out)
+    if split is not None:
+        check_choice("split", split, SPLITS)
     problems: list[Problem] = []
     while len(problems) < num:
         problem = draw()
-        if held_out in (None, problem.held_out):
+        if held_out in (None, problem.held_out) and split in (None, problem.split):
             problems.append(problem)
     return problems
 
@@ -123,7 +143,7 @@ def check_equation(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class MultiplicationProblem:
+class MultiplicationProblem(_Problem):
     """`a * b` with decimal factors and a binary product: a table lookup given the factors, a search given the product.
 
     Args:
@@ -167,9 +187,9 @@ class MultiplicationProblem:
         return sample_multiplications(1, generator, given=self.given, held_out=False)[0]
 
     @property
-    def held_out(self) -> bool:
-        """Whether the pair of factors, in either order, is on the smaller side of the split."""
-        return _is_held_out(f"{min(self.a, self.b)}*{max(self.a, self.b)}")
+    def key(self) -> str:
+        """The pair of factors, in either order."""
+        return f"{min(self.a, self.b)}*{max(self.a, self.b)}"
 
     def check(self, answer: str) -> bool:
         """Whether the answer is a true equation that agrees with the template."""
@@ -177,9 +197,9 @@ class MultiplicationProblem:
 
 
 def sample_multiplications(
-    num: int, generator: torch.Generator, *, given: Given = "factors", held_out: bool | None = None
+    num: int, generator: torch.Generator, *, given: Given = "factors", held_out: bool | None = None, split: str | None = None
 ) -> list[MultiplicationProblem]:
-    """Draws `num` problems with uniform factors, with replacement; `held_out` None draws from both sides of the split.
+    """Draws `num` problems with uniform factors, with replacement; `held_out` and `split` None draw from all parts.
 
     Raises:
         ValueError: As `MultiplicationProblem`, or for a negative `num`.
@@ -188,7 +208,7 @@ def sample_multiplications(
     def draw() -> MultiplicationProblem:
         return MultiplicationProblem(_draw(generator, MAX_FACTOR + 1), _draw(generator, MAX_FACTOR + 1), given)
 
-    return _sample(draw, num, held_out)
+    return _sample(draw, num, held_out, split)
 
 
 # 4x4 Sudoku.
@@ -213,7 +233,7 @@ def sudoku_grids() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class SudokuProblem:
+class SudokuProblem(_Problem):
     """A partly filled grid, as 16 characters in one line; every valid grid that agrees with the clues is right."""
 
     letter: ClassVar[str] = "S"
@@ -250,9 +270,9 @@ class SudokuProblem:
         return next(problem for problem in drawn if len(problem.solutions) == 1)
 
     @property
-    def held_out(self) -> bool:
-        """Whether these clues are on the smaller side of the split. (The grids are not split: both sides share them.)"""
-        return _is_held_out(self.template)
+    def key(self) -> str:
+        """The clues. (The grids are not split: all parts share them.)"""
+        return self.template
 
     def check(self, answer: str) -> bool:
         """Whether the answer is a valid grid that agrees with the clues."""
@@ -260,21 +280,27 @@ class SudokuProblem:
 
 
 def sample_sudokus(
-    num: int, generator: torch.Generator, *, clues: tuple[int, int] = (4, 12), held_out: bool | None = None
+    num: int,
+    generator: torch.Generator,
+    *,
+    clues: tuple[int, int] = (4, 12),
+    held_out: bool | None = None,
+    split: str | None = None,
 ) -> list[SudokuProblem]:
     """Draws `num` problems: a uniform grid, a uniform number of clues from `clues[0]` to `clues[1]`, at uniform cells.
 
-    `held_out` None draws from both sides of the split.
+    `held_out` and `split` None draw from all parts.
 
     Raises:
-        ValueError: For `clues` that are not two ascending numbers from 0 to 15, or a negative `num`; and if `held_out` is given
-            without any clues, since the empty grid is a single problem.
+        ValueError: For `clues` that are not two ascending numbers from 0 to 15, or a negative `num`; and if `held_out` or `split`
+            is given without any clues, since the empty grid is a single problem.
     """
     fewest, most = clues
     if not 0 <= fewest <= most <= 15:
         raise ValueError(f"`clues` must be two ascending numbers from 0 to 15, got {clues}.")
-    if held_out is not None and most == 0:
-        raise ValueError(f"`held_out` must be None for the one problem without clues, got {held_out}.")
+    for name, part in (("held_out", held_out), ("split", split)):
+        if part is not None and most == 0:
+            raise ValueError(f"`{name}` must be None for the one problem without clues, got {part}.")
 
     def draw() -> SudokuProblem:
         grid = sudoku_grids()[_draw(generator, len(sudoku_grids()))]
@@ -282,7 +308,7 @@ def sample_sudokus(
         kept = set(torch.randperm(16, generator=generator)[:number].tolist())
         return SudokuProblem("".join(digit if i in kept else MASK for i, digit in enumerate(grid)))
 
-    return _sample(draw, num, held_out)
+    return _sample(draw, num, held_out, split)
 
 
 # Countdown.
@@ -321,7 +347,7 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
 
 
 @dataclass(frozen=True)
-class CountdownProblem:
+class CountdownProblem(_Problem):
     """Reach `target` from `numbers` with + - * / and parentheses, using each number at most once.
 
     A number that occurs twice in `numbers` may be used twice. Intermediate results may be negative or fractions.
@@ -351,9 +377,9 @@ class CountdownProblem:
         return sample_countdowns(1, generator, count=len(self.numbers), held_out=False)[0]
 
     @property
-    def held_out(self) -> bool:
-        """Whether these numbers, in any order, with this target are on the smaller side of the split."""
-        return _is_held_out(f"{sorted(self.numbers)}={self.target}")
+    def key(self) -> str:
+        """The numbers, in any order, with the target."""
+        return f"{sorted(self.numbers)}={self.target}"
 
     def check(self, answer: str) -> bool:
         """Whether the answer is an expression, as `evaluate_expression` reads it, that equals the target.
@@ -378,11 +404,12 @@ def sample_countdowns(
     max_number: int = 20,
     max_target: int = 100,
     held_out: bool | None = None,
+    split: str | None = None,
 ) -> list[CountdownProblem]:
     """Draws `num` solvable problems with a solution each: uniform numbers, then random operations on at least two of them.
 
     Every intermediate result is a positive integer. The target lies in 1 to `max_target` and is not among the numbers.
-    `held_out` None draws from both sides of the split.
+    `held_out` and `split` None draw from all parts.
 
     Args:
         count: How many numbers a problem has.
@@ -413,7 +440,7 @@ def sample_countdowns(
             if target <= max_target and target not in numbers:
                 return CountdownProblem(tuple(numbers), target, expression[1:-1])
 
-    return _sample(draw, num, held_out)
+    return _sample(draw, num, held_out, split)
 
 
 # Prompts.

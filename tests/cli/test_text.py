@@ -122,6 +122,20 @@ def test_a_folder_of_results_is_of_one_kind_of_runs(capsys, tmp_path):
     code, _, err = run(capsys, "compare-text", *flags, "--problem-seed", 1)
     assert code == 2
     assert "holds a run with another `problem_seed`: 0 there, 1 now." in err
+    code, _, err = run(capsys, "compare-text", *flags, "--split", "final")
+    assert code == 2
+    assert 'holds a run with another `split`: null there, "final" now.' in err
+
+
+def test_the_same_seeds_of_another_split_are_other_samples(capsys, tmp_path):
+    flags = ["--tasks", "equation", "--num-problems", 4, "--seeds", 0, "--tokens-per-step", 8, "--device", "cpu"]
+    entropies = []
+    for split in ("choose", "report"):
+        folder = tmp_path / split
+        code, _, err = run(capsys, "compare-text", *flags, "--split", split, "--output", folder, "--samplers", "confidence")
+        assert code == 0, err
+        entropies.append(json.loads((folder / "results.jsonl").read_text())["cumulative_entropies"])
+    assert entropies[0] != entropies[1]
 
 
 def test_settings_stand_beside_their_own_file(capsys, tmp_path):
@@ -153,6 +167,8 @@ def test_masks_in_prompts_are_all_that_is_written_where_no_length_is_given(capsy
         (("--num-fewshot", 2), "--num-fewshot must be given only with --ask prompt or chat, got 2 with --ask infill."),
         (("--max-new-tokens", 7), "--max-new-tokens must be given only with --ask prompt or chat, got 7"),
         (("--block-length", 3), "--block-length must be given only with --ask prompt or chat, got 3"),
+        (("--split", "final", "--seeds", 0, 1000), "`seeds` must be from 0 to 999 with the split 'final', got 1000"),
+        (("--split", "test"), "argument --split: invalid choice: 'test'"),
         (("--ask", "prompt", "--num-fewshot", -1), "argument --num-fewshot: must be an integer >= 0, got -1"),
         (("--ask", "chat", "--max-new-tokens", 0), "argument --max-new-tokens: must be an integer >= 1, got 0"),
     ],

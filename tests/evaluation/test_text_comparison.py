@@ -77,6 +77,24 @@ def test_problems_are_the_same_for_the_same_seed():
         text_comparison.problems_of("chess", 1)
 
 
+@pytest.mark.parametrize("task", choices.TEXT_TASKS)
+def test_splits_share_neither_problems_nor_noise(task):
+    """Equations have nothing given and are all alike, so that only the noise tells them apart."""
+    seen = {None: set()} | {split: set() for split in choices.SPLITS}
+    for split, seeds in seen.items():
+        problems = text_comparison.problems_of(task, 3, split=split)
+        assert split is None or {problem.split for problem in problems} == {split}
+
+        def answer(part, own, seeds=seeds):
+            seeds.update(own)
+            return [""] * len(part), fake_trace(len(part), 3, 1)
+
+        for seed in (0, 999):
+            text_comparison.run(cell(task, seed), problems, answer, 2, infilled=False, split=split)
+    assert sum(map(len, seen.values())) == len(set.union(*seen.values())) == 24
+    assert max(map(max, seen.values())) < 2**32  # PyTorch's generator on the CPU uses no more
+
+
 def test_groups_are_means_over_problems_and_seeds():
     def record(seed: int, right: str) -> dict:
         return {

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusers_infogain.choices import SPLITS
 from diffusers_infogain.evaluation import text_tasks
 from diffusers_infogain.evaluation.text_tasks import CountdownProblem, MultiplicationProblem, SudokuProblem
 
@@ -46,16 +47,33 @@ def test_the_split_is_disjoint_and_one_in_eight_is_held_out(sample):
     assert 0.08 < share < 0.18
 
 
+@pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS)
+def test_problems_to_choose_on_to_report_and_for_the_final_table_are_disjoint_thirds(sample):
+    parts = {split: set(sample(300, seeded(), split=split)) for split in SPLITS}
+    for split, problems in parts.items():
+        assert {problem.split for problem in problems} == {split}
+    assert not any(parts[a] & parts[b] for a, b in itertools.combinations(SPLITS, 2))
+    drawn = [problem.split for problem in sample(900, seeded())]
+    assert all(0.28 < drawn.count(split) / 900 < 0.39 for split in SPLITS)
+    assert {problem.split for problem in sample(60, seeded(), held_out=True)} == set(SPLITS)
+    with pytest.raises(ValueError, match="`split` must be one of choose, report, final, got 'test'"):
+        sample(1, seeded(), split="test")
+
+
 def test_the_split_is_fixed():
     """It is part of what results mean, so that it may not depend on the process or the version."""
     pairs = [(a, b) for a in range(5) for b in range(5) if MultiplicationProblem(a, b).held_out]
     assert pairs == [(0, 1), (1, 0), (1, 4), (4, 1)]
+    assert [MultiplicationProblem(3, b).split for b in range(5)] == ["report", "final", "final", "report", "final"]
+    assert SudokuProblem("12__3___________").split == "report"
 
 
 def test_the_split_knows_no_order():
     for a, b in itertools.combinations(range(text_tasks.MAX_FACTOR + 1), 2):
-        assert MultiplicationProblem(a, b).held_out == MultiplicationProblem(b, a).held_out
-    assert len({CountdownProblem(order, 24).held_out for order in itertools.permutations((3, 3, 8, 8))}) == 1
+        one, other = MultiplicationProblem(a, b), MultiplicationProblem(b, a)
+        assert (one.held_out, one.split) == (other.held_out, other.split)
+    problems = [CountdownProblem(order, 24) for order in itertools.permutations((3, 3, 8, 8))]
+    assert len({(problem.held_out, problem.split) for problem in problems}) == 1
 
 
 @pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS)
