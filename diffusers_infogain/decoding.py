@@ -22,6 +22,9 @@ from .trace import DecodingTrace, TraceRecorder
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`denoise(tokens, sample_index)`: see `decode`."""
 
+Evaluations = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""`evaluations(tokens, sample_index)`: see `decode`."""
+
 
 @dataclass
 class DecodingOutput:
@@ -68,11 +71,13 @@ class Model:
         denoise: As in `decode`.
         mask_token_id: Marks the positions that have logits.
         chunk: How many states go through `denoise` at once; None for all.
+        evaluations: As in `decode`.
     """
 
     denoise: Denoise
     mask_token_id: int
     chunk: int | None
+    evaluations: Evaluations | None = None
 
     def run(self, states: torch.Tensor, sample_index: torch.Tensor) -> Logits:
         """Logits (R, L, V) of states (R, L) of the samples `sample_index` (R,), in one call."""
@@ -86,6 +91,13 @@ class Model:
         parts = zip(chosen.split(size), sample_index[where].split(size), strict=True)
         logits = concatenate([self.run(*part) for part in parts])
         return take_states(logits, torch.where(where, where.cumsum(0) - 1, -1))
+
+    def count(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """(R, ...) long, NFE of states (R, ..., L) of the samples `sample_index` (R,), 0 where `where` (R, ...) is false."""
+        counts = where.long()
+        if self.evaluations is not None and where.any():
+            counts[where] = self.evaluations(states[where], sample_index[where.nonzero()[:, 0]])
+        return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +125,7 @@ class Run:
         grid: tuple[int, int] | None,
         num_inference_steps: int | None,
         interrupted: Interrupted | None,
+        evaluations: Evaluations | None,
         callback: Callback | None = None,
     ) -> Run:
         """Checks the arguments and draws the samples' seeds.
@@ -125,7 +138,7 @@ class Run:
         undecided = scheduler.undecided(tokens, allowed)
         if not callable(denoise):
             raise ValueError(f"`denoise` must be a function, got {shown(denoise)}.")
-        for name, function in (("interrupted", interrupted), ("callback", callback)):
+        for name, function in (("interrupted", interrupted), ("evaluations", evaluations), ("callback", callback)):
             if function is not None and not callable(function):
                 raise ValueError(f"`{name}` must be a function or None, got {shown(function)}.")
         check_integer("lookahead_batch_size", lookahead_batch_size, 1, optional=True)
@@ -140,7 +153,7 @@ class Run:
         generators = split_generator(generator, len(tokens))
         return cls(
             scheduler=scheduler,
-            model=Model(denoise, scheduler.config.mask_token_id, lookahead_batch_size),
+            model=Model(denoise, scheduler.config.mask_token_id, lookahead_batch_size, evaluations),
             seeds=[source.initial_seed() for source in generators],
             generators=generators,
             allowed=allowed,
@@ -183,14 +196,23 @@ class Run:
         proposal: InfoGainProposal,
         sample_index: torch.Tensor,
         wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        accepted_from: float | None = None,
     ) -> Lookahead:
         """The lookahead of a proposal for the samples `sample_index` (R,)."""
+        scheduler = self.scheduler
 
         def run(candidates: CandidateIndex) -> Logits:
             return self.model.run(proposal.candidates[candidates], sample_index[candidates[0]])
 
-        scheduler = self.scheduler
-        return Lookahead(run, scheduler.objective, proposal, wanted, self.model.chunk, scheduler.step_index(timestep))
+        return Lookahead(
+            run,
+            scheduler.objective,
+            proposal,
+            wanted,
+            self.model.chunk,
+            scheduler.step_index(timestep),
+            accepted_from,
+        )
 
 
 def _best_so_far(objective: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -233,10 +255,10 @@ class Likelihood:
 
     def after(self, proposal: InfoGainProposal, winner: torch.Tensor) -> Likelihood:
         """With the step that takes the candidates `winner` (R,)."""
-        if proposal.log_likelihood is None or proposal.variance is None:
+        if proposal.variance is None:
             raise ValueError("`proposal` must be of a scheduler that retries unlikely samples.")
         taken = torch.arange(len(winner), device=winner.device), winner
-        log_likelihood = proposal.log_likelihood[taken].double()
+        log_likelihood = proposal.log_probability[taken].double()
         return Likelihood(
             log_likelihood=self.log_likelihood + log_likelihood,
             surplus=self.surplus + log_likelihood + proposal.cost[taken].double(),
@@ -288,23 +310,31 @@ def attempt(
         active = run.undecided(tokens, sample_index).any(-1)
         if not active.any() or run.interrupted():
             break
-        num_evaluations = torch.zeros_like(rows)
         # Without a lookahead in the step before, the state has not been through the model yet.
+        unseen = active if logits is None else torch.zeros_like(active)
         if logits is None:
             logits = run.model.logits(tokens, sample_index, active)
-            num_evaluations += active
+        num_evaluations = run.model.count(tokens, sample_index, unseen)
+        num_compared = num_passes = torch.zeros_like(rows)
         if index == 0 and unlikely is not None:  # kept for the next try
             result.first_logits = logits
         proposal = run.propose(logits, timestep, tokens, sample_index, memory)
         if proposal.needs_lookahead:
-            seen = run.look_ahead(timestep, proposal, sample_index, _best_so_far)
-            num_evaluations += proposal.distinct.sum(-1)
-            winner = seen.objective.argmax(1)
+            lazy_threshold = run.scheduler.config.lazy_threshold if run.scheduler.objective.weighs_cost else None
+            seen = run.look_ahead(timestep, proposal, sample_index, _best_so_far, lazy_threshold)
+            num_evaluations += run.model.count(proposal.candidates, sample_index, seen.ran).sum(-1)
+            num_compared, num_passes = seen.ran.sum(-1), seen.num_passes
             # The winner's logits are those of the new state.
-            output = proposal.commit(winner, seen.gain, seen.objective, seen.logits(rows, winner))
+            output = proposal.commit(seen.winner, seen.gain, seen.objective, seen.logits(rows, seen.winner))
         else:
             output = run.scheduler.select(None, timestep, proposal)
-        result.recorder.record(proposal, output, num_evaluations)
+        counts = {
+            "num_compared": num_compared,
+            "num_states": unseen + num_compared,
+            "num_evaluations": num_evaluations,
+            "num_passes": unseen + num_passes,
+        }
+        result.recorder.record(proposal, output, counts)
         step = DecodingStep(index, timestep, output.prev_sample, logits, output.objective)
         tokens = output.prev_sample
         logits = output.pred_logits
@@ -352,7 +382,7 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
         unlikely = partial(_unlikely, run.scheduler.config) if number < num_tries - 1 else None
         result = attempt(run, tokens[sample_index], sample_index, logits, unlikely=unlikely)
         decoded[sample_index] = result.tokens
-        trace = _trace_of(result, run.scheduler.num_compared, first=number == 0)
+        trace = _trace_of(result, run.scheduler.num_compared)
         traces.append(trace.within(len(tokens), sample_index.cpu()))
         again = result.abandoned.nonzero()[:, 0]
         if not len(again):
@@ -365,7 +395,7 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
     return DecodingOutput(decoded, DecodingTrace.join(traces), run.seeds)
 
 
-def _trace_of(result: Attempt, num_candidates: int, first: bool) -> DecodingTrace:
+def _trace_of(result: Attempt, num_candidates: int) -> DecodingTrace:
     """The trace of a try; what abandoned samples decoded in it is void."""
     trace = result.recorder.trace(result.tokens.shape, num_candidates)
     abandoned = result.abandoned.cpu()
@@ -373,7 +403,7 @@ def _trace_of(result: Attempt, num_candidates: int, first: bool) -> DecodingTrac
     trace.cost[:, abandoned] = 0
     trace.gain[:, abandoned] = torch.nan
     trace.selected[:, abandoned] = False
-    trace.starts &= first  # a later try does not evaluate the canvas again
+    trace.log_probability[:, abandoned] = 0
     return trace
 
 
@@ -390,6 +420,7 @@ def decode(
     grid: tuple[int, int] | None = None,
     num_inference_steps: int | None = None,
     interrupted: Interrupted | None = None,
+    evaluations: Evaluations | None = None,
 ) -> DecodingOutput:
     """Decodes every masked token (Algorithm 1 of arXiv 2602.18176; greedy samplers: one candidate per step).
 
@@ -408,6 +439,8 @@ def decode(
         grid: (height, width) of the tokens, for the halton order; by default a square.
         num_inference_steps: Decode in this many steps, with a copy of the scheduler, so that one may serve several threads.
         interrupted: Asked before every step; True ends the decoding, and what is masked stays masked.
+        evaluations: `evaluations(tokens, sample_index)` says how many evaluations of the network each of R states (R, L) takes in
+            `denoise`, (R,) long, such as two with guidance; by default one. For the trace only.
 
     If the scheduler begins unlikely samples anew, the trace has the steps of all tries one after the other. Those of an abandoned
     try have evaluations, but decode nothing and cost nothing.
@@ -415,7 +448,7 @@ def decode(
     Raises:
         ValueError: For arguments that do not fit, or logits that cannot be sampled from (naming the step and the sample).
     """
-    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, callback)
+    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations, callback)
     run = Run.begin(denoise, scheduler, tokens, *options)
     if run.scheduler.retries:
         if callback is not None:

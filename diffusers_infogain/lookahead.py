@@ -127,9 +127,14 @@ class Lookahead:
             candidates the first one's logits are kept.
         chunk: How many candidates are run at once; by default all.
         step_index: For error messages.
+        accepted_from: Run the candidates one after the other, and stop at the first one with this objective, or with nothing
+            masked. None: run them all.
 
     Attributes:
-        gain, objective: (B, N), as `Objective` gives them.
+        gain, objective: (B, N), as `Objective` gives them; NaN for candidates that were not looked at.
+        winner: (B,) long, the first candidate with the largest objective.
+        ran: (B, N) bool, the candidates that went through the model.
+        num_passes: (B,) long, in how many turns.
     """
 
     def __init__(
@@ -140,26 +145,51 @@ class Lookahead:
         wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         chunk: int | None = None,
         step_index: int = 0,
+        accepted_from: float | None = None,
     ):
         next_masked = proposal.next_masked
-        samples, columns = proposal.distinct.nonzero(as_tuple=True)
         evidence = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
-        known = ~next_masked.any(-1)
-        kept: list[_Kept] = []
-        size = chunk or max(len(samples), 1)
-        for candidates in zip(samples.split(size), columns.split(size), strict=True):
-            logits = run(candidates)
-            evidence[candidates] = objective.evidence(logits, proposal, candidates, step_index)
-            known[candidates] = True
-            # On the whole tensors every time: how a sum rounds may depend on how many there are beside it.
-            self.gain, self.objective = objective(evidence, proposal)
-            chosen = wanted(self.objective, known.gather(1, proposal.duplicate_of))
-            first = torch.zeros(known.shape, dtype=torch.int, device=known.device)
-            first = first.scatter_reduce(1, proposal.duplicate_of, chosen.int(), "amax").bool()
-            kept = [left for part in (*kept, _Kept(*candidates, logits)) if (left := part.only(first)) is not None]
-            del logits  # before the next ones are made
+        finished = ~next_masked.any(-1)
+        # What is known of distinct candidates: theirs is what is known of the ones they stand for.
+        known = torch.zeros_like(finished)
+        self.ran = torch.zeros_like(finished)
         self._duplicate_of = proposal.duplicate_of
+        kept: list[_Kept] = []
+        columns = torch.arange(known.shape[1], device=known.device)
+        undecided = torch.ones_like(finished[:, 0])
+        for turn in [columns] if accepted_from is None else columns.split(1):
+            reached = undecided[:, None] & torch.isin(columns, turn)
+            known |= reached & finished
+            samples, candidate_index = (reached & proposal.distinct).nonzero(as_tuple=True)
+            self.gain, self.objective = objective(evidence, proposal)
+            size = chunk or max(len(samples), 1)
+            for candidates in zip(samples.split(size), candidate_index.split(size), strict=True):
+                if not len(candidates[0]):
+                    continue
+                logits = run(candidates)
+                evidence[candidates] = objective.evidence(logits, proposal, candidates, step_index)
+                known[candidates] = True
+                self.ran[candidates] = True
+                # On the whole tensors every time: how a sum rounds may depend on how many there are beside it.
+                self.gain, self.objective = objective(evidence, proposal)
+                chosen = wanted(self.objective, self._shared(known))
+                first = torch.zeros(known.shape, dtype=torch.int, device=known.device)
+                first = first.scatter_reduce(1, proposal.duplicate_of, chosen.int(), "amax").bool()
+                kept = [left for part in (*kept, _Kept(*candidates, logits)) if (left := part.only(first)) is not None]
+                del logits  # before the next ones are made
+            if accepted_from is not None:
+                accepted = (self.objective >= accepted_from) | finished
+                undecided &= ~(reached & accepted).any(-1)
+        unknown = ~self._shared(known)
+        self.winner = self.objective.masked_fill(unknown, -torch.inf).argmax(1)
+        self.gain = self.gain.masked_fill(unknown, torch.nan)
+        self.objective = self.objective.masked_fill(unknown, torch.nan)
+        self.num_passes = self.ran.any(-1).long() if accepted_from is None else self.ran.sum(-1)
         self._kept = kept
+
+    def _shared(self, known: torch.Tensor) -> torch.Tensor:
+        """(B, N) bool: what is known of the first ones of equal candidates, for all of them."""
+        return known.gather(1, self._duplicate_of)
 
     def logits(self, samples: torch.Tensor, columns: torch.Tensor) -> Logits | None:
         """The logits (K, L, V) of candidates wanted at the end, 0 for those with nothing masked; None if all are like that."""

@@ -20,6 +20,7 @@ class InfoGainProposal(BaseOutput):
         candidates: (B, N, L) long, z_{t-1} for every action.
         selected: (B, N, L) bool, A: the positions that the action decodes.
         cost: (B, N) float32, C(a | z_t) in nats.
+        log_probability: (B, N) float32, Σ_{l in A} log p_l(v_l) of the action's tokens in nats, at temperature 1.
         needs_lookahead: Whether `select` needs logits of the candidates: not when all candidates of every sample coincide, not
             when they decode the last masks, and never for a greedy sampler.
         masked: (B, L) bool, M_t: masked positions that may be decoded.
@@ -27,22 +28,20 @@ class InfoGainProposal(BaseOutput):
         duplicate_of: (B, N) long, the first candidate with the same state; only that one's logits are read.
         logits: (B, L, V) of z_t, where the gain compares distributions ("kl"), else None.
         memory: For the next step's `propose`.
-        log_likelihood: (B, N) float32, Σ_{l in A} log p_l(v_l) of the action's tokens in nats, at temperature 1; None unless
-            the scheduler retries unlikely samples.
-        variance: (B, N) float32, the variance that `log_likelihood` has if tokens are drawn at temperature 1, in nats²; None
-            likewise.
+        variance: (B, N) float32, the variance that `log_probability` has if tokens are drawn at temperature 1, in nats²; None
+            unless the scheduler retries unlikely samples.
     """
 
     candidates: torch.Tensor
     selected: torch.Tensor
     cost: torch.Tensor
+    log_probability: torch.Tensor
     needs_lookahead: bool
     masked: torch.Tensor
     entropies: torch.Tensor
     duplicate_of: torch.Tensor
     logits: Logits | None = None
     memory: Memory | None = None
-    log_likelihood: torch.Tensor | None = None
     variance: torch.Tensor | None = None
 
     def __repr__(self) -> str:

@@ -344,6 +344,27 @@ SAMPLERS |= {
 }
 
 
+def check_combination(config: Any) -> None:
+    """Checks the settings that depend on each other.
+
+    Raises:
+        ValueError: For the first that does not fit the others.
+    """
+    sampler = SAMPLERS[config.sampler]
+    if sampler.bound_only and config.entropy_bound == 0:
+        raise ValueError(f"`entropy_bound` must be above 0, or None, for the sampler {config.sampler!r}, got 0.")
+    if sampler.ready is not None and config.confidence_threshold is not None:
+        raise ValueError(
+            f"`confidence_threshold` must be None for the sampler {config.sampler!r}, which has its own, got "
+            f"{config.confidence_threshold}."
+        )
+    if sampler.looks_ahead and sampler.weighs_cost and config.lazy_threshold is not None and config.gain_reduction == "kl":
+        raise ValueError(
+            f"`lazy_threshold` must be None with the `gain_reduction` 'kl', whose objective is never negative, got "
+            f"{config.lazy_threshold}: use 'sum'."
+        )
+
+
 def commit_early(
     sampler: Sampler, step: Step, phi: torch.Tensor, values: torch.Tensor, count: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_t
 from .migration import with_split_settings
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
-from .rules import RULES, SAMPLERS, Memory, Rule, Sampler, Step, commit_early
+from .rules import RULES, SAMPLERS, Memory, Rule, Sampler, Step, check_combination, commit_early
 from .settings import SETTINGS
 from .stock_scheduler import StockSchedulerMixin
 
@@ -71,6 +71,11 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         entropy_bound: In nats. Decode more than the schedule asks for, in the order of φ, while the sum of the entropies less the
             largest stays within the bound. 0 switches it off. None: the sampler's own, 0.5 for "info_gain" and "lookum", 0.1 for
             "entropy_bound", off for the others.
+        lazy_threshold: "info_gain" looks at one candidate after the other, and takes the first with J >= this, in nats, or else
+            the best. What it takes is the state that the next step begins with, so only rejected candidates cost something. With
+            "sum" and 0, it rejects what leaves it more uncertain about the rest. Beam search compares all candidates. Not with
+            "kl", whose J is never negative.
+        best_run_by: What best-of-N keeps: the smallest "cumulative_entropy", or the largest "log_likelihood".
         num_tries: How often a sample is begun at most if one of the next two is set. The last try is always kept.
         retry_below_nats, retry_below_sigmas: Begin a sample anew once Σ log p_l(v_l) of its tokens falls below this, in nats; or
             once Σ (log p_l(v_l) + H_l), which is 0 on average, falls below this many standard deviations, such as -2.
@@ -115,6 +120,8 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         gain_weight: float = 1.0,
         gain_reduction: str = "kl",
         entropy_bound: float | None = None,
+        lazy_threshold: float | None = None,
+        best_run_by: str = "cumulative_entropy",
         num_tries: int = 3,
         retry_below_nats: float | None = None,
         retry_below_sigmas: float | None = None,
@@ -130,12 +137,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         checks.check_choice("certainty", certainty, tuple(RULES))
         for name, setting in SETTINGS.items():
             setting.check(name, self.config[name])
-        if SAMPLERS[sampler].bound_only and entropy_bound == 0:
-            raise ValueError(f"`entropy_bound` must be above 0, or None, for the sampler {sampler!r}, got 0.")
-        if SAMPLERS[sampler].ready is not None and confidence_threshold is not None:
-            raise ValueError(
-                f"`confidence_threshold` must be None for the sampler {sampler!r}, which has its own, got {confidence_threshold}."
-            )
+        check_combination(self.config)
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]
         self._resource: Any = None
@@ -329,10 +331,9 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         # What `select` needs to know about z_t, and the next step about this one.
         keeps_logits = self.looks_ahead and self.objective.compares_distributions
         remembered = {**self.rule.remember(step), **self._sampler.remember(step)}
-        log_likelihood = variance = None
+        log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
+        variance = None
         if self.retries:
-            log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
-            log_likelihood = torch.where(selected, log_p, 0.0).sum(-1)
             variance = scoring.action_cost(step.dense(scoring.surprisal_variance(step.logits), 0.0)[:, None], selected)
         # Candidates that lead to one state are run once; if all do, a lookahead has nothing to decide.
         duplicate_of = draw.first_occurrence(candidates)
@@ -341,7 +342,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             candidates=candidates,
             selected=selected,
             cost=scoring.action_cost(entropies[:, None], selected),
-            log_likelihood=log_likelihood,
+            log_probability=torch.where(selected, log_p, 0.0).sum(-1),
             variance=variance,
             needs_lookahead=self.looks_ahead and bool(differ.any()),
             masked=masked,

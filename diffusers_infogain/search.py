@@ -10,7 +10,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from .candidates import Generators, split_generator
 from .checks import check_integer, check_type
-from .decoding import Callback, DecodingOutput, Denoise, Interrupted, Run, decode
+from .decoding import Callback, DecodingOutput, Denoise, Evaluations, Interrupted, Run, decode
 from .masked_logits import Logits
 from .proposal import InfoGainProposal
 from .rules import Memory
@@ -98,6 +98,7 @@ class Expansion:
             "parent": place // self.num_candidates,
             "num_decoded": self._at(place, proposal.num_decoded),
             "cost": self._at(place, proposal.cost),
+            "log_probability": self._at(place, proposal.log_probability),
             "gain": self._at(place, gain),
             "objective": self._at(place, objective[:, None].expand(-1, self.num_candidates, -1)),
             "winner": place % self.num_candidates,
@@ -125,13 +126,31 @@ def _once(f: torch.Tensor, equal: torch.Tensor) -> torch.Tensor:
     return f.masked_fill((equal & better).any(-1), torch.inf)
 
 
+_COUNTS = ("num_compared", "num_states", "num_evaluations", "num_passes")
+"""Fields of a trace that count what all beams of a sample took together."""
+
+
+def _counts(
+    batch: int, owners: torch.Tensor, unseen: torch.Tensor, num_compared: torch.Tensor, num_evaluations: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """`_COUNTS` of a step (B,), from those of the R beams of the samples `owners` (R,)."""
+    zeros = torch.zeros(batch, dtype=torch.long, device=owners.device)
+    passes = unseen.long() + (num_compared > 0)  # all beams go together
+    return {
+        "num_compared": zeros.index_add(0, owners, num_compared),
+        "num_states": zeros.index_add(0, owners, unseen + num_compared),
+        "num_evaluations": zeros.index_add(0, owners, num_evaluations),
+        "num_passes": zeros.scatter_reduce(0, owners, passes, "amax"),
+    }
+
+
 def _path(history: list[dict[str, torch.Tensor]], beam: torch.Tensor) -> TraceRecorder:
     """The steps that led to `beam` (B,) after the last step."""
     samples = torch.arange(len(beam), device=beam.device)
     recorder = TraceRecorder()
     for record in reversed(history):
-        own = {name: value[samples, beam] for name, value in record.items() if name not in ("parent", "num_evaluations")}
-        recorder.add(**own, num_evaluations=record["num_evaluations"])
+        own = {name: value[samples, beam] for name, value in record.items() if name not in ("parent", *_COUNTS)}
+        recorder.add(**own, **{name: record[name] for name in _COUNTS})
         beam = record["parent"][samples, beam]
     recorder.steps.reverse()
     return recorder
@@ -150,6 +169,7 @@ def decode_beam(
     grid: tuple[int, int] | None = None,
     num_inference_steps: int | None = None,
     interrupted: Interrupted | None = None,
+    evaluations: Evaluations | None = None,
 ) -> DecodingOutput:
     """Info-Gain beam search: keeps the K states with the smallest cost so far plus remaining uncertainty.
 
@@ -169,7 +189,8 @@ def decode_beam(
     if scheduler.retries:
         raise ValueError("`retry_below_nats` and `retry_below_sigmas` of the scheduler must be None for a beam search.")
     check_integer("num_beams", num_beams, 1)
-    run = Run.begin(denoise, scheduler, tokens, allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted)
+    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations)
+    run = Run.begin(denoise, scheduler, tokens, *options)
     scheduler = run.scheduler
     samples = torch.arange(len(tokens), device=tokens.device)
     cost = torch.full((len(tokens), num_beams), torch.inf, dtype=torch.double, device=tokens.device)
@@ -182,17 +203,19 @@ def decode_beam(
         if not beams.alive.any() or run.interrupted():
             break
         states, owners = beams.states[beams.alive], beams.sample_index
-        num_evaluations = torch.zeros_like(samples)
+        unseen = torch.full_like(owners, logits is None, dtype=torch.bool)
         if logits is None:
-            logits = run.model.logits(states, owners, torch.ones_like(owners, dtype=torch.bool))
-            num_evaluations.index_add_(0, owners, torch.ones_like(owners))
+            logits = run.model.logits(states, owners, unseen)
+        num_evaluations = run.model.count(states, owners, unseen)
+        num_compared = torch.zeros_like(owners)
         proposal = run.propose(logits, timestep, states, owners, memory)
         looks = proposal.needs_lookahead
         remaining = scheduler.config.gain_weight * scheduler.objective.uncertainty(proposal).double() if looks else 0
         expansion = Expansion(beams, proposal, beams.cost[beams.alive] + remaining)
         if looks:
             seen = run.look_ahead(timestep, proposal, owners, expansion.among_best)
-            num_evaluations.index_add_(0, owners, proposal.distinct.sum(-1))
+            num_evaluations += run.model.count(proposal.candidates, owners, seen.ran).sum(-1)
+            num_compared = seen.ran.sum(-1)
             gain, objective = seen.gain, seen.objective
             value = objective.double()
         else:  # all candidates of a beam are one state, or finished ones of equal cost
@@ -202,7 +225,7 @@ def decode_beam(
         # The K best candidates of each sample, whichever beams they come from, are its beams from now on.
         f, place = expansion.rank(value)
         record = expansion.record(place, gain, objective)
-        history.append(record | {"num_evaluations": num_evaluations})
+        history.append(record | _counts(len(tokens), owners, unseen, num_compared, num_evaluations))
         beams = expansion.keep(run, f, place)
         # Memory and logits follow a beam's parent among the rows that were just proposed for.
         rows = expansion.parent_row(record["parent"])[beams.alive]
@@ -225,14 +248,17 @@ def decode_best_of(
     grid: tuple[int, int] | None = None,
     num_inference_steps: int | None = None,
     interrupted: Interrupted | None = None,
+    evaluations: Evaluations | None = None,
 ) -> DecodingOutput:
-    """Best-of-N: decodes every sample `num_runs` times and returns the run with the smallest cumulative entropy.
+    """Best-of-N: decodes every sample `num_runs` times and returns the best run by the setting `best_run_by`.
 
-    Arguments as in `decode`; the trace is the returned run's, with the `num_evaluations` of all runs together. Runs within 1e-4
-    nats of the smallest count as equal, so that rounding decides nothing; the first of them is taken.
+    That is the run with the smallest cumulative entropy, or with the largest log-likelihood. Arguments as in `decode`; the trace
+    is the returned run's, with the evaluations of all runs together. Runs within 1e-4 nats of the best count as equal, so that
+    rounding decides nothing; the first of them is taken.
     """
     check_integer("num_runs", num_runs, 1)
-    run = Run.begin(denoise, scheduler, tokens, allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted)
+    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations)
+    run = Run.begin(denoise, scheduler, tokens, *options)
     batch = len(tokens)
     generators = [child for source in run.generators for child in split_generator(source, num_runs)]
     output = decode(
@@ -245,12 +271,17 @@ def decode_best_of(
         grid=grid,
         num_inference_steps=num_inference_steps,
         interrupted=interrupted,
+        evaluations=evaluations and (lambda states, sample_index: evaluations(states, sample_index // num_runs)),
     )
-    entropies = output.trace.cumulative_entropy.view(batch, num_runs)
-    winner = (entropies <= entropies.amin(1, keepdim=True) + 1e-4).int().argmax(1)
+    by_entropy = scheduler.config.best_run_by == "cumulative_entropy"
+    score = -output.trace.cumulative_entropy if by_entropy else output.trace.log_likelihood
+    score = score.view(batch, num_runs)
+    winner = (score >= score.amax(1, keepdim=True) - 1e-4).int().argmax(1)
     best = torch.arange(batch) * num_runs + winner
     trace = output.trace.take(best)
-    trace.num_evaluations = output.trace.num_evaluations.view(-1, batch, num_runs).sum(-1)
+    for name in ("num_compared", "num_states", "num_evaluations"):
+        setattr(trace, name, getattr(output.trace, name).view(-1, batch, num_runs).sum(-1))
+    trace.num_passes = output.trace.num_passes.view(-1, batch, num_runs).amax(-1)  # the runs go side by side
     return DecodingOutput(output.tokens[best.to(tokens.device)], trace, run.seeds)
 
 

@@ -80,6 +80,7 @@ class Setting:
 
 MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
+RUN_SCORES = ("cumulative_entropy", "log_likelihood")
 
 _OF_KLASS = "of the samplers klass and klass_parallel"
 _OF_PC = "of the rule pc_sampler"
@@ -120,6 +121,16 @@ SETTINGS: dict[str, Setting] = {
         None,
         "in nats; decode more tokens than the schedule asks for while they are this independent; 0: off",
         optional=True,
+    ),
+    "lazy_threshold": Setting(
+        float,
+        None,
+        "look at the candidates of info_gain one after the other, and take the first whose objective is at least this, in nats",
+        lowest=-LARGEST_NUMBER,
+        optional=True,
+    ),
+    "best_run_by": Setting(
+        "name", "cumulative_entropy", "by what the best of several runs (num_runs) is chosen", choices=RUN_SCORES
     ),
     "num_tries": Setting(
         int, 3, "how often a sample is begun at most, where retry_below_nats or retry_below_sigmas is set", lowest=1

@@ -9,19 +9,8 @@ import torch
 
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
 
-
-def count_sequential_passes(num_evaluations: torch.Tensor, looks_ahead: bool, starts: torch.Tensor | None = None) -> torch.Tensor:
-    """Sequential forward passes of each sample, (B,), from its evaluations per step (T, B).
-
-    This is what decoding costs if candidates and runs fit on the device side by side: one pass per step, and two in a step that
-    begins a canvas (`starts` (T, B); by default the first) with a lookahead, one for the canvas and one for the candidates if
-    they differ. (The step after one in which all candidates of a batch coincided needs an extra pass, which the evaluations do
-    not show and which is not counted.)
-    """
-    calls = (num_evaluations > 0).sum(0)
-    if not looks_ahead:
-        return calls
-    return calls + (num_evaluations[:1] > 1 if starts is None else starts & (num_evaluations > 1)).sum(0)
+RECORDED = ("num_decoded", "cost", "log_probability", "winner", "num_compared", "num_states", "num_evaluations", "num_passes")
+"""What is written beside every image, as lists over its steps."""
 
 
 @dataclass
@@ -35,8 +24,12 @@ class DecodingTrace:
         objective: (T, B, N) float32, J of every candidate; NaN if no lookahead was run.
         winner: (T, B) long, the committed candidate; 0 is the greedy one.
         selected: (T, B, L) bool, the positions committed.
-        num_evaluations: (T, B) long, NFE: states that went through `denoise` for the sample. Guidance doubles the work of each.
-        starts: (T, B) bool, steps that begin a canvas: several where blocks of a text were decoded one after the other.
+        log_probability: (T, B) float32, Σ log p_l(v_l) of the tokens committed, at temperature 1.
+        num_compared: (T, B) long, distinct candidates that the lookahead scored; 0 without one.
+        num_states: (T, B) long, states that went through the model for the sample: the current one, unless the lookahead before
+            has its logits, and candidates.
+        num_evaluations: (T, B) long, NFE, the rows of the network that this took: with guidance, a state takes two.
+        num_passes: (T, B) long, forward passes one after the other, if all candidates that are run together fit on the device.
     """
 
     num_decoded: torch.Tensor
@@ -45,8 +38,11 @@ class DecodingTrace:
     objective: torch.Tensor
     winner: torch.Tensor
     selected: torch.Tensor
+    log_probability: torch.Tensor
+    num_compared: torch.Tensor
+    num_states: torch.Tensor
     num_evaluations: torch.Tensor
-    starts: torch.Tensor
+    num_passes: torch.Tensor
 
     @property
     def cumulative_entropy(self) -> torch.Tensor:
@@ -55,8 +51,13 @@ class DecodingTrace:
 
     @property
     def sequential_passes(self) -> torch.Tensor:
-        """(B,) long, how many forward passes had to follow each other (`count_sequential_passes`)."""
-        return count_sequential_passes(self.num_evaluations, looks_ahead=self.objective.shape[-1] > 1, starts=self.starts)
+        """(B,) long, how many forward passes had to follow each other."""
+        return self.num_passes.sum(0)
+
+    @property
+    def log_likelihood(self) -> torch.Tensor:
+        """Σ_t Σ log p_l(v_l) per sample (B,), over every commit, in nats: how likely the model finds the sample in this order."""
+        return self.log_probability.sum(0)
 
     @property
     def decoded_at(self) -> torch.Tensor:
@@ -66,10 +67,9 @@ class DecodingTrace:
         return torch.cat([known, number.masked_fill(~self.selected, -1)]).amax(0)
 
     def records(self) -> list[dict[str, list[float] | list[int]]]:
-        """Per sample, plain lists over the steps, for JSON: "num_decoded", "cost", "winner", "num_evaluations"."""
-        names = ("num_decoded", "cost", "winner", "num_evaluations")
-        columns = [getattr(self, name).T.tolist() for name in names]
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        """Per sample, plain lists over the steps, for JSON: the fields of `RECORDED`."""
+        columns = [getattr(self, name).T.tolist() for name in RECORDED]
+        return [dict(zip(RECORDED, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def __repr__(self) -> str:
         steps, batch = self.winner.shape
@@ -103,8 +103,8 @@ class TraceRecorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
 
-    def record(self, proposal: InfoGainProposal, output: InfoGainSchedulerOutput, num_evaluations: torch.Tensor) -> None:
-        """Adds a step, with the NFE (B,) that it took."""
+    def record(self, proposal: InfoGainProposal, output: InfoGainSchedulerOutput, counts: dict[str, torch.Tensor]) -> None:
+        """Adds a step, with the fields of `DecodingTrace` that count what it took, (B,) each."""
         taken = torch.arange(len(output.winner), device=output.winner.device), output.winner
         self.add(
             num_decoded=proposal.num_decoded[taken],
@@ -113,7 +113,8 @@ class TraceRecorder:
             objective=output.objective,
             winner=output.winner,
             selected=proposal.selected[taken],
-            num_evaluations=num_evaluations,
+            log_probability=proposal.log_probability[taken],
+            **counts,
         )
 
     def add(self, **values: torch.Tensor) -> None:
@@ -133,9 +134,10 @@ class TraceRecorder:
                 objective=numbers[..., None].expand(-1, -1, num_candidates),
                 winner=integers,
                 selected=torch.zeros(0, batch, length, dtype=torch.bool),
+                log_probability=numbers,
+                num_compared=integers,
+                num_states=integers,
                 num_evaluations=integers,
-                starts=integers.bool(),
+                num_passes=integers,
             )
-        starts = torch.arange(len(self.steps))[:, None].expand(-1, batch) == 0
-        columns = {name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]}
-        return DecodingTrace(**columns, starts=starts)
+        return DecodingTrace(**{name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]})

@@ -434,3 +434,17 @@ def test_masks_that_a_callback_leaves_after_the_last_step_are_an_error():
     scheduler = make_scheduler(MASK, 2, sampler="confidence")
     with pytest.raises(ValueError, match="`callback` masked tokens again after the last step"):
         decode(HashModel(8, CODES, (0,)), scheduler, torch.full((1, 8), MASK), callback=lambda s: torch.full_like(s.tokens, MASK))
+
+
+def test_the_log_likelihood_is_that_of_the_tokens_under_the_logits_they_were_drawn_from():
+    model = HashModel(8, 5)
+    scheduler = make_scheduler(5, 4, sampler="maskgit", token_temperature=0.5, top_p=0.9)  # at temperature 1 all the same
+    trail = []
+    output = decode(model, scheduler, torch.full((1, 8), 5), generator=generators(3), callback=lambda step: trail.append(step))
+    total, before = 0.0, torch.full((1, 8), 5)
+    for step in trail:
+        chosen = before != step.tokens
+        log_p = step.logits.log_softmax(-1).gather(-1, step.tokens.clamp(max=4)[..., None])[..., 0]
+        total += log_p[chosen].sum().item()
+        before = step.tokens.clone()
+    assert output.trace.log_likelihood.item() == pytest.approx(total, rel=1e-5)

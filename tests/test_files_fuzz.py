@@ -24,7 +24,10 @@ from diffusers_infogain.evaluation.prompts import Prompt, read_prompts, requests
 from diffusers_infogain.evaluation.reference import read_reference
 from diffusers_infogain.evaluation.text_cache import TextCache
 
-METADATA = {"prompt": "a", "seed": 0, "cost": [1.5, 0.0], "num_evaluations": [1, 1], "winner": [0, 0]}
+METADATA = {
+    **{"prompt": "a", "seed": 0, "num_decoded": [1, 1], "cost": [1.5, 0.0], "log_probability": [-1.0, 0.0], "winner": [0, 0]},
+    **{"num_compared": [0, 0], "num_states": [1, 1], "num_evaluations": [2, 2], "num_passes": [1, 1]},
+}
 TEXT_RUN = {
     **{
         "task": "sudoku",
@@ -37,6 +40,7 @@ TEXT_RUN = {
     **{
         "right": "10",
         "cumulative_entropies": [1.0, 2.5],
+        "num_states": [1, 2],
         "num_evaluations": [1, 2],
         "steps": [1, 2],
         "product_first": [None, 0.5],
@@ -48,6 +52,7 @@ IMAGE_RUN = {
     **{
         "num_images_per_prompt": 1,
         "scheduler": {},
+        "num_states": 2.0,
         "num_evaluations": 2.0,
         "sequential_passes": 2.0,
         "cumulative_entropies": [1.0],
@@ -94,7 +99,7 @@ def jpeg() -> bytes:
 
 def image_run(path: Path) -> None:
     image = runs.FinishedImage(requests([Prompt("a")])[0], path, image_files.read_png_metadata(path))
-    image_comparison.describe_run([image], False)
+    image_comparison.describe_run([image])
 
 
 def image_results(path: Path) -> None:

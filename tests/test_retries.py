@@ -101,7 +101,7 @@ def test_the_surplus_has_mean_zero_and_the_variance_that_is_reported():
     logits = random_logits(1, 6, CODES, seed=3).expand(6000, -1, -1)
     scheduler = make_scheduler(MASK, 1, sampler="uniform", retry_below_sigmas=-1.0)
     proposal = scheduler.propose(logits, 0, torch.full((6000, 6), MASK), generator=torch.Generator().manual_seed(0))
-    surplus = (proposal.log_likelihood + proposal.cost)[:, 0].double()
+    surplus = (proposal.log_probability + proposal.cost)[:, 0].double()
     variance = proposal.variance[0, 0].item()
     assert abs(surplus.mean().item()) < 4 * math.sqrt(variance / 6000)
     assert surplus.var().item() == pytest.approx(variance, rel=0.1)

@@ -147,9 +147,9 @@ def test_invalid_beam_search_is_an_error(config, num_beams, message):
 
 
 @pytest.mark.parametrize("sampler", ["info_gain", "lookum", "maskgit", "uniform", "confidence"])
-@pytest.mark.parametrize("num_runs", [1, 4])
-def test_best_of_returns_the_run_with_the_smallest_cumulative_entropy(sampler, num_runs):
-    scheduler = make_scheduler(5, 4, sampler=sampler, num_candidates=3)
+@pytest.mark.parametrize(("num_runs", "best_run_by"), [(1, "log_likelihood"), (4, "log_likelihood"), (4, "cumulative_entropy")])
+def test_best_of_returns_the_run_with_the_smallest_entropy_or_the_largest_likelihood(sampler, num_runs, best_run_by):
+    scheduler = make_scheduler(5, 4, sampler=sampler, num_candidates=3, best_run_by=best_run_by)
     tokens, conditions = canvas(3, 9, 5), (7, 8, 9)
     tokens[1, :4] = 0
     allowed = torch.ones(3, 9).bool()
@@ -163,14 +163,16 @@ def test_best_of_returns_the_run_with_the_smallest_cumulative_entropy(sampler, n
             decode(single, scheduler, tokens[b : b + 1], allowed=allowed[b : b + 1], generator=[child])
             for child in split_generator(own, num_runs)
         ]
-        entropies = [run.trace.cumulative_entropy.item() for run in runs]
-        winner = runs[entropies.index(min(entropies))]
+        losses = [-run.trace.log_likelihood.item() for run in runs]
+        if best_run_by == "cumulative_entropy":
+            losses = [run.trace.cumulative_entropy.item() for run in runs]
+        winner = runs[losses.index(min(losses))]
         assert torch.equal(best.tokens[b], winner.tokens[0])
         assert torch.equal(best.trace.selected[:, b], winner.trace.selected[:, 0])
-        assert best.trace.cumulative_entropy[b].item() == pytest.approx(min(entropies), rel=1e-6)
+        assert best.trace.log_likelihood[b].item() == pytest.approx(winner.trace.log_likelihood.item(), rel=1e-6)
         rows = best.trace.num_evaluations[:, b].sum()
         assert rows == single.rows_of(0) == model.rows_of(b) == sum(run.trace.num_evaluations.sum() for run in runs)
-        assert num_runs == 1 or len(set(entropies)) > 1
+        assert num_runs == 1 or len(set(losses)) > 1
 
 
 @pytest.mark.parametrize("num_runs", [0, 2.0])

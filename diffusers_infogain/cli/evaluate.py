@@ -76,7 +76,7 @@ def _evaluate(
     runs.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
     if measurement is not None:
         images = runs.finish(requests, folder)
-        figures, composition = decoding_figures(images, folder, pipe.scheduler.looks_ahead), {}
+        figures, composition = decoding_figures(images, folder), {}
         if "composition" in metrics:
             from ..evaluation.composition import check_composition, composition_report
 
@@ -98,12 +98,13 @@ def measured(values: dict[str, float], n: int) -> dict[str, Figure]:
     return {name: Figure(value, float("nan"), n) for name, value in values.items()}
 
 
-def decoding_figures(images: list[runs.FinishedImage], folder: Path, looks_ahead: bool) -> dict[str, Figure]:
+def decoding_figures(images: list[runs.FinishedImage], folder: Path) -> dict[str, Figure]:
     """The costs of decoding and its cumulative entropy, per image."""
-    run, timing = image_comparison.describe_run(images, looks_ahead), runs.read_timing(folder)
+    run, timing = image_comparison.describe_run(images), runs.read_timing(folder)
     clusters, n, unknown = [image.request.prompt_index for image in images], len(images), float("nan")
     figures = {
         "cumulative_entropy": clustered_mean(run["cumulative_entropies"], clusters),
+        "num_states": Figure(run["num_states"], unknown, n),
         "num_evaluations": Figure(run["num_evaluations"], unknown, n),
         "sequential_passes": Figure(run["sequential_passes"], unknown, n),
         "seconds_per_image": Figure(timing.seconds_per_image, unknown, n),

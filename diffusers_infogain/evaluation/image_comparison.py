@@ -17,7 +17,7 @@ from .. import __version__
 from ..files import check_fields, read_json, save_text
 from ..image_files import METADATA_KEY
 from ..scheduling_infogain import InfoGainScheduler
-from ..trace import count_sequential_passes
+from ..trace import RECORDED
 from . import runs
 from .composition import check_composition
 from .groups import Cell, Column, Group, Record, as_json, per_item, per_run, summarize
@@ -86,35 +86,41 @@ def grid(
     return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.steps * (cell.num_candidates or 1)))
 
 
-def describe_run(images: Sequence[FinishedImage], looks_ahead: bool) -> dict[str, Any]:
+_IN_NATS = ("cost", "log_probability")
+
+
+def describe_run(images: Sequence[FinishedImage]) -> dict[str, Any]:
     """What decoding cost in a run, its entropies, and how often a candidate other than the first won, from the images' metadata.
 
     Returns:
-        Fields of the run's record. "num_evaluations" (NFE per image) measures the cost on a device that a single state keeps
-        busy, "sequential_passes" the cost on one that evaluates candidates in parallel.
+        Fields of the run's record, figures per image. "num_evaluations" (NFE: rows of the network, two for a guided state) is the
+        cost on a device that one state keeps busy, "sequential_passes" that on one that evaluates candidates side by side.
 
     Raises:
         ValueError: If the metadata of an image does not record its decoding, naming the file.
     """
     for image in images:
         where = f"The text chunk {METADATA_KEY!r} of {image.path}"
-        check_fields(image.metadata, where, {"cost": [float], "num_evaluations": [int], "winner": [int]})
-        if not len(image.metadata["cost"]) == len(image.metadata["num_evaluations"]) == len(image.metadata["winner"]):
-            raise ValueError(f"{where} must have as many `cost` as `num_evaluations` and `winner`.")
+        check_fields(image.metadata, where, {name: [float if name in _IN_NATS else int] for name in RECORDED})
+        if len({len(image.metadata[name]) for name in RECORDED}) > 1:
+            raise ValueError(f"{where} must have lists of one length in {', '.join(RECORDED)}.")
     records = [image.metadata for image in images]
     steps = max(len(record["cost"]) for record in records)
     costs = [record["cost"] + [0.0] * (steps - len(record["cost"])) for record in records]
-    decisions, others, calls = [0] * steps, [0] * steps, 0
+    decisions, others = [0] * steps, [0] * steps
     for record in records:
-        calls += int(count_sequential_passes(torch.tensor(record["num_evaluations"])[:, None], looks_ahead))
-        for step, (evaluations, winner) in enumerate(zip(record["num_evaluations"], record["winner"], strict=True)):
-            # The first step also evaluates the empty canvas; a single candidate leaves nothing to decide.
-            decisions[step] += looks_ahead and evaluations - (step == 0) > 1
+        for step, (compared, winner) in enumerate(zip(record["num_compared"], record["winner"], strict=True)):
+            decisions[step] += compared > 1
             others[step] += winner != 0
+
+    def per_image(name: str) -> float:
+        return sum(sum(record[name]) for record in records) / len(records)
+
     totals = list(itertools.accumulate(sum(step) / len(records) for step in zip(*costs, strict=True)))
     return {
-        "num_evaluations": sum(sum(record["num_evaluations"]) for record in records) / len(records),
-        "sequential_passes": calls / len(records),
+        "num_states": per_image("num_states"),
+        "num_evaluations": per_image("num_evaluations"),
+        "sequential_passes": per_image("num_passes"),
         "cumulative_entropies": [round(sum(cost), 3) for cost in costs],
         "entropy_by_step": [round(total, 4) for total in totals],
         "decisions_by_step": decisions,
@@ -126,7 +132,8 @@ KEY = ("sampler", "steps", "num_candidates", "guidance_scale")
 _COLUMNS = {
     "right": per_item("right"),
     "cumulative_entropy": per_item("cumulative_entropies"),
-    **{name: per_run(name) for name in ("num_evaluations", "sequential_passes", "seconds_per_image", "peak_memory")},
+    **{name: per_run(name) for name in ("num_states", "num_evaluations", "sequential_passes")},
+    **{name: per_run(name) for name in ("seconds_per_image", "peak_memory")},
 }
 
 
@@ -158,6 +165,7 @@ _FIELDS: dict[str, Any] = {
     "looks_ahead": bool,
     "num_images_per_prompt": int,
     "scheduler": dict,
+    "num_states": float,
     "num_evaluations": float,
     "sequential_passes": float,
     "cumulative_entropies": [float],
@@ -251,7 +259,7 @@ class Results:
             "looks_ahead": cell.sampler.looks_ahead,
             "num_images_per_prompt": self.settings["num_images_per_prompt"],
             "scheduler": scheduler,
-            **describe_run(images, cell.sampler.looks_ahead),
+            **describe_run(images),
             "seconds_per_image": timing.seconds_per_image,
             "peak_memory": timing.peak_memory,
             "right": right,

@@ -20,6 +20,7 @@ from .statistics import Correlation, Figure
 _TITLES = {
     "right": "accuracy (%)",
     "cumulative_entropy": "cumulative entropy (nats)",
+    "num_states": "states",
     "num_evaluations": "NFE",
     "sequential_passes": "sequential passes",
     "seconds_per_image": "s per image",

@@ -72,11 +72,13 @@ def read_records(path: Path, num_problems: int) -> list[Record]:
         where = f"Line {number} of {path}"
         check_fields(record, where, _FIELDS)
         check_recorded_sampler(record["sampler"], where)
-        lengths = {len(record[name]) for name in ("right", "cumulative_entropies", "num_evaluations", "steps", "product_first")}
+        lengths = {len(record[name]) for name in _PER_PROBLEM}
         if lengths != {num_problems} or not set(record["right"]) <= {"0", "1"}:
             raise ValueError(f"{where} must have verdicts and figures of {num_problems} problems.")
     return records
 
+
+_PER_PROBLEM = ("right", "cumulative_entropies", "num_states", "num_evaluations", "steps", "product_first")
 
 _FIELDS: dict[str, Any] = {
     "task": str,
@@ -87,6 +89,7 @@ _FIELDS: dict[str, Any] = {
     "scheduler": dict,
     "right": str,
     "cumulative_entropies": [float],
+    "num_states": [int],
     "num_evaluations": [int],
     "steps": [int],
     "product_first": [(float, type(None))],
@@ -118,7 +121,7 @@ def run(
         is filled in). In all: the number of "distinct" answers and of right ones among these ("distinct_right"), and "seconds".
     """
     right: list[bool] = []
-    entropies, evaluations, steps, first = [], [], [], []
+    entropies, states, evaluations, steps, first = [], [], [], [], []
     distinct: dict[str, bool] = {}
     seed = 1_000_000 * seed_of_split(cell.seed, split)
     begun = time.perf_counter()
@@ -130,6 +133,7 @@ def run(
             distinct[text] = distinct.get(text, False) or right[-1]
             first.append(_product_first(problem, trace.selected[0, index]) if infilled else None)
         entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
+        states += trace.num_states.sum(0).tolist()
         evaluations += trace.num_evaluations.sum(0).tolist()
         steps += (trace.num_decoded > 0).sum(0).tolist()
     return {
@@ -137,6 +141,7 @@ def run(
         "looks_ahead": cell.sampler.looks_ahead,
         "right": "".join("1" if verdict else "0" for verdict in right),
         "cumulative_entropies": entropies,
+        "num_states": states,
         "num_evaluations": evaluations,
         "steps": steps,
         "product_first": first,
@@ -192,7 +197,7 @@ def _generators(seeds: Iterable[int]) -> list[torch.Generator]:
 _COLUMNS = {
     "right": per_item("right"),
     "cumulative_entropy": per_item("cumulative_entropies"),
-    **{name: per_item(name) for name in ("num_evaluations", "steps", "product_first")},
+    **{name: per_item(name) for name in ("num_states", "num_evaluations", "steps", "product_first")},
     **{name: per_run_and_item(name) for name in ("distinct", "distinct_right", "seconds")},
 }
 

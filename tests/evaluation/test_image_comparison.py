@@ -11,6 +11,7 @@ from diffusers_infogain.evaluation.prompts import Prompt, requests
 from diffusers_infogain.evaluation.runs import FinishedImage
 from diffusers_infogain.evaluation.samplers import parse_sampler
 from diffusers_infogain.scheduling_infogain import InfoGainScheduler
+from diffusers_infogain.trace import RECORDED
 
 CONFIG = dict(InfoGainScheduler(mask_token_id=0).config)
 
@@ -71,31 +72,36 @@ def test_figures_measured_in_different_ways_do_not_meet():
         ({"cost": [1.0, None]}, "must have a list of float in its field `cost`, got [1.0, null]."),
         ({"num_evaluations": [1.5, 2]}, "must have a list of int in its field `num_evaluations`, got [1.5, 2]."),
         ({"winner": 5}, "must have a list of int in its field `winner`, got 5."),
-        ({"winner": [1]}, "must have as many `cost` as `num_evaluations` and `winner`."),
+        ({"winner": [1]}, "must have lists of one length in num_decoded, cost, log_probability, winner, num_compared, "),
     ],
 )
 def test_an_image_that_says_other_things_is_named(metadata, message, tmp_path):
-    metadata = {"cost": [1.0, 0.0], "num_evaluations": [1, 1], "winner": [0, 0], **metadata}
+    metadata = {name: [1.0, 0.0] if name in ("cost", "log_probability") else [1, 0] for name in RECORDED} | metadata
     image = FinishedImage(requests([Prompt("a")])[0], tmp_path / "a.png", metadata)
     with pytest.raises(ValueError, match=re.escape(f"The text chunk 'infogain' of {tmp_path}/a.png {message}")):
-        image_comparison.describe_run([image], looks_ahead=False)
+        image_comparison.describe_run([image])
 
 
 def test_a_run_is_described_by_its_files(tmp_path):
     records = [
-        {"cost": [1.0, 2.0, 0.5], "winner": [1, 0, 0], "num_evaluations": [3, 2, 0]},
-        {"cost": [3.0, 0.0], "winner": [0, 0], "num_evaluations": [2, 0]},
+        {
+            **{"num_decoded": [1, 2, 1], "cost": [1.0, 2.0, 0.5], "log_probability": [-1.0, -1.5, 0.0], "winner": [1, 0, 0]},
+            **{"num_compared": [2, 2, 0], "num_states": [3, 2, 0], "num_evaluations": [6, 4, 0], "num_passes": [2, 1, 0]},
+        },
+        {
+            **{"num_decoded": [3, 1], "cost": [3.0, 0.0], "log_probability": [-2.0, 0.0], "winner": [0, 0]},
+            **{"num_compared": [1, 0], "num_states": [2, 0], "num_evaluations": [4, 0], "num_passes": [2, 0]},
+        },
     ]
     every = requests([Prompt("a"), Prompt("b")])
     images = [FinishedImage(request, tmp_path, record) for request, record in zip(every, records, strict=True)]
-    greedy = image_comparison.describe_run(images, looks_ahead=False)  # the rows are then those of several runs side by side
-    assert (greedy["sequential_passes"], greedy["decisions_by_step"]) == (1.5, [0, 0, 0])
-    assert image_comparison.describe_run(images, looks_ahead=True) == {
-        "num_evaluations": 3.5,
-        "sequential_passes": 2.5,  # canvas, candidates and candidates of the first; canvas and candidates of the second
+    assert image_comparison.describe_run(images) == {
+        "num_states": 3.5,
+        "num_evaluations": 7.0,
+        "sequential_passes": 2.5,
         "cumulative_entropies": [3.5, 3.0],
         "entropy_by_step": [2.0, 3.0, 3.25],
-        # Three rows in the first step are the empty canvas and two candidates; two are one candidate, which is no decision.
+        # A single candidate is no decision.
         "decisions_by_step": [1, 1, 0],
         "other_winner_by_step": [1, 0, 0],
     }

@@ -26,8 +26,11 @@ def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
         objective=torch.zeros(2, rows, 2),
         winner=torch.zeros(2, rows, dtype=torch.long),
         selected=selected,
-        num_evaluations=torch.tensor([[3], [1]]).expand(2, rows),
-        starts=torch.tensor([[True], [False]]).expand(2, rows),
+        log_probability=torch.tensor([[-1.0], [-0.5]]).expand(2, rows),
+        num_compared=torch.tensor([[2], [0]]).expand(2, rows),
+        num_states=torch.tensor([[3], [1]]).expand(2, rows),
+        num_evaluations=torch.tensor([[6], [2]]).expand(2, rows),
+        num_passes=torch.tensor([[2], [1]]).expand(2, rows),
     )
 
 
@@ -48,7 +51,7 @@ def test_answers_are_checked_and_the_first_decision_is_told(first, share):
     record = text_comparison.run(cell("equation", seed=2), problems, answer, batch_size=3)
     assert record["right"] == "11010"
     assert record["cumulative_entropies"] == [1.5] * 5
-    assert record["num_evaluations"] == [4] * 5
+    assert (record["num_states"], record["num_evaluations"]) == ([4] * 5, [8] * 5)
     assert record["steps"] == [2] * 5
     assert record["product_first"] == [share] * 5
     assert (record["distinct"], record["distinct_right"]) == (2, 1)

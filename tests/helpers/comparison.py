@@ -12,6 +12,7 @@ def result(sampler, steps, rows, right, *, seed=0, num_candidates=None, entropie
         "seed": seed,
         "looks_ahead": num_candidates is not None,
         "num_images_per_prompt": 1,
+        "num_states": rows,
         "num_evaluations": rows,
         "sequential_passes": steps,
         "cumulative_entropies": entropies or [float(rows)] * len(right),
