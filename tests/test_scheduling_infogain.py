@@ -18,7 +18,7 @@ from diffusers_infogain.settings import SETTINGS
 
 MASK = 9
 CERTAINTIES = tuple(RULES)
-PARALLEL_SAMPLERS = ("confidence_parallel", "klass_parallel")
+PARALLEL_SAMPLERS = tuple(name for name, sampler in SAMPLERS.items() if sampler.ready is not None)
 INTEGER, NUMBER = "an integer >= {}", "a number >= 0"
 INVALID = [
     *(("mask_token_id", value, INTEGER.format(0)) for value in (-1, 1.5, True, None, "8")),
