@@ -212,12 +212,17 @@ def _add_metric_flags(command: Parser) -> None:
     _add(group, "--clip-model", nonempty, "folder or Hub id of a CLIP model")
 
 
-def _add_samplers_flag(command: Parser, default: tuple[str, ...]) -> None:
+def _add_split_flag(command: Parser, of: str) -> None:
+    text = f"{of}: choose settings on the first, report on the second, and make published figures once on the third"
+    command.add_argument("--split", choices=choices.SPLITS, help=f"part of all {text} (default: no part)")
+
+
+def _add_samplers_flag(command: Parser, default: tuple[str, ...] | None, how: str = "") -> None:
     text = (
         "samplers or presets (`diffusers-infogain samplers` lists them) with settings of the scheduler, or num_beams / num_runs, "
-        "such as maskgit:token_temperature=0.7"
+        f"such as maskgit:token_temperature=0.7{how}"
     )
-    _add(command, "--samplers", nonempty, text, list(default), nargs="+", metavar="NAME[:KEY=VALUE,...]")
+    _add(command, "--samplers", nonempty, text, default and list(default), nargs="+", metavar="NAME[:KEY=VALUE,...]")
 
 
 def _add_text_call_flags(command: Parser) -> None:
@@ -258,7 +263,9 @@ def add_demo(command: Parser) -> None:
 def add_exact(command: Parser) -> None:
     """Adds the flags of `exact`."""
     _add(command, "--num-samples", integer(1, MOST), "per sampler and task", 200)
+    _add_samplers_flag(command, None, "; as many steps as tokens, or fewer with a bound (default: a fixed selection)")
     _add_seeds_flag(command, [0])
+    _add_split_flag(command, "seeds")
 
 
 def add_evaluate(command: Parser) -> None:
@@ -329,11 +336,7 @@ def add_compare_text(command: Parser) -> None:
     _add_seeds_flag(command, [0, 1, 2])
     _add_count_flag(command, "--num-problems", "per task", 200)
     _add(command, "--problem-seed", integer(0), "of the problems", 0)
-    text = (
-        "third of all problems and seeds to use: choose settings on the first, report on the second, and make published figures "
-        "once on the third (default: all problems)"
-    )
-    command.add_argument("--split", choices=choices.SPLITS, help=text)
+    _add_split_flag(command, "problems and seeds")
     _add_text_model_flag(command)
     command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
     command.add_argument("--plots", action="store_true", help="plot right against distinct answers, for each task")

@@ -8,7 +8,7 @@ these sequences. Sampling several positions in parallel ignores their dependence
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..extras import missing
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from ..search import decode_best_of
+from .samplers import SamplerSpec
 from .tables import markdown_table
 from .text_tasks import SUDOKU_DIGITS, sudoku_grids
 
@@ -313,9 +314,40 @@ def format_table(title: str, results: list[ExactResult]) -> str:
     return f"**{title}**, {results[0].samples} samples\n\n{markdown_table(header, rows)}"
 
 
+def tasks_one_by_one() -> dict[str, ExactTask]:
+    """All tasks, for settings that decode one token per step unless a bound or `tokens_per_step` has them decode more."""
+    digits, synonyms = digits_task(), digits_task(num_codes=SYNONYMS)
+    pixels = "pixels that differ from the nearest real digit (lower is better)"
+    codes = ", ".join(map(str, SYNONYMS))
+    return {
+        "sudoku": replace(sudoku_task(), title="4x4 Sudoku: share of valid grids (higher is better)"),
+        "digits": replace(digits, title=f"8x8 digits: {pixels}"),
+        "synonyms": replace(synonyms, title=f"8x8 digits, grey levels written by {codes} codes: {pixels}"),
+    }
+
+
+def one_by_one(sampler: SamplerSpec) -> SamplerSetting:
+    """A sampler as a setting that has as many steps as there are tokens.
+
+    Raises:
+        ValueError: For a search with beams, which is not measured here.
+    """
+    if "num_beams" in sampler.call:
+        raise ValueError(f"`samplers` must not search with beams on exact models, got {sampler.name!r}.")
+    return SamplerSetting(sampler.name, sampler.scheduler, one_by_one=True, num_runs=sampler.call.get("num_runs", 1))
+
+
+def compare_samplers(samplers: Sequence[SamplerSpec], num_samples: int = 200, seeds: Sequence[int] = (0,)) -> str:
+    """The comparison of some samplers on all tasks, one by one, as Markdown."""
+    return _compare(list(tasks_one_by_one().values()), [one_by_one(sampler) for sampler in samplers], num_samples, seeds)
+
+
 def compare_exact(num_samples: int = 200, seeds: Sequence[int] = (0,), settings: tuple[SamplerSetting, ...] = COMPARED) -> str:
     """The comparison of all samplers on both exact models, as Markdown."""
-    tasks = [sudoku_task(2), sudoku_task(4), digits_task(8), digits_task(8, SYNONYMS)]
+    return _compare([sudoku_task(2), sudoku_task(4), digits_task(8), digits_task(8, SYNONYMS)], settings, num_samples, seeds)
+
+
+def _compare(tasks: Sequence[ExactTask], settings: Sequence[SamplerSetting], num_samples: int, seeds: Sequence[int]) -> str:
     with Progress(total=len(tasks) * len(settings), desc="exact models") as progress:
         tables = []
         for task in tasks:

@@ -184,6 +184,24 @@ def test_exact_prints_tables(capsys):
     assert out.count("| info_gain sum |") == 4
 
 
+def test_exact_compares_the_samplers_that_are_given_on_a_split(capsys):
+    flags = ["exact", "--num-samples", 4, "--samplers", "left:entropy_bound=8", "maskgit:tokens_per_step=32,num_runs=2"]
+    code, out, _ = run(capsys, *flags)
+    assert code == 0
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("**")] == [
+        "**4x4 Sudoku",
+        "**8x8 digits",
+        "**8x8 digits, grey levels written by 1, 6, 6, 6 codes",
+    ]
+    assert out.count("| left:entropy_bound=8 |") == 3
+    rows = [line.split(" | ")[4] for line in out.splitlines() if line.startswith("| maskgit")]
+    assert rows == ["2.0", "4.0", "4.0"]
+    assert run(capsys, *flags, "--seeds", 1002)[1] == run(capsys, *flags, "--split", "choose", "--seeds", 2)[1] != out
+    code, _, err = run(capsys, "exact", "--samplers", "margin:num_beams=2")
+    assert code == 2
+    assert "`samplers` must not search with beams on exact models, got 'margin:num_beams=2'." in err
+
+
 def test_the_console_script_is_installed():
     script = Path(sys.executable).parent / "diffusers-infogain"
     if not script.exists():
