@@ -36,11 +36,13 @@ TEXT_TASKS = ("equation", "sudoku")
 EXACT_TASKS = ("exact-sudoku", "exact-digits", "exact-synonyms")
 RULES = ("confidence", "maskgit", "entropy", "margin", "uniform", "left", "klass", "pivot")
 BOUNDS = (0.1, 0.25, 0.5, 1)
-PARALLEL = (
-    *(f"confidence_parallel:parallel_threshold={share}" for share in (0.5, 0.7, 0.9)),
-    *(f"klass_parallel:klass_threshold=0.01,parallel_threshold={share}" for share in (0.5, 0.7, 0.9)),
-    *(f"{name}:parallel_factor={factor}" for name in ("factor_parallel", "frechet_parallel") for factor in (0.5, 1, 2)),
-)
+PARALLEL = {
+    "confidence_parallel": [f"parallel_threshold={share}" for share in (0.5, 0.7, 0.9)],
+    "klass_parallel": [f"klass_threshold=0.01,parallel_threshold={share}" for share in (0.5, 0.7, 0.9)],
+    "factor_parallel": [f"parallel_factor={factor}" for factor in (0.5, 1, 2)],
+    "frechet_parallel": [f"parallel_factor={factor}" for factor in (0.5, 1, 2)],
+}
+"""Rules that say by themselves how many tokens a step decodes."""
 DRAWS = ("", "top_p=0.9", "token_temperature=0.7", "top_p=0.9,token_temperature=0.7")
 """How tokens are drawn."""
 
@@ -70,13 +72,16 @@ def with_draws(sampler: str) -> list[str]:
 
 
 def all_settings(rules: Sequence[str], bounds: Iterable[float], counts: Iterable[int]) -> list[Setting]:
-    """Every rule with every bound, without a bound at every number of tokens per step, and the rules that set the number."""
-    settings = []
+    """Every rule with every bound, and without a bound at every number of tokens per step."""
+    settings: list[Setting] = []
     for rule in rules:
+        if rule in PARALLEL:
+            settings += [(name, 1) for own in PARALLEL[rule] for name in with_draws(f"{rule}:{own}")]
+            continue
         settings += [(name, count) for name in with_draws(rule) for count in counts]
         for bound in bounds:
             settings += [(name, 1) for name in with_draws(f"{rule}{',' if ':' in rule else ':'}entropy_bound={bound}")]
-    return settings + [(name, 1) for sampler in PARALLEL for name in with_draws(sampler)]
+    return settings
 
 
 def layers(measured: Sequence[Measured]) -> list[list[Measured]]:
@@ -156,7 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="for the records and tables")
     parser.add_argument("--tasks", nargs="+", choices=(*TEXT_TASKS, *EXACT_TASKS), default=[*TEXT_TASKS, *EXACT_TASKS])
-    parser.add_argument("--rules", nargs="+", choices=(*RULES, "halton", "pc_sampler"), help="(default: all of the task)")
+    parser.add_argument(
+        "--rules", nargs="+", choices=(*RULES, "halton", "pc_sampler", *PARALLEL), help="(default: all of the task)"
+    )
     parser.add_argument("--num-screened", type=int, default=100, help="problems or samples of the first round")
     parser.add_argument("--num-kept", type=int, default=40, help="settings of the second round")
     parser.add_argument("--num", type=int, default=200, help="problems or samples of the second round")
@@ -166,7 +173,7 @@ def main() -> None:
     for task in args.tasks:
         of_text = task in TEXT_TASKS
         measure = measure_text if of_text else measure_exact
-        rules = args.rules or [*RULES, "pc_sampler" if of_text else "halton"]
+        rules = args.rules or [*RULES, "pc_sampler" if of_text else "halton", *PARALLEL]
         if "pc_sampler" in rules:
             frequencies = args.folder / "frequencies.safetensors"
             if not frequencies.exists():

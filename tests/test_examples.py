@@ -137,6 +137,21 @@ def test_the_commands_that_reproduce_the_results_parse():
             InfoGainScheduler(mask_token_id=4, **spec.scheduler)
 
 
+def test_settings_are_chosen_on_text_and_on_exact_models_and_finished_runs_are_kept(run, tmp_path):
+    flags = ["--rules", "left", "factor_parallel", "--num-screened", 2, "--num-kept", 3, "--num", 3, "--seeds", 0, 1]
+    for attempt in range(2):
+        run("choose_text_settings.py", tmp_path, "--tasks", "equation", "exact-sudoku", *flags)
+        for task in ("equation", "exact-sudoku"):
+            kept, screened = (tmp_path / f"{task}.md").read_text().split("First round: ")
+            assert kept.count("left") + kept.count("factor_parallel") == 3
+            assert screened.count("| 2 |") == 4  # tokens per step
+            assert len(screened.splitlines()) - 4 == (3 + 4 + 3) * 4
+            assert kept.count("| **") >= 1
+            assert f"**{task}**, n = 6" in kept
+            lines = (tmp_path / f"{task}-screened" / "results.jsonl").read_text().splitlines()
+            assert len(lines) == 40, attempt
+
+
 def test_a_new_rule_decodes(run):
     with mock.patch.dict(rules.RULES), mock.patch.dict(rules.SAMPLERS):
         lines = run("new_rule.py", "--num-texts", 10).splitlines()
