@@ -19,7 +19,7 @@ from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
 from .trace import DecodingTrace, TraceRecorder
 
-Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Denoise = Callable[[torch.Tensor, torch.Tensor], Logits]
 """`denoise(tokens, sample_index)`: see `decode`."""
 
 Evaluations = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -82,7 +82,9 @@ class Model:
     def run(self, states: torch.Tensor, sample_index: torch.Tensor) -> Logits:
         """Logits (R, L, V) of states (R, L) of the samples `sample_index` (R,), in one call."""
         logits = self.denoise(states, sample_index)
-        return logits if logits.ndim == 3 else MaskedLogits.at(states == self.mask_token_id, logits)
+        if isinstance(logits, MaskedLogits) or logits.ndim == 3:
+            return logits
+        return MaskedLogits.at(states == self.mask_token_id, logits)
 
     def logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> Logits:
         """Logits (R, L, V) of the states where `where` (R,) is true. Those of other states are finite, and never read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,19 +12,12 @@ from diffusers import DiffusionPipeline
 
 from .callbacks import CallState, StepCallback, tensor_inputs
 from .candidates import Generators, check_generator
-from .checks import check_bool, check_choice, check_integer, check_number, check_search, check_type
+from .checks import check_bool, check_choice, check_integer, check_search, check_type
 from .components import check_scheduler
+from .guidance import Rows, check_guidance, guidance_weights, number_conditions
 from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
 
-GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda u: 1.0,
-    "linear": lambda u: u,
-    "cosine": lambda u: (1 - math.cos(math.pi * u)) / 2,
-}
-"""The share of the guidance that is applied once the share u of the canvas is decoded."""
-
-_STRONGEST_GUIDANCE = 1e6
 _LARGEST_SIDE = 2**16
 
 Condition = dict[str, torch.Tensor]
@@ -69,24 +62,6 @@ def check_latents(latents: torch.Tensor, shape: tuple[int, int, int], codebook_s
         )
 
 
-def guide(
-    cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor, mask_token_id: int, guidance_scale: float, schedule: str
-) -> torch.Tensor:
-    """uncond + g · (cond - uncond) in float32; g grows from 1 to `guidance_scale` with the decoded share of the canvas.
-
-    Args:
-        cond, uncond: Logits (R, L, V), or (M, V) at the M masks of `tokens`.
-        tokens: (R, L) long.
-        schedule: One of `GUIDANCE_SCHEDULES`.
-    """
-    masks = (tokens == mask_token_id).sum(-1)
-    ramp = [GUIDANCE_SCHEDULES[schedule](u) for u in (1 - masks.double() / tokens.shape[1]).tolist()]
-    scales = 1 + (guidance_scale - 1) * torch.tensor(ramp, dtype=torch.float32, device=tokens.device)
-    scales = scales.repeat_interleave(masks)[:, None] if cond.ndim == 2 else scales[:, None, None]
-    cond, uncond = cond.float(), uncond.float()
-    return uncond + scales * (cond - uncond)
-
-
 @dataclass(kw_only=True)
 class ImageCall:
     """One running call of an image pipeline.
@@ -116,6 +91,7 @@ class ImageCall:
     num_inference_steps: int | None
     guidance_scale: float
     guidance_schedule: str
+    guidance_interval: tuple[float, float]
     num_images_per_prompt: int
     generator: Generators
     latents: torch.Tensor | None
@@ -132,6 +108,8 @@ class ImageCall:
     state: CallState = field(init=False)
     _condition: Condition = field(init=False)
     _negative: Condition | None = field(init=False)
+    _numbers: torch.Tensor | None = field(init=False, default=None)
+    _negative_numbers: torch.Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.canvas = self.pipe.canvas()
@@ -193,8 +171,7 @@ class ImageCall:
             raise ValueError(f"`height` and `width` must be at most {_LARGEST_SIDE}, got {height} and {width}.")
 
     def _check_choices(self) -> None:
-        check_number("guidance_scale", self.guidance_scale, -_STRONGEST_GUIDANCE, _STRONGEST_GUIDANCE)
-        check_choice("guidance_schedule", self.guidance_schedule, tuple(GUIDANCE_SCHEDULES))
+        check_guidance(self.guidance_scale, self.guidance_schedule, self.guidance_interval)
         check_choice("output_type", self.output_type, ("pil", "np", "pt", "latent"))
         check_bool("return_dict", self.return_dict)
 
@@ -254,12 +231,33 @@ class ImageCall:
 
     def condition(self, sample_index: torch.Tensor) -> Condition:
         """The condition of some images, as callbacks have left it."""
-        return {name: self.state.conditions.get(name, value)[sample_index] for name, value in self._condition.items()}
+        return {name: value[sample_index] for name, value in self._current_condition().items()}
 
     def negative(self, sample_index: torch.Tensor) -> Condition:
         """The negative condition of some images, as callbacks have left it."""
-        current, negative = self.state.conditions, self._negative or {}
-        return {name: current.get(f"negative_{name}", value)[sample_index] for name, value in negative.items()}
+        return {name: value[sample_index] for name, value in self._current_negative().items()}
+
+    def _current_condition(self) -> Condition:
+        return {name: self.state.conditions.get(name, value) for name, value in self._condition.items()}
+
+    def _current_negative(self) -> Condition:
+        return {name: self.state.conditions.get(f"negative_{name}", value) for name, value in (self._negative or {}).items()}
+
+    def rows(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> Rows:
+        """The rows that the network has to see for states (R, L) of the images `sample_index` (R,), under their conditions."""
+        if self._numbers is None:
+            self._numbers = number_conditions(self._current_condition())
+        return Rows.of(tokens, self._numbers[sample_index])
+
+    def negative_rows(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> Rows:
+        """The same under their negative conditions."""
+        if self._negative_numbers is None:
+            self._negative_numbers = number_conditions(self._current_negative())
+        return Rows.of(tokens, self._negative_numbers[sample_index])
+
+    def forget_numbers(self) -> None:
+        """After a callback, which may have changed conditions, also in place."""
+        self._numbers = self._negative_numbers = None
 
     @property
     def guided(self) -> bool:
@@ -276,10 +274,10 @@ class ImageCall:
             )
         return guided
 
-    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Guided logits, with the call's schedule and its current guidance scale."""
-        scale = self.state.guidance_scale + self.pipe.guidance_offset
-        return guide(cond, uncond, tokens, self.mask_token_id, scale, self.guidance_schedule)
+    def guidance_weights(self, tokens: torch.Tensor) -> torch.Tensor:
+        """g of states (R, L), (R,), in the form logits = uncond + g · (cond - uncond); 1 where no unconditional row is needed."""
+        scale = self.state.guidance_scale + self.pipe.guidance_offset if self.guided else 1.0
+        return guidance_weights(tokens, self.mask_token_id, scale, self.guidance_schedule, self.guidance_interval)
 
 
 CALL_OPTIONS = tuple(

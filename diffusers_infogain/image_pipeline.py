@@ -35,7 +35,9 @@ from .components import (
     scale_factor,
 )
 from .decoding import DecodingOutput, DecodingStep
+from .guidance import guide
 from .image_call import CALL_OPTIONS, Canvas, Condition, ImageCall, check_one_each
+from .masked_logits import Logits, MaskedLogits, replace_states, split_states, take_states
 from .pictures import Picture
 from .printing import summary
 from .progress import ProgressPipeline
@@ -209,6 +211,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
@@ -235,6 +238,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
                 with 1 logits = (1 + g) · cond - g · uncond, which 0 or less switches off.
             guidance_schedule: How guidance grows to its full strength with the share of the image that is decoded: "constant"
                 (full from the start), "linear" or "cosine".
+            guidance_interval: (start, stop): guidance is on only while the share of the image that is decoded is at least `start`
+                and below `stop`. Elsewhere the model does not see the negative prompt, which saves half of its rows.
             negative_prompt: What to steer away from, instead of the empty prompt: one for all prompts, or one for each. Ignored
                 without guidance.
             num_images_per_prompt: The images of a prompt follow each other in the output.
@@ -287,19 +292,35 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             return images, output.trace
         return InfoGainPipelineOutput(images=images, trace=output.trace, seeds=output.seeds)
 
-    def _denoise(self, call: ImageCall, states: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
-        """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is."""
-        tokens, condition = states.unflatten(1, call.grid), call.condition(sample_index)
-        if not call.guided:
-            return self.predict(tokens, call=call, **condition)
-        negative = call.negative(sample_index)
+    def _denoise(self, call: ImageCall, states: torch.Tensor, sample_index: torch.Tensor) -> Logits:
+        """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is.
+
+        Equal states with equal conditions go through the network once, and states whose guidance is off without the negative
+        condition.
+        """
+        weights = call.guidance_weights(states)
+        guided = (weights != 1).nonzero()[:, 0]
+        rows = call.rows(states, sample_index)
+        condition = call.condition(sample_index[rows.state])
+        if not len(guided):
+            return take_states(self._predict(call, states[rows.state], condition), rows.number)
+        steered, owners = states[guided], sample_index[guided]
+        negative_rows = call.negative_rows(steered, owners)
+        negative = call.negative(owners[negative_rows.state])
         if self.batches_guidance:
             both = {name: torch.cat([negative[name], value]) for name, value in condition.items()}
-            uncond, cond = self.predict(torch.cat([tokens, tokens]), call=call, **both).chunk(2)
+            logits = self._predict(call, torch.cat([steered[negative_rows.state], states[rows.state]]), both)
+            uncond, cond = split_states(logits, len(negative_rows.state))
         else:
-            cond = self.predict(tokens, call=call, **condition)
-            uncond = self.predict(tokens, call=call, **negative)
-        return call.guide(cond, uncond, states)
+            cond = self._predict(call, states[rows.state], condition)
+            uncond = self._predict(call, steered[negative_rows.state], negative)
+        cond, uncond = take_states(cond, rows.number), take_states(uncond, negative_rows.number)
+        return replace_states(cond, guided, guide(take_states(cond, guided), uncond, weights[guided]))
+
+    def _predict(self, call: ImageCall, states: torch.Tensor, condition: Condition) -> Logits:
+        """`predict` for states (K, L), with one entry of the condition each."""
+        logits = self.predict(states.unflatten(1, call.grid), call=call, **condition)
+        return logits if logits.ndim == 3 else MaskedLogits.at(states == call.mask_token_id, logits)
 
     def _decode(self, call: ImageCall) -> DecodingOutput:
         tokens = call.start_tokens()
@@ -316,6 +337,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
                     return None
                 latents, names = step.tokens.unflatten(1, call.grid), call.callback_on_step_end_tensor_inputs
                 edited = call_back(self, call.callback_on_step_end, step, names, "latents", call.state, latents=latents)
+                call.forget_numbers()
                 edited = latents if edited is None else edited
                 call.check_latents(edited)
                 return edited.flatten(1)
@@ -368,6 +390,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             "num_inference_steps": len(call.scheduler.timesteps),
             "guidance_scale": call.guidance_scale,
             "guidance_schedule": call.guidance_schedule,
+            "guidance_interval": list(call.guidance_interval),
             "height": call.height,
             "width": call.width,
             "num_beams": call.num_beams,

@@ -185,6 +185,7 @@ class ClipImagePipeline(InfoGainImagePipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,

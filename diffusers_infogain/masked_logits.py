@@ -149,3 +149,22 @@ def take_states(logits: Logits, index: torch.Tensor) -> Logits:
         return MaskedLogits(logits.rows, logits.index[index].masked_fill(absent[..., None], -1)).compact()
     taken = logits[index]
     return taken.masked_fill_(absent[..., None, None], 0) if absent.any() else taken
+
+
+def split_states(logits: Logits, size: int) -> tuple[Logits, Logits]:
+    """The first `size` states of (K, L, V), and the others, without copies; vectors at masks only are in row-major order."""
+    if isinstance(logits, torch.Tensor):
+        return logits[:size], logits[size:]
+    first, rest = logits.index[:size], logits.index[size:]
+    num_rows = int((first >= 0).sum())
+    rest = torch.where(rest < 0, -1, rest - num_rows)
+    return MaskedLogits(logits.rows[:num_rows], first), MaskedLogits(logits.rows[num_rows:], rest)
+
+
+def replace_states(logits: Logits, index: torch.Tensor, others: Logits) -> Logits:
+    """The states of (R, L, V), those at `index` (K,), all different and ascending, replaced by `others` (K, L, V)."""
+    if len(index) == logits.shape[0]:
+        return others
+    source = torch.arange(logits.shape[0], device=index.device)
+    source[index] = torch.arange(len(index), device=index.device) + len(source)
+    return take_states(concatenate([logits, others]), source)

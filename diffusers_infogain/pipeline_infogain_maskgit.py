@@ -168,6 +168,7 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: torch.Tensor | None = None,

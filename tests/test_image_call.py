@@ -17,7 +17,7 @@ from diffusers_infogain import (
     InfoGainPipeline,
     InfoGainScheduler,
 )
-from diffusers_infogain.image_call import CALL_OPTIONS, Canvas, ImageCall, guide
+from diffusers_infogain.image_call import CALL_OPTIONS, Canvas, ImageCall
 from diffusers_infogain.image_pipeline import InfoGainImagePipeline
 from diffusers_infogain.loading import IMAGE_PIPELINES
 
@@ -51,8 +51,8 @@ def test_the_options_of_a_call_are_the_arguments_of_the_base_class():
 
 EMBEDDINGS = ["prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states"]
 MICRO = ["micro_conditioning_aesthetic_score", "micro_conditioning_crop_coord"]
-SIZE, SEARCH = list(CALL_OPTIONS[:5]), list(CALL_OPTIONS[-3:])
-IMAGES, OUTPUT = list(CALL_OPTIONS[5:8]), list(CALL_OPTIONS[8:-3])
+SIZE, SEARCH = list(CALL_OPTIONS[:6]), list(CALL_OPTIONS[-3:])
+IMAGES, OUTPUT = list(CALL_OPTIONS[6:9]), list(CALL_OPTIONS[9:-3])
 
 
 @pytest.mark.parametrize(
@@ -118,23 +118,32 @@ def test_conditions_are_taken_by_image_as_callbacks_left_them():
 
 @pytest.mark.parametrize(("offset", "off"), [(0, 1.0), (1, 0.0)])
 def test_a_scale_switches_guidance_off_by_the_family_s_form(offset, off):
-    assert not make_call(offset=offset, guidance_scale=off).guided
+    tokens = torch.full((2, 16), MASK)
+    call = make_call(offset=offset, guidance_scale=off)
+    assert not call.guided
+    assert call.guidance_weights(tokens).tolist() == [1.0, 1.0]
     call = make_call(offset=offset, guidance_scale=off + 0.5)
     assert call.guided
-    cond, uncond = torch.randn(2, 1, 16, 10, generator=torch.Generator().manual_seed(0)).unbind()
-    tokens = torch.zeros(1, 16, dtype=torch.long)
-    expected = uncond + (off + 0.5 + offset) * (cond - uncond)
-    torch.testing.assert_close(call.guide(cond, uncond, tokens), expected)
+    assert call.guidance_weights(tokens).tolist() == [off + 0.5 + offset] * 2
     call.state.guidance_scale = off
     assert not call.guided
+    assert call.guidance_weights(tokens).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_rows_at_masks_are_guided_as_full_logits_are(schedule):
-    tokens = torch.tensor([[1, MASK, MASK, 2], [MASK, MASK, MASK, 2]])
-    cond, uncond = torch.randn(2, 2, 4, 10, generator=torch.Generator().manual_seed(0)).unbind()
-    full, masked = guide(cond, uncond, tokens, MASK, 4.0, schedule), tokens == MASK
-    assert torch.equal(guide(cond[masked], uncond[masked], tokens, MASK, 4.0, schedule), full[masked])
-    share = {"constant": (1.0, 1.0), "linear": (0.5, 0.25), "cosine": (0.5, (1 - 2**-0.5) / 2)}[schedule]
-    for row in range(2):
-        torch.testing.assert_close(full[row], uncond[row] + (1 + 3 * share[row]) * (cond[row] - uncond[row]))
+def test_images_share_rows_where_their_conditions_are_equal_as_callbacks_left_them():
+    call = make_call(num_prompts=4, tensor_inputs=("words", "negative_words"))
+    words, size = torch.tensor([[1, 2], [3, 4], [1, 2], [1, 2]]), torch.tensor([5, 5, 5, 6])
+    call.condition_on({"words": words, "size": size}, {"words": torch.zeros(4, 2), "size": torch.zeros(4)})
+    tokens, images = torch.full((4, 16), MASK), torch.arange(4)
+    assert call.rows(tokens, images).number.tolist() == [0, 1, 0, 2]
+    assert call.rows(tokens, images).state.tolist() == [0, 1, 3]
+    assert call.negative_rows(tokens, images).state.tolist() == [0]
+    tokens[2, 5] = 3
+    assert call.rows(tokens, images).number.tolist() == [0, 1, 2, 3]
+    assert call.negative_rows(tokens, images).number.tolist() == [0, 0, 1, 0]
+    assert call.rows(tokens[:2], torch.tensor([2, 0])).number.tolist() == [0, 0]
+    words[0, 0] = 9  # in place, as a callback may
+    call.state.conditions["negative_words"] = torch.tensor([[0.0, 0], [0, 0], [0, 0], [0, 1]])
+    call.forget_numbers()
+    assert call.rows(tokens[:2], torch.tensor([2, 0])).number.tolist() == [0, 1]
+    assert call.negative_rows(tokens, images).number.tolist() == [0, 0, 1, 2]

@@ -152,6 +152,8 @@ def _add_image_call_flags(command: Parser) -> None:
     text = "strength of guidance (default: the model's, 1.2 for demo)"
     _add(command, "--guidance-scale", number(-LARGEST_NUMBER), text)
     _add(command, "--guidance-schedule", nonempty, "constant, linear or cosine", "constant")
+    text = "guide only while at least START and less than STOP of the image is decoded, as shares (default: 0 1)"
+    _add(command, "--guidance-interval", number(0, 1), text, nargs=2, metavar=("START", "STOP"))
     _add(command, "--negative-prompt", utf8, "what to steer away from")
     _add_size_flags(command)
     _add_lookahead_flag(command)
@@ -217,10 +219,12 @@ def _add_split_flag(command: Parser, of: str) -> None:
     command.add_argument("--split", choices=choices.SPLITS, help=f"part of all {text} (default: no part)")
 
 
-def _add_samplers_flag(command: Parser, default: tuple[str, ...] | None, how: str = "") -> None:
+def _add_samplers_flag(
+    command: Parser, default: tuple[str, ...] | None, how: str = "", of_call: str = "num_beams / num_runs"
+) -> None:
     text = (
-        "samplers or presets (`diffusers-infogain samplers` lists them) with settings of the scheduler, or num_beams / num_runs, "
-        f"such as maskgit:token_temperature=0.7{how}"
+        f"samplers or presets (`diffusers-infogain samplers` lists them) with settings of the scheduler, or {of_call}, such as "
+        f"maskgit:token_temperature=0.7{how}"
     )
     _add(command, "--samplers", nonempty, text, default and list(default), nargs="+", metavar="NAME[:KEY=VALUE,...]")
 
@@ -290,7 +294,7 @@ def add_compare(command: Parser) -> None:
     _add_metric_flags(command)
     _add_model_flags(command)
     _add_output_flag(command, "outputs/comparison")
-    _add_samplers_flag(command, DEFAULT_SAMPLERS)
+    _add_samplers_flag(command, DEFAULT_SAMPLERS, of_call="num_beams / num_runs / guidance_scale / _schedule / _interval")
     _add(command, "--steps", integer(1), "numbers of steps", [8, 16], nargs="+")
     text = "of samplers that look ahead (default: the preset's, else the model's)"
     _add(command, "--num-candidates", integer(1, HIGHEST["num_candidates"]), text, nargs="+")

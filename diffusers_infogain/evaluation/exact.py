@@ -30,8 +30,11 @@ SYNONYMS = (1, 6, 6, 6)
 """The number of codes for each grey level: one for the background and six for each ink, so that entropies favour the
 background."""
 
+ExactDenoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A `Denoise` function that returns a full tensor of logits (R, L, V)."""
 
-def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) -> Denoise:
+
+def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) -> ExactDenoise:
     """A `Denoise` function that returns the exact marginals of a set of sequences (G, L), as log-probabilities (R, L, V).
 
     The mask id is V = `num_tokens`.
@@ -46,7 +49,7 @@ def exact_denoise(sequences: torch.Tensor, num_tokens: int, sharpness: float) ->
     return denoise
 
 
-def synonymous_denoise(denoise: Denoise, num_codes: Sequence[int]) -> Denoise:
+def synonymous_denoise(denoise: ExactDenoise, num_codes: Sequence[int]) -> ExactDenoise:
     """Replaces each token v of a model by `num_codes[v]` synonymous codes, which are equally likely.
 
     Codes are numbered token after token, and the mask id is their total number. VQ codes are partly synonymous in this way: their

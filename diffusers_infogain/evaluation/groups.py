@@ -70,7 +70,7 @@ class Group:
     @property
     def greedy(self) -> bool:
         """Whether the sampler neither looks ahead nor searches (with beams, or for the best of several runs)."""
-        return not self.looks_ahead and not parse_sampler(self["sampler"]).call
+        return not self.looks_ahead and not parse_sampler(self["sampler"]).searches
 
     @property
     def label(self) -> str:

@@ -69,7 +69,7 @@ def grid(
 
     Args:
         num_candidates: Numbers of candidates for the samplers that look ahead; None: each preset's own, else the pipeline's.
-            A sampler that sets `num_candidates` in its name runs with that number only.
+            A sampler that sets `num_candidates` or `guidance_scale` in its name runs with that number only.
         config: The configuration of the pipeline's own scheduler.
     """
     own = InfoGainScheduler.from_config(dict(config)).config["num_candidates"]
@@ -82,7 +82,8 @@ def grid(
             numbers = [sampler.scheduler.get("num_candidates", own)]
         else:
             numbers = num_candidates
-        cells += [ImageCell(sampler, count, number, guidance_scale, seed) for number in numbers]
+        scale = sampler.call.get("guidance_scale", guidance_scale)
+        cells += [ImageCell(sampler, count, number, scale, seed) for number in numbers]
     return sorted(dict.fromkeys(cells), key=lambda cell: (cell.seed, cell.steps * (cell.num_candidates or 1)))
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..choices import PRESETS
+from ..guidance import check_guidance
 from ..rules import SAMPLERS
 from ..scheduling_infogain import InfoGainScheduler
 from ..settings import SETTINGS
 
 SEARCHES = ("num_beams", "num_runs")
-"""The settings of a sampler that are not the scheduler's but arguments of the pipeline's call."""
+"""Settings of a sampler that are not the scheduler's but arguments of the pipeline's call."""
 
+GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval")
+"""Others of these, for images only."""
 
 DEFAULT = "default"
 """The name that stands for the pipeline's own sampler, with its own settings."""
@@ -26,12 +29,17 @@ class SamplerSpec:
 
     name: str
     scheduler: dict[str, Any] = field(hash=False)
-    call: dict[str, int] = field(hash=False)
+    call: dict[str, Any] = field(hash=False)
 
     @property
     def looks_ahead(self) -> bool:
         """Whether it compares candidates by a lookahead. "default" does, unless `for_pipeline` filled in other settings."""
         return SAMPLERS[self.scheduler.get("sampler", "info_gain")].looks_ahead
+
+    @property
+    def searches(self) -> bool:
+        """Whether it searches, with beams or for the best of several runs."""
+        return any(name in self.call for name in SEARCHES)
 
     def for_pipeline(self, config: Mapping[str, Any]) -> SamplerSpec:
         """Fills in the settings of the pipeline's scheduler if the sampler is "default"; any other sampler is returned as it is.
@@ -46,27 +54,35 @@ class SamplerSpec:
         return replace(self, scheduler={**{name: own[name] for name in SETTINGS}, **self.scheduler})
 
 
-def parse_sampler(text: str) -> SamplerSpec:
+def parse_sampler(text: str, *, of_text: bool = False) -> SamplerSpec:
     """Parses a sampler or preset with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
 
     "default" stands for the pipeline's own sampler (see `SamplerSpec.for_pipeline`). A pair is written start:end, as in
-    "maskgit:choice_temperature=4:0". The settings "num_beams" and "num_runs" search with the sampler.
+    "maskgit:choice_temperature=4:0". The settings "num_beams" and "num_runs" search with the sampler; those of guidance are
+    arguments of an image pipeline's call, such as "guidance_interval=0.25:1".
+
+    Args:
+        of_text: Whether it is for text, which is not guided.
 
     Raises:
-        ValueError: For an unknown name or setting, or a setting that is not of the form key=value. The scheduler checks values.
+        ValueError: For an unknown name or setting, a setting that is not of the form key=value, or a wrong one of guidance. The
+            scheduler checks the values of its own.
     """
     name, _, rest = text.partition(":")
     if name not in SAMPLERS and name not in PRESETS:
         raise ValueError(f"A sampler must be one of {', '.join((*SAMPLERS, *PRESETS))}, got {name!r} in {text!r}.")
     settings: dict[str, Any] = {} if name == DEFAULT else dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
+    of_call = SEARCHES if of_text else (*SEARCHES, *GUIDANCE)
+    known = (*SETTINGS, *of_call)
     for pair in rest.split(",") if rest else ():
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
             raise ValueError(f"A sampler's settings must have the form key=value,key=value, got {pair!r} in {text!r}.")
-        if key not in (*SETTINGS, *SEARCHES):
-            raise ValueError(f"A sampler's setting must be one of {', '.join((*SETTINGS, *SEARCHES))}, got {key!r} in {text!r}.")
+        if key not in known:
+            raise ValueError(f"A sampler's setting must be one of {', '.join(known)}, got {key!r} in {text!r}.")
         settings[key] = _value(value)
-    call = {key: settings.pop(key) for key in SEARCHES if key in settings}
+    call = {key: settings.pop(key) for key in of_call if key in settings}
+    check_guidance(**{key: call[key] for key in GUIDANCE if key in call})
     return SamplerSpec(text, settings, call)
 
 

@@ -125,6 +125,10 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
         (("a", "--steps", "0"), "argument --steps: must be an integer >= 1, got 0"),
         (("a", "--num-images", "0"), "argument --num-images: must be an integer >= 1, got 0"),
         (("a", "--height", "9"), "`height` and `width` must be positive multiples of 2, got 9 and 8."),
+        (
+            ("a", "--guidance-interval", 0.5, 0.25),
+            "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop",
+        ),
         (("a", "--guidance-schedule", "up"), "`guidance_schedule` must be one of constant, linear, cosine, got 'up'."),
         (("a", "--prompts-file", "missing.txt"), "missing.txt is missing."),
         (("a", "--position-temperature", "1", "2", "3"), "`position_temperature` must be one number or two"),

@@ -113,6 +113,18 @@ def test_guidance_scales_that_differ_in_the_last_digit_are_two_runs(capsys, tmp_
     assert [group["guidance_scale"] for group in summary] == [1.2000001, 1.2000002]
 
 
+def test_a_sampler_may_say_how_it_is_guided(capsys, tmp_path):
+    samplers = [
+        "maskgit",
+        "maskgit:guidance_scale=3,guidance_interval=0.5:1",
+        "maskgit:guidance_scale=3,guidance_schedule=linear",
+    ]
+    assert compare(capsys, tmp_path, "--samplers", *samplers, "--seeds", 0, "--metrics", "composition")[0] == 0
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert {run["sampler"]: run["guidance_scale"] for run in runs} == dict(zip(samplers, (1.2, 3, 3), strict=True))
+    assert len({tuple(run["cumulative_entropies"]) for run in runs}) == 3
+
+
 def test_default_is_what_the_pipeline_does(capsys, tmp_path):
     arguments = ["--num-prompts", "2", "--steps", "2", "--seeds", "0", "--device", "cpu", "--samplers", "default", "paper"]
     assert cli.main(["compare", "--output", str(tmp_path), *arguments, "--metrics", "composition"]) == 0

@@ -25,6 +25,13 @@ def test_the_grid_repeats_only_what_looks_ahead_for_every_number_of_candidates()
     assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4
 
 
+def test_a_sampler_with_a_guidance_scale_of_its_own_runs_with_that_one_only():
+    names = ("maskgit", "maskgit:guidance_scale=2", "maskgit:guidance_interval=0:0.5")
+    cells = image_comparison.grid([parse_sampler(name) for name in names], [4], None, [1.0, 3.0], [0], CONFIG)
+    scales = {name: [cell.guidance_scale for cell in cells if cell.sampler.name == name] for name in names}
+    assert scales == {names[0]: [1.0, 3.0], names[1]: [2], names[2]: [1.0, 3.0]}
+
+
 def test_default_is_what_the_pipeline_does():
     own = InfoGainScheduler(mask_token_id=0, sampler="klass", num_candidates=6, top_k=3)
     config = {name: value for name, value in own.config.items() if not name.startswith("_")}

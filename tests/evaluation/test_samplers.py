@@ -14,6 +14,9 @@ def test_a_sampler_is_a_name_with_settings():
     text = "info_gain:certainty=uniform,gain_weight=0.5,position_temperature=4:0,num_beams=2"
     settings = {"sampler": "info_gain", "certainty": "uniform", "gain_weight": 0.5, "position_temperature": [4, 0]}
     assert parse_sampler(text) == SamplerSpec(text, settings, {"num_beams": 2})
+    guided = parse_sampler("pivot:guidance_scale=1.5,guidance_interval=0:0.5,guidance_schedule=linear,num_runs=2")
+    assert guided.call == {"num_runs": 2, "guidance_scale": 1.5, "guidance_schedule": "linear", "guidance_interval": [0, 0.5]}
+    assert [parse_sampler(name).searches for name in (text, guided.name, "pivot:guidance_scale=2")] == [True, True, False]
     paper = parse_sampler("paper:num_candidates=4").scheduler
     assert (paper["gain_reduction"], paper["certainty"], paper["num_candidates"]) == ("mean", "confidence", 4)
     assert [parse_sampler(name).looks_ahead for name in ("default", "paper", "lookum", "klass")] == [True, True, True, False]
@@ -22,6 +25,10 @@ def test_a_sampler_is_a_name_with_settings():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "pivot:guidance_interval=1:0",
+            "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop <= 1, got ",
+        ),
         ("best", "A sampler must be one of info_gain, lookum, confidence, "),
         ("maskgit:fast", "A sampler's settings must have the form key=value,key=value, got 'fast' in 'maskgit:fast'."),
         ("maskgit:speed=3", "A sampler's setting must be one of masking_schedule, tokens_per_step, sampler, certainty, "),
@@ -32,6 +39,12 @@ def test_a_sampler_that_is_none(text, message):
         parse_sampler(text)
 
 
+def test_text_has_no_guidance():
+    message = "A sampler's setting must be one of masking_schedule, .*num_beams, num_runs, got 'guidance_scale'"
+    with pytest.raises(ValueError, match=message):
+        parse_sampler("maskgit:guidance_scale=2", of_text=True)
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -39,6 +52,7 @@ def test_a_sampler_that_is_none(text, message):
         ("info_gain:gain_reduction=sum,entropy_bound=0,num_beams=2", "lookahead, summed gain, no entropy bound, 2 beams"),
         ("info_gain:certainty=pivot", "lookahead, proposals by pivot"),
         ("entropy:num_runs=6,token_temperature=0.4", "lowest entropy, best of 6, token temperature 0.4"),
+        ("pivot:guidance_scale=2,guidance_interval=0:0.5", "pivot, guidance scale 2, guidance interval 0 to 0.5"),
         ("pc_sampler:pc_frequencies=a/b.safetensors", "PC-Sampler, token frequencies"),
         ("uniform:position_temperature=4:0", "random order, position temperature 4 to 0"),
     ],

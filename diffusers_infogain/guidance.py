@@ -1,0 +1,110 @@
+"""Classifier-free guidance of image pipelines: how strong it is in a state, and which rows the network has to see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .checks import check_choice, check_number, is_number
+from .masked_logits import Logits, MaskedLogits
+from .printing import shown
+
+GUIDANCE_SCHEDULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "constant": torch.ones_like,
+    "linear": lambda u: u,
+    "cosine": lambda u: (1 - torch.cos(math.pi * u)) / 2,
+}
+"""The share of the guidance that is applied once the share u of the canvas is decoded."""
+
+
+_STRONGEST = 1e6
+
+
+def check_guidance(guidance_scale: Any = 1, guidance_schedule: Any = "constant", guidance_interval: Any = (0, 1)) -> None:
+    """Checks arguments of an image pipeline's call.
+
+    Raises:
+        ValueError: For the first one that does not fit.
+    """
+    check_number("guidance_scale", guidance_scale, -_STRONGEST, _STRONGEST)
+    check_choice("guidance_schedule", guidance_schedule, tuple(GUIDANCE_SCHEDULES))
+    ends = tuple(guidance_interval) if isinstance(guidance_interval, (tuple, list)) else ()
+    if not (len(ends) == 2 and all(map(is_number, ends)) and 0 <= ends[0] < ends[1] <= 1):
+        raise ValueError(
+            f"`guidance_interval` must be a pair (start, stop) with 0 <= start < stop <= 1, got {shown(guidance_interval)}."
+        )
+
+
+def guidance_weights(
+    tokens: torch.Tensor, mask_token_id: int, guidance_scale: float, schedule: str, interval: tuple[float, float]
+) -> torch.Tensor:
+    """g(u) = 1 + (g - 1) · r(u) if start <= u < stop, else 1, for states (R, L) of which the share u is decoded: (R,) float32.
+
+    The interval is that of arXiv 2404.07724, over u instead of the noise level; a guidance that rises with u is what arXiv
+    2507.08965 advises for masked diffusion.
+
+    Args:
+        tokens: (R, L) long.
+        guidance_scale: g, in the form logits = uncond + g · (cond - uncond).
+        schedule: The r of `GUIDANCE_SCHEDULES`.
+        interval: (start, stop).
+    """
+    u = 1 - (tokens == mask_token_id).sum(-1).double() / tokens.shape[1]
+    start, stop = interval
+    strength = torch.where((start <= u) & (u < stop), GUIDANCE_SCHEDULES[schedule](u), 0.0)
+    return 1 + (guidance_scale - 1) * strength.float()
+
+
+def guide(cond: Logits, uncond: Logits, weights: torch.Tensor) -> Logits:
+    """uncond + g · (cond - uncond) in float32.
+
+    Args:
+        cond, uncond: Logits (R, L, V) of the same states; if those at masks only, in row-major order.
+        weights: g (R,) of each state.
+    """
+    if isinstance(cond, MaskedLogits):
+        each = weights.repeat_interleave((cond.index >= 0).sum(-1))[:, None]
+        return MaskedLogits(_steered(cond, uncond, each), cond.index)
+    return _steered(cond, uncond, weights[:, None, None])
+
+
+def _steered(cond: Logits, uncond: Logits, weights: torch.Tensor) -> torch.Tensor:
+    towards, away = ((part.rows if isinstance(part, MaskedLogits) else part).float() for part in (cond, uncond))
+    return away + weights * (towards - away)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that the network has to see for R states: equal states with equal conditions share one.
+
+    Attributes:
+        state: (K,) long, the state that each row is of, the first one of those that share it; in ascending order.
+        number: (R,) long, the row of each state.
+    """
+
+    state: torch.Tensor
+    number: torch.Tensor
+
+    @classmethod
+    def of(cls, tokens: torch.Tensor, condition: torch.Tensor) -> Rows:
+        """Those of states (R, L) under the conditions with these numbers (R,)."""
+        return cls(*first_of_equal(torch.cat([condition[:, None], tokens], dim=1)))
+
+
+def first_of_equal(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of the rows (R, ...) are the first of their kind, (K,) ascending, and the number among these of each row, (R,)."""
+    kinds, kind = rows.reshape(len(rows), -1).unique(dim=0, return_inverse=True)
+    places = torch.arange(len(rows), device=rows.device)
+    first = torch.full((len(kinds),), len(rows), device=rows.device).scatter_reduce(0, kind, places, "amin")
+    first, order = first.sort()
+    return first, order.argsort()[kind]
+
+
+def number_conditions(condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(B,) long, a number for what each image is conditioned on, equal for images whose tensors are equal."""
+    kinds = [first_of_equal(value)[1] for value in condition.values()]
+    return first_of_equal(torch.stack(kinds, dim=1))[1]
