@@ -240,13 +240,13 @@ class Likelihood:
     """What is known about how likely samples are, after some steps, (R,) each.
 
     Attributes:
-        log_likelihood: Σ log p_l(v_l) of the tokens decoded, in nats.
-        surplus: Σ (log p_l(v_l) + H_l), 0 on average if tokens are drawn from p_l, in nats.
-        variance: Its variance then, in nats².
+        log_likelihood: S = Σ log p_l(v_l) of the tokens decoded, in nats.
+        entropy: H~ = Σ H_l, in nats. If tokens are drawn from p_l, S + H~ is 0 on average.
+        variance: The variance of S + H~ then, in nats².
     """
 
     log_likelihood: torch.Tensor
-    surplus: torch.Tensor
+    entropy: torch.Tensor
     variance: torch.Tensor
 
     @classmethod
@@ -260,10 +260,9 @@ class Likelihood:
         if proposal.variance is None:
             raise ValueError("`proposal` must be of a scheduler that retries unlikely samples.")
         taken = torch.arange(len(winner), device=winner.device), winner
-        log_likelihood = proposal.log_probability[taken].double()
         return Likelihood(
-            log_likelihood=self.log_likelihood + log_likelihood,
-            surplus=self.surplus + log_likelihood + proposal.cost[taken].double(),
+            log_likelihood=self.log_likelihood + proposal.log_probability[taken].double(),
+            entropy=self.entropy + proposal.cost[taken].double(),
             variance=self.variance + proposal.variance[taken].double(),
         )
 
@@ -357,12 +356,14 @@ def attempt(
 
 
 def _unlikely(config: Any, likelihood: Likelihood) -> torch.Tensor:
-    """(R,) bool, samples to give up by the settings `retry_below_nats` and `retry_below_sigmas`."""
-    below = torch.zeros_like(likelihood.surplus, dtype=torch.bool)
+    """(R,) bool, samples to give up by the settings `retry_below_nats`, `retry_above_nats` and `retry_below_sigmas`."""
+    below = torch.zeros_like(likelihood.entropy, dtype=torch.bool)
     if config.retry_below_nats is not None:
         below |= likelihood.log_likelihood < config.retry_below_nats
+    if config.retry_above_nats is not None:
+        below |= likelihood.entropy - likelihood.log_likelihood > config.retry_above_nats
     if config.retry_below_sigmas is not None:
-        below |= likelihood.surplus < config.retry_below_sigmas * likelihood.variance.sqrt()
+        below |= likelihood.log_likelihood + likelihood.entropy < config.retry_below_sigmas * likelihood.variance.sqrt()
     return below
 
 

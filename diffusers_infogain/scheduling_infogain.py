@@ -75,10 +75,12 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             the best. What it takes is the state that the next step begins with, so only rejected candidates cost something. With
             "sum" and 0, it rejects what leaves it more uncertain about the rest. Beam search compares all candidates. Not with
             "kl", whose J is never negative.
-        best_run_by: What best-of-N keeps: the smallest "cumulative_entropy", or the largest "log_likelihood".
-        num_tries: How often a sample is begun at most if one of the next two is set. The last try is always kept.
-        retry_below_nats, retry_below_sigmas: Begin a sample anew once Σ log p_l(v_l) of its tokens falls below this, in nats; or
-            once Σ (log p_l(v_l) + H_l), which is 0 on average, falls below this many standard deviations, such as -2.
+        best_run_by: What best-of-N keeps: the smallest "cumulative_entropy" H~ = Σ H_l, the largest "log_likelihood"
+            S = Σ log p_l(v_l), or the smallest H~ - S, "entropy_and_likelihood".
+        num_tries: How often a sample is begun at most if one of the next three is set. The last try is always kept.
+        retry_above_nats: Begin a sample anew once H~ - S rises above this, in nats.
+        retry_below_nats: The same once S falls below this, in nats.
+        retry_below_sigmas: The same once S + H~, which is 0 on average, falls below this many of its standard deviations.
         klass_threshold: In nats. For "klass" and "klass_parallel" a position is stable if KL(now ‖ previous step) is below it.
         klass_history: Consecutive steps, including the current one, for which "klass_parallel" wants a position to be stable.
             `step()` has no history, so there none is.
@@ -123,6 +125,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         lazy_threshold: float | None = None,
         best_run_by: str = "cumulative_entropy",
         num_tries: int = 3,
+        retry_above_nats: float | None = None,
         retry_below_nats: float | None = None,
         retry_below_sigmas: float | None = None,
         klass_threshold: float = 5e-4,
@@ -191,7 +194,8 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
     @property
     def retries(self) -> bool:
         """Whether unlikely samples are begun anew."""
-        return self.config.num_tries > 1 and (self.config.retry_below_nats, self.config.retry_below_sigmas) != (None, None)
+        limits = (self.config.retry_above_nats, self.config.retry_below_nats, self.config.retry_below_sigmas)
+        return self.config.num_tries > 1 and limits != (None, None, None)
 
     @property
     def rule(self) -> Rule:

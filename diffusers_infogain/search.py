@@ -187,7 +187,7 @@ def decode_beam(
             f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
         )
     if scheduler.retries:
-        raise ValueError("`retry_below_nats` and `retry_below_sigmas` of the scheduler must be None for a beam search.")
+        raise ValueError("The retries of the scheduler (`retry_...`) must be None for a beam search.")
     check_integer("num_beams", num_beams, 1)
     options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations)
     run = Run.begin(denoise, scheduler, tokens, *options)
@@ -252,9 +252,9 @@ def decode_best_of(
 ) -> DecodingOutput:
     """Best-of-N: decodes every sample `num_runs` times and returns the best run by the setting `best_run_by`.
 
-    That is the run with the smallest cumulative entropy, or with the largest log-likelihood. Arguments as in `decode`; the trace
-    is the returned run's, with the evaluations of all runs together. Runs within 1e-4 nats of the best count as equal, so that
-    rounding decides nothing; the first of them is taken.
+    That is the run with the smallest cumulative entropy H~, the largest log-likelihood S, or the smallest H~ - S. Arguments as
+    in `decode`; the trace is the returned run's, with the evaluations of all runs together. Runs within 1e-4 nats of the best
+    count as equal, so that rounding decides nothing; the first of them is taken.
     """
     check_integer("num_runs", num_runs, 1)
     options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations)
@@ -273,9 +273,13 @@ def decode_best_of(
         interrupted=interrupted,
         evaluations=evaluations and (lambda states, sample_index: evaluations(states, sample_index // num_runs)),
     )
-    by_entropy = scheduler.config.best_run_by == "cumulative_entropy"
-    score = -output.trace.cumulative_entropy if by_entropy else output.trace.log_likelihood
-    score = score.view(batch, num_runs)
+    trace = output.trace
+    scores = {
+        "cumulative_entropy": -trace.cumulative_entropy,
+        "log_likelihood": trace.log_likelihood,
+        "entropy_and_likelihood": trace.log_likelihood - trace.cumulative_entropy,
+    }
+    score = scores[scheduler.config.best_run_by].view(batch, num_runs)
     winner = (score >= score.amax(1, keepdim=True) - 1e-4).int().argmax(1)
     best = torch.arange(batch) * num_runs + winner
     trace = output.trace.take(best)

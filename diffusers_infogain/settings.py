@@ -80,7 +80,7 @@ class Setting:
 
 MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
-RUN_SCORES = ("cumulative_entropy", "log_likelihood")
+RUN_SCORES = ("cumulative_entropy", "log_likelihood", "entropy_and_likelihood")
 
 _OF_KLASS = "of the samplers klass and klass_parallel"
 _OF_PC = "of the rule pc_sampler"
@@ -132,8 +132,12 @@ SETTINGS: dict[str, Setting] = {
     "best_run_by": Setting(
         "name", "cumulative_entropy", "by what the best of several runs (num_runs) is chosen", choices=RUN_SCORES
     ),
-    "num_tries": Setting(
-        int, 3, "how often a sample is begun at most, where retry_below_nats or retry_below_sigmas is set", lowest=1
+    "num_tries": Setting(int, 3, "how often a sample is begun at most, where one of the limits retry_... is set", lowest=1),
+    "retry_above_nats": Setting(
+        float,
+        None,
+        "begin a sample anew once its cumulative entropy, less the log-likelihood of its tokens, rises above this",
+        optional=True,
     ),
     "retry_below_nats": Setting(
         float,

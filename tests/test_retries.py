@@ -12,6 +12,7 @@ from diffusers_infogain import decode, decode_beam, decode_best_of, load, scorin
 from diffusers_infogain.candidates import split_generator
 
 LENGTH, CODES = 12, 5
+LIMITS = [("retry_below_nats", -1e6, 1e6), ("retry_above_nats", 1e6, 0.0), ("retry_below_sigmas", -1e6, 1e6)]
 MASK = CODES
 
 
@@ -28,14 +29,14 @@ def assert_same(one, other) -> None:
         assert torch.equal(value.nan_to_num(9e9), getattr(other.trace, name).nan_to_num(9e9)), name
 
 
-@pytest.mark.parametrize("setting", ["retry_below_nats", "retry_below_sigmas"])
+@pytest.mark.parametrize(("setting", "never", "always"), LIMITS)
 @pytest.mark.parametrize("config", [{"sampler": "pivot"}, {"sampler": "info_gain"}, {"sampler": "klass"}], ids=str)
-def test_samples_that_pass_are_those_of_the_plain_loop_and_cost_the_same(config, setting):
+def test_samples_that_pass_are_those_of_the_plain_loop_and_cost_the_same(config, setting, never, always):
     model = HashModel(LENGTH, CODES, conditions=(1, 2, 3))
     plain = decode(model, make_scheduler(MASK, 6, **config), canvas(3, 2), generator=generators(1, 2, 3))
-    never = make_scheduler(MASK, 6, **config, **{setting: -1e6})
-    assert_same(decode(model, never, canvas(3, 2), generator=generators(1, 2, 3)), plain)
-    one_try = make_scheduler(MASK, 6, **config, **{setting: 1e6}, num_tries=1)
+    scheduler = make_scheduler(MASK, 6, **config, **{setting: never})
+    assert_same(decode(model, scheduler, canvas(3, 2), generator=generators(1, 2, 3)), plain)
+    one_try = make_scheduler(MASK, 6, **config, **{setting: always}, num_tries=1)
     assert_same(decode(model, one_try, canvas(3, 2), generator=generators(1, 2, 3)), plain)
 
 
@@ -74,9 +75,11 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(nats, sigmas, tries, sample
         assert together.trace.sequential_passes[b] >= output.trace.num_evaluations.gt(0).sum()
 
 
-def test_samples_are_abandoned_when_their_log_likelihood_falls_below_the_limit():
-    """By brute force: the first of the tries, drawn by their own generators, whose likelihood never falls below."""
-    scheduler, plain = (make_scheduler(MASK, 6, sampler="uniform", **extra) for extra in ({"retry_below_nats": -10.0}, {}))
+@pytest.mark.parametrize(("limit", "weight"), [({"retry_below_nats": -10.0}, 0), ({"retry_above_nats": 20.0}, 1)])
+def test_samples_are_abandoned_when_they_pass_the_limit(limit, weight):
+    """By brute force: the first of the tries, drawn by their own generators, for which S (less H~) never falls below."""
+    (lowest_allowed,) = (-abs(value) for value in limit.values())
+    scheduler, plain = (make_scheduler(MASK, 6, sampler="uniform", **extra) for extra in (limit, {}))
     abandoned = 0
     for seed in range(20):
         model = HashModel(LENGTH, CODES, conditions=(3,))
@@ -88,9 +91,10 @@ def test_samples_are_abandoned_when_their_log_likelihood_falls_below_the_limit()
             for selected in result.trace.selected[:, 0]:
                 log_p = model(state, torch.tensor([0]))[0].log_softmax(-1)
                 total += log_p[selected, result.tokens[0, selected]].sum().item()
+                total += weight * (log_p.exp() * log_p).sum(-1)[selected].sum().item()
                 lowest = min(lowest, total)
                 state = torch.where(selected, result.tokens, state)
-            if lowest >= -10.0 or number == 2:
+            if lowest >= lowest_allowed or number == 2:
                 break
             abandoned += 1
         assert torch.equal(output.tokens, result.tokens)
@@ -123,7 +127,7 @@ def test_best_of_n_retries_each_run_and_a_beam_search_or_a_callback_is_refused()
     model = HashModel(LENGTH, CODES, conditions=(1, 2))
     output = decode_best_of(model, scheduler, canvas(2), num_runs=2, generator=generators(1, 2))
     assert output.trace.num_evaluations.sum() == len(model.states)
-    with pytest.raises(ValueError, match="`retry_below_nats` and `retry_below_sigmas` of the scheduler must be None for a beam"):
+    with pytest.raises(ValueError, match=r"The retries of the scheduler .* must be None for a beam"):
         decode_beam(model, scheduler, canvas(2), num_beams=2)
     with pytest.raises(ValueError, match="`callback` must be None with a scheduler that begins samples anew"):
         decode(model, scheduler, canvas(2), callback=lambda step: None)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from diffusers_infogain import decode, decode_beam, decode_best_of
 from diffusers_infogain.candidates import split_generator
 from diffusers_infogain.rules import RULES
+from diffusers_infogain.settings import RUN_SCORES
 
 
 def canvas(batch: int, length: int, codes: int, known: int = 0) -> torch.Tensor:
@@ -147,7 +148,7 @@ def test_invalid_beam_search_is_an_error(config, num_beams, message):
 
 
 @pytest.mark.parametrize("sampler", ["info_gain", "lookum", "maskgit", "uniform", "confidence"])
-@pytest.mark.parametrize(("num_runs", "best_run_by"), [(1, "log_likelihood"), (4, "log_likelihood"), (4, "cumulative_entropy")])
+@pytest.mark.parametrize(("num_runs", "best_run_by"), [(1, "log_likelihood"), *((4, score) for score in RUN_SCORES)])
 def test_best_of_returns_the_run_with_the_smallest_entropy_or_the_largest_likelihood(sampler, num_runs, best_run_by):
     scheduler = make_scheduler(5, 4, sampler=sampler, num_candidates=3, best_run_by=best_run_by)
     tokens, conditions = canvas(3, 9, 5), (7, 8, 9)
@@ -163,9 +164,13 @@ def test_best_of_returns_the_run_with_the_smallest_entropy_or_the_largest_likeli
             decode(single, scheduler, tokens[b : b + 1], allowed=allowed[b : b + 1], generator=[child])
             for child in split_generator(own, num_runs)
         ]
-        losses = [-run.trace.log_likelihood.item() for run in runs]
-        if best_run_by == "cumulative_entropy":
-            losses = [run.trace.cumulative_entropy.item() for run in runs]
+        of_entropy, of_likelihood = {
+            **{"cumulative_entropy": (1, 0), "log_likelihood": (0, 1)},
+            **{"entropy_and_likelihood": (1, 1)},
+        }[best_run_by]
+        losses = [
+            of_entropy * run.trace.cumulative_entropy.item() - of_likelihood * run.trace.log_likelihood.item() for run in runs
+        ]
         winner = runs[losses.index(min(losses))]
         assert torch.equal(best.tokens[b], winner.tokens[0])
         assert torch.equal(best.trace.selected[:, b], winner.trace.selected[:, 0])
