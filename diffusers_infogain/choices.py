@@ -73,11 +73,6 @@ METRICS = (
     "caption_variety",
 )
 """Of a set of images; "composition" is checked image by image, the others over all of them."""
-CAPTION_SPLITS = ("choose", "report", "final")
-"""Thirds of the captions that the demo model was not trained on: settings are chosen on the first, compared on the second, and
-published figures are made once on the third."""
-DEMO_PROMPTS = ("demo", "demo-trained", *(f"demo-{split}" for split in CAPTION_SPLITS))
-"""Sets of captions of the demo world: all that the demo model was not trained on, those that it was, and the splits."""
 FEATURES = ("inception", "clip", "demo")
 """What distances between images are taken in."""
 RESIZES = ("bicubic", "bilinear", "network")
@@ -94,6 +89,8 @@ TEXT_TASKS = (*INFILLED_TASKS, "countdown")
 SPLITS = ("choose", "report", "final")
 """Parts of an evaluation that share no problem, and where a problem has nothing given no noise: settings are chosen on the first
 one, compared on the second one, and published figures are made once on the third."""
+DEMO_PROMPTS = ("demo", "demo-trained", *(f"demo-{split}" for split in SPLITS))
+"""Sets of captions of the demo world: all that the demo model was not trained on, those that it was, and the splits."""
 
 SEED_STRIDE = 100_000
 """Distance between the seeds of two runs that differ in their seed; a run has at most that many images."""

@@ -30,9 +30,13 @@ DESCRIPTION = "Demo model, 200 held-out captions, guidance 1.2 unless noted, CPU
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="holds results.json; plots and demo_table.md are written there")
+    text = "holds results.json, and rivals.json if there are any to compare with; plots and demo_table.md are written there"
+    parser.add_argument("folder", type=Path, help=text)
     folder = parser.parse_args().folder
-    found = image_comparison.image_groups(read_json(folder / "results.json")["runs"])
+    content = read_json(folder / "results.json")
+    found = image_comparison.image_groups(content["runs"])
+    path = folder / "rivals.json"
+    rivals = image_comparison.read_rivals(path, content["settings"]) if path.exists() else []
     quality = groups.choose_quality(found)
     series = plots.choose_series(found, quality, NAMED)
     plots.plot_pareto(found, quality, series, folder / "pareto_rows.png", "num_evaluations")
@@ -40,7 +44,7 @@ def main() -> None:
     plots.plot_quality_entropy(found, quality, series, folder / "quality_entropy.png")
     plots.plot_winners(found, series, folder / "winners.png")
     plots.plot_trajectories(found, series, folder / "entropy_8_steps.png", 8)
-    save_text(HEADING + tables.image_report(found, quality, DESCRIPTION), folder / "demo_table.md")
+    save_text(HEADING + tables.image_report(found, quality, DESCRIPTION, rivals), folder / "demo_table.md")
     print(tables.correlation_text(groups.quality_entropy_correlation(found, quality)))
 
 

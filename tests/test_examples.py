@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.comparison import result
 from transformers import PreTrainedTokenizerFast
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, cli, rules
@@ -108,33 +109,84 @@ def test_memory_does_not_grow_with_the_number_of_photographs(run):
     assert many < 1.1 * few
 
 
-def test_the_commands_that_reproduce_the_text_results_parse(tmp_path):
-    """Run by bash with a stand-in that prints its arguments, since they are put together there."""
+def commands_of(script: str, folder: Path) -> list[list[str]]:
+    """What a script calls diffusers-infogain with, run by bash with a stand-in, since arguments are put together there."""
     for name in ("python", "diffusers-infogain"):
-        (tmp_path / name).write_text('#!/bin/sh\n[ "$0" = "${0%python}" ] && echo "$@" || true\n')
-        (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", str(EXAMPLES / "reproduce_text_results.sh"), str(tmp_path / "out")]
+        (folder / name).write_text('#!/bin/sh\n[ "$0" = "${0%python}" ] && echo "$@" || true\n')
+        (folder / name).chmod(0o755)
+    (folder / "out").mkdir()
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", str(EXAMPLES / script), str(folder / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("script", "least"), [("reproduce_text_results.sh", 60), ("reproduce_results.sh", 15)])
+def test_the_commands_that_reproduce_results_parse(tmp_path, script, least):
     samplers = set()
-    for line in done.stdout.splitlines():
-        args = cli.build_parser().parse_args(shlex.split(line))
-        for text in args.samplers:
+    for words in commands_of(script, tmp_path):
+        args = cli.build_parser().parse_args(words)
+        for text in getattr(args, "samplers", None) or ():
             InfoGainScheduler(mask_token_id=4, **parse_sampler(text).scheduler)
             samplers.add(text)
-    assert len(samplers) > 60
+    assert len(samplers) > least
 
 
-def test_the_commands_that_reproduce_the_results_parse():
-    script = (EXAMPLES / "reproduce_results.sh").read_text()
-    lines = [line for line in script.splitlines() if line.startswith(("$compare", "diffusers-infogain"))]
-    assert len(lines) > 20
-    for line in lines:
-        words = shlex.split(line.split("|")[0].replace("$compare", "diffusers-infogain compare").replace("$output", "x"))
-        args = cli.build_parser().parse_args(words[1:])
-        for text in getattr(args, "samplers", ()):
-            spec = parse_sampler(text)
-            InfoGainScheduler(mask_token_id=4, **spec.scheduler)
+def test_the_final_captions_are_used_last_and_to_choose_nothing(tmp_path):
+    commands = [words for words in commands_of("reproduce_results.sh", tmp_path) if words[0] == "compare"]
+    prompts = [words[words.index("--prompts") + 1] for words in commands]
+    assert set(prompts) == {"demo-choose", "demo-report", "demo-final"}
+    assert prompts == sorted(prompts, key=["demo-choose", "demo-report", "demo-final"].index)
+    for words, split in zip(commands, prompts, strict=True):
+        assert ("--rivals" in words) == (split != "demo-choose")
+        assert (Path(words[words.index("--output") + 1]).name == "final") == (split == "demo-final")
+
+
+@pytest.fixture
+def choose_settings(monkeypatch):
+    spec = importlib.util.spec_from_file_location("choose_settings", EXAMPLES / "choose_settings.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "choose_settings", module)  # where dataclasses look up their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_greedy_setting_is_chosen_from(choose_settings):
+    settings = choose_settings.all_settings()
+    assert len(set(settings)) == len(settings) == 2 * 4 * (10 * 4 + 2 * 3 + 2 * 2)
+    specs = [parse_sampler(name) for name, _ in settings]
+    for spec in specs:
+        assert not spec.looks_ahead
+        InfoGainScheduler(mask_token_id=4, **spec.scheduler)
+    # all rules, but the one that needs a file of frequencies of texts
+    greedy = {name for name, sampler in rules.SAMPLERS.items() if not sampler.looks_ahead}
+    assert {spec.scheduler["sampler"] for spec in specs} == greedy - {"pc_sampler"}
+
+
+def test_settings_with_the_smallest_gaps_go_on(choose_settings, monkeypatch, tmp_path):
+    """With figures that are known: the accuracy of a setting is fixed, and so is its cost."""
+    costs = {"a": (1, 9), "b": (2, 9), "c": (3, 2), "d": (4, 9), "e": (9, 1)}
+    right = {"a": "1000", "b": "1110", "c": "1100", "d": "1110", "e": "0000"}
+    asked = []
+
+    def compare(settings, step, folder):
+        asked.append([name for name, _ in settings])
+        runs = [
+            result(name, 64, costs[name][0], right[name], sequential_passes=costs[name][1], guidance_scale=scale, seed=seed)
+            for name, scale in settings
+            for seed in step.seeds
+        ]
+        folder.mkdir(exist_ok=True)
+        (folder / "results.json").write_text(json.dumps({"runs": runs}))
+
+    monkeypatch.setattr(choose_settings, "all_settings", lambda: [(name, 1.0) for name in costs])
+    monkeypatch.setattr(choose_settings, "compare", compare)
+    monkeypatch.setattr(
+        choose_settings, "ROUNDS", [choose_settings.Round("r", n, 4, 1, (0,), ("composition",)) for n in (None, 4, 2)]
+    )
+    choose_settings.choose(tmp_path)
+    # "d" is as good as "b" for more; "c" is the best with two passes, "e" with one, "a" with one NFE: their gaps are 0 too
+    assert asked == [list("abcde"), list("bdca"), list("bd")]
 
 
 def test_settings_are_chosen_on_text_and_on_exact_models_and_finished_runs_are_kept(run, tmp_path):

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from ..checkpoints.published import CheckedPipeline
 from ..checks import check_search
-from ..choices import CAPTION_SPLITS, DEMO_PROMPTS, PRESETS
+from ..choices import DEMO_PROMPTS, PRESETS, SPLITS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
@@ -147,7 +147,7 @@ def prompt_set(args: argparse.Namespace) -> list[Prompt]:
         from ..demo.shapes import sample_captions
 
         kind = args.prompts.removeprefix("demo").removeprefix("-")
-        split = kind if kind in CAPTION_SPLITS else None
+        split = kind if kind in SPLITS else None
         generator = torch.Generator().manual_seed(args.prompts_seed)
         captions = sample_captions(args.num_prompts or 500, generator, held_out=kind != "trained", split=split)
         return [Prompt(caption.text) for caption in captions]

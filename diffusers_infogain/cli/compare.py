@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ..evaluation import groups, image_comparison, plots, prompts, runs, tables
+from ..evaluation.groups import Group
 from ..evaluation.identity import scheduler_record
 from ..evaluation.image_comparison import ImageCell, Results
 from ..evaluation.measure import Measurement
@@ -55,14 +56,18 @@ def _compare(
         "height": args.height,
         "width": args.width,
     }
+    rivals = image_comparison.read_rivals(args.rivals, settings) if args.rivals is not None else []
+    to_beat = groups.possible_rivals(rivals, groups.RIGHT, tables.LIMITS)
     path = folder / "results.json"
     if state.is_main_process:
         runs.check_settings(folder, settings, begun=path.exists())
     state.wait_for_everyone()
     results = Results(path, settings)
     cells = image_comparison.grid(samplers, args.steps, args.num_candidates, guidance_scales, args.seeds, base)
+    cells += [image_comparison.cell_of(group, seed) for group in to_beat for seed in args.seeds]
     if args.everything:
-        cells = list(dict.fromkeys([*cells, *results.cells(base)]))
+        cells += results.cells(base)
+    cells = list(dict.fromkeys(cells))
     schedulers = {cell: InfoGainScheduler.from_config(base, **cell.settings) for cell in cells}
     settled = {cell: scheduler_record(schedulers[cell]) for cell in cells}
     missing = [cell for cell in cells if not results.has(cell, settled[cell], identities)]
@@ -93,16 +98,16 @@ def _compare(
             results.add(cell, images, run_folder, settled[cell], identities, measurement)
         state.wait_for_everyone()
     if state.is_main_process:
-        write_report(args.report or folder, results, cells)
+        write_report(args.report or folder, results, cells, rivals)
 
 
-def write_report(folder: Path, results: Results, cells: Sequence[ImageCell]) -> None:
+def write_report(folder: Path, results: Results, cells: Sequence[ImageCell], rivals: Sequence[Group]) -> None:
     """Writes a table and plots of these runs to a folder, and their summary to the results."""
     chosen = image_comparison.image_groups(results.of(cells))
     quality = groups.choose_quality(chosen)
     results.save(chosen)
     description = f"Model {results.settings['model']}, {len(results.settings['prompts'])} prompts."
-    text = tables.image_report(chosen, quality, description)
+    text = tables.image_report(chosen, quality, description, rivals)
     save_text(text, writable_folder(folder) / "table.md")
     plots.write_plots(chosen, quality, folder)
     print(text)

@@ -50,7 +50,9 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
     path = folder / "results.jsonl"
     pipe = common.load_text_pipeline(args)
     settings = {name: getattr(args, name) for name in ("ask", "num_problems", "problem_seed", "split")}
-    runs.check_settings(folder, {**common.identity(args, pipe), **settings, **call}, begun=path.exists())
+    settings |= common.identity(args, pipe)
+    rivals = text_comparison.read_rivals(args.rivals, settings) if args.rivals is not None else []
+    runs.check_settings(folder, {**settings, **call}, begun=path.exists())
     call["lookahead_batch_size"] = args.lookahead_batch_size
     answer = partial(text_comparison.fill_in if infilled else text_comparison.reply, pipe, **call)
     records = text_comparison.read_records(path, args.num_problems)
@@ -60,8 +62,8 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
     cells = [replace(cell, sampler=cell.sampler.for_pipeline(own)) for cell in cells]
     chosen = []
     for cell in Progress(cells, desc="compare-text", unit="run"):
-        settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
-        pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
+        own_settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
+        pipe.scheduler = InfoGainScheduler.from_config(base, **own_settings)
         scheduler = scheduler_record(pipe.scheduler)
         record = cell.find(records)
         if record is None:
@@ -75,7 +77,7 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
             runs.refuse_differences(where, {"scheduler": record["scheduler"]}, {"scheduler": scheduler})
         chosen.append(record)
     groups = text_comparison.text_groups(records if args.everything else chosen)
-    report = tables.text_tables(groups)
+    report = tables.text_tables(groups, rivals)
     save_text(report + "\n", folder / "table.md")
     print(report)
     written = ["results.jsonl", "table.md"]

@@ -302,6 +302,8 @@ def add_compare(command: Parser) -> None:
     _add_seeds_flag(command, [0, 1, 2])
     _add_count_flag(command, "--num-images", "images per prompt")
     command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
+    text = "results.json of a comparison on other prompts, whose best greedy rules are run too, for samplers to be compared with"
+    _add(command, "--rivals", path, text, metavar="FILE")
     _add(command, "--report", path, "folder for table and plots (default: that of --output)")
     _add_size_flags(command)
     _add_device_flags(command, 16)
@@ -343,6 +345,8 @@ def add_compare_text(command: Parser) -> None:
     _add_split_flag(command, "problems and seeds")
     _add_text_model_flag(command)
     command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
+    text = "output folder of a comparison on another split: the best greedy rules there are what samplers are compared with here"
+    _add(command, "--rivals", path, text, metavar="FOLDER")
     command.add_argument("--plots", action="store_true", help="plot right against distinct answers, for each task")
     _add_text_call_flags(command)
     _add_output_flag(command, "outputs/text")

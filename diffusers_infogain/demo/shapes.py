@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from ..checks import check_bool, check_choice, check_integer, check_list, check_type
-from ..choices import CAPTION_SPLITS
+from ..choices import SPLITS
 from ..printing import shown
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -106,7 +106,7 @@ class Caption:
 
     @property
     def split(self) -> str | None:
-        """The one of `choices.CAPTION_SPLITS` that a held-out caption belongs to; None for a caption that may be trained on.
+        """The one of `choices.SPLITS` that a held-out caption belongs to; None for a caption that may be trained on.
 
         The held-out captions of a category are dealt to the splits in the order of the SHA-256 of their texts, so that splits are
         of equal size and have nothing in common but what all captions have.
@@ -171,7 +171,7 @@ def _splits() -> dict[Caption, str]:
     for category in CATEGORIES:
         own = [caption for caption in all_captions() if caption.held_out and caption.category == category]
         own.sort(key=lambda caption: hashlib.sha256(caption.text.encode()).digest())
-        found.update(zip(own, itertools.cycle(CAPTION_SPLITS)))
+        found.update(zip(own, itertools.cycle(SPLITS)))
     return found
 
 
@@ -189,7 +189,7 @@ def sample_captions(
         held_out: Whether to draw from the combinations that were held out of training (of counting, position and attribute
             binding), instead of from the trained ones.
         categories: The categories to draw from; by default all that have such captions.
-        split: One of `choices.CAPTION_SPLITS`, to draw from that third of the held-out captions; None: from all.
+        split: One of `choices.SPLITS`, to draw from that third of the held-out captions; None: from all.
 
     Raises:
         ValueError: If there are no such captions, or the split is unknown.
@@ -200,7 +200,7 @@ def sample_captions(
     if categories is not None:
         check_list("categories", categories, str, "a tuple of categories or None")
     if split is not None:
-        check_choice("split", split, CAPTION_SPLITS)
+        check_choice("split", split, SPLITS)
         if not held_out:
             raise ValueError(f"`held_out` must be True for the split {split!r} of the held-out captions, got {held_out}.")
     groups: dict[str, list[Caption]] = {}

@@ -9,13 +9,14 @@ or texts of one prompt form a cluster, over the seeds too.
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .samplers import SamplerSpec, parse_sampler
+from .samplers import LOOKS_BACK, SamplerSpec, parse_sampler
 from .statistics import Correlation, Figure, clustered_mean, figures_as_json, mean_over_seeds, pearson
 
 Record = dict[str, Any]
@@ -69,8 +70,9 @@ class Group:
 
     @property
     def greedy(self) -> bool:
-        """Whether the sampler neither looks ahead nor searches (with beams, or for the best of several runs)."""
-        return not self.looks_ahead and not parse_sampler(self["sampler"]).searches
+        """Whether the sampler neither looks ahead, nor back, nor searches, and guides all steps alike."""
+        looks_back = any(self.records[0]["scheduler"].get(name) is not None for name in LOOKS_BACK)
+        return not (self.looks_ahead or looks_back) and parse_sampler(self["sampler"]).call.keys() <= {"guidance_scale"}
 
     @property
     def label(self) -> str:
@@ -200,47 +202,68 @@ def choose_quality(groups: Sequence[Group]) -> Quality:
     raise ValueError("The results hold no figure to rank samplers by.")
 
 
-def competes(group: Group, limits: Sequence[str]) -> bool:
-    """Whether `best_greedy` may choose the group: it does not look ahead nor, unless costs are limited, search."""
-    return not group.looks_ahead if limits else group.greedy
+def greedy_rules(chosen: Sequence[Group], quality: Quality) -> list[Group]:
+    """The greedy rules among these that were measured on most images: fewer images than others have make lucky winners."""
+    rules = [group for group in chosen if group.greedy and quality.name in group.figures]
+    most = max((group.figures[quality.name].n for group in rules), default=0)
+    return [group for group in rules if group.figures[quality.name].n == most]
 
 
 def best_greedy(
-    groups: Sequence[Group], group: Group, quality: Quality, *, same: Sequence[str], limits: Sequence[str] = ()
+    group: Group,
+    chosen: Sequence[Group],
+    measured: Sequence[Group],
+    quality: Quality,
+    *,
+    same: Sequence[str] = (),
+    limit: str | None = None,
 ) -> Group | None:
-    """The best rule without lookahead among those that share some settings with `group` and cost no more than it.
+    """The best greedy rule that costs no more than `group`, chosen by figures on other prompts or seeds than it is compared on.
 
-    The best is chosen by the very figures that it is then compared on, which favours it.
+    Chosen by the figures that it is then compared on, a rival would owe some of its rank to luck, and a sampler that is not in
+    the comparison could not be one.
 
     Args:
-        same: The settings to share.
-        limits: The figures, such as "num_evaluations", that may be at most those of `group`, with a tolerance of 2 %. With
-            limits, best-of-N and beam searches of greedy rules compete; without, they would win by the compute they are given.
+        chosen: All settings that were measured to choose from (see `greedy_rules`).
+        measured: The settings of the present comparison. A cost is the one that a setting has here, if it was measured here.
+        same: The settings to share with `group`.
+        limit: The figure, such as "num_evaluations", that may be at most that of `group`, with a tolerance of 2 %.
+
+    Returns:
+        One of `measured` if the rival was measured here, otherwise one of `chosen`; None if no rule is that cheap.
 
     Raises:
         ValueError: For a limit that is not a figure of `group`.
     """
-    unknown = [name for name in limits if name not in group.figures]
-    if unknown:
-        raise ValueError(f"`limits` must be among the figures {', '.join(group.figures)}, got {unknown[0]!r}.")
-    rivals = [
-        rival
-        for rival in groups
-        if competes(rival, limits)
-        and all(rival[name] == group[name] for name in same)
-        and quality.name in rival.figures
-        and all(rival.value(name) <= 1.02 * group.value(name) for name in limits)
-    ]
-    return max(rivals, key=quality.rank, default=None)
+    if limit is not None and limit not in group.figures:
+        raise ValueError(f"`limit` must be among the figures {', '.join(group.figures)}, got {limit!r}.")
+    found = []
+    for rival in greedy_rules([other for other in chosen if all(other[name] == group[name] for name in same)], quality):
+        here = next((other for other in measured if other.key == rival.key), rival)
+        if limit is None or here.value(limit) <= 1.02 * group.value(limit):
+            found.append((quality.rank(rival), here))
+    return max(found, key=lambda item: item[0], default=(math.nan, None))[1]
 
 
-def pareto_front(groups: Sequence[Group], quality: Quality, cost: str = "num_evaluations") -> list[Group]:
-    """The groups that no other one beats at the same cost or less, by ascending cost."""
-    front: list[Group] = []
-    for group in sorted(groups, key=lambda group: (group.value(cost), -quality.rank(group))):
-        if not front or quality.rank(group) > quality.rank(front[-1]):
-            front.append(group)
-    return front
+def possible_rivals(chosen: Sequence[Group], quality: Quality, limits: Sequence[str]) -> list[Group]:
+    """The greedy rules that `best_greedy` may come upon: those that are best at their cost, by one of these costs."""
+    rules = greedy_rules(chosen, quality)
+    found = [group for limit in limits for group in pareto_front(rules, quality, [limit])]
+    return [group for group in rules if any(group is other for other in found)]
+
+
+def pareto_front(groups: Sequence[Group], quality: Quality, costs: Sequence[str] = ("num_evaluations",)) -> list[Group]:
+    """The groups that no other one dominates, by ascending cost: none is as good for no more of any cost, and better in one."""
+
+    def of(group: Group) -> list[float]:
+        return [quality.rank(group), *(-group.value(cost) for cost in costs)]
+
+    def dominated(group: Group) -> bool:
+        own = of(group)
+        return any(all(map(operator.ge, of(other), own)) and of(other) != own for other in groups)
+
+    ranked = [group for group in groups if quality.name in group.figures]
+    return sorted((group for group in ranked if not dominated(group)), key=lambda group: group.value(costs[0]))
 
 
 def quality_entropy_correlation(groups: Sequence[Group], quality: Quality) -> Correlation:

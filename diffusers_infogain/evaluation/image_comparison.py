@@ -90,6 +90,11 @@ def grid(
 _IN_NATS = ("cost", "log_probability")
 
 
+def cell_of(group: Group, seed: int) -> ImageCell:
+    """The run of a greedy rule's group with this seed."""
+    return ImageCell(parse_sampler(group["sampler"]), group["steps"], None, group["guidance_scale"], seed)
+
+
 def describe_run(images: Sequence[FinishedImage]) -> dict[str, Any]:
     """What decoding cost in a run, its entropies, and how often a candidate other than the first won, from the images' metadata.
 
@@ -275,3 +280,28 @@ class Results:
         head = {"versions": versions, "settings": self.settings, "summary": as_json(groups)}
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in self.records)
         save_text(json.dumps(head, allow_nan=False)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n", self.path)
+
+
+def read_rivals(path: Path, settings: dict[str, Any]) -> list[Group]:
+    """The groups of another comparison, from which `groups.best_greedy` may choose rivals for the present one.
+
+    Args:
+        path: Its results.json.
+        settings: The present comparison's, with "prompts" and "weights" among them.
+
+    Raises:
+        ValueError: If the file is damaged, of another model, or if the comparisons share a prompt: what was chosen on the same
+            prompts would owe its rank to luck.
+    """
+    there = read_json(path).get("settings")
+    fields = {"prompts": [str], "num_images_per_prompt": int, "weights": str, "model": str}
+    check_fields(there, f"The settings of {path}", fields)
+    if there["weights"] != settings["weights"]:
+        raise ValueError(f"The rivals in {path} must be of the same weights as this comparison, got those of {there['model']}.")
+    shared = sorted(set(there["prompts"]) & set(settings["prompts"]))
+    if shared:
+        raise ValueError(
+            f"The rivals in {path} must be chosen on other prompts than those of this comparison, got {len(shared)} of the same, "
+            f"such as {shared[0]!r}."
+        )
+    return image_groups(Results(path, there).records)

@@ -83,7 +83,7 @@ def choose_series(groups: Sequence[Group], quality: Quality, names: Sequence[str
     for group in groups:
         guidance = "" if group["guidance_scale"] == usual else f", guidance {group['guidance_scale']:g}"
         families.setdefault(describe_sampler(group["sampler"], bounds=False) + guidance, []).append(group)
-    fronts = [group for cost in ("num_evaluations", "sequential_passes") for group in pareto_front(groups, quality, cost)]
+    fronts = [group for cost in ("num_evaluations", "sequential_passes") for group in pareto_front(groups, quality, [cost])]
 
     def interest(label: str) -> tuple[bool, int, int]:
         members = families[label]
@@ -193,7 +193,7 @@ def plot_pareto(groups: Sequence[Group], quality: Quality, series: Sequence[_Ser
     def points(members: Sequence[Group]) -> Curve:
         return [group.value(cost) for group in members], [_scaled(group, quality.name) for group in members]
 
-    axes.plot(*points(pareto_front(groups, quality, cost)), color="0.92", linewidth=9, zorder=0)
+    axes.plot(*points(pareto_front(groups, quality, [cost])), color="0.92", linewidth=9, zorder=0)
     axes.plot(*points(others), color=_GRAY, marker=".", linestyle="none", zorder=1)
     ends = []
     for line in series:

@@ -19,6 +19,9 @@ SEARCHES = ("num_beams", "num_runs")
 GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval")
 """Others of these, for images only."""
 
+LOOKS_BACK = ("retry_above_nats", "retry_below_nats", "retry_below_sigmas")
+"""The settings by which a sampler goes back on what it has decoded; None where it does not."""
+
 DEFAULT = "default"
 """The name that stands for the pipeline's own sampler, with its own settings."""
 
@@ -35,11 +38,6 @@ class SamplerSpec:
     def looks_ahead(self) -> bool:
         """Whether it compares candidates by a lookahead. "default" does, unless `for_pipeline` filled in other settings."""
         return SAMPLERS[self.scheduler.get("sampler", "info_gain")].looks_ahead
-
-    @property
-    def searches(self) -> bool:
-        """Whether it searches, with beams or for the best of several runs."""
-        return any(name in self.call for name in SEARCHES)
 
     def for_pipeline(self, config: Mapping[str, Any]) -> SamplerSpec:
         """Fills in the settings of the pipeline's scheduler if the sampler is "default"; any other sampler is returned as it is.

@@ -10,7 +10,6 @@ from .groups import (
     Group,
     Quality,
     best_greedy,
-    competes,
     difference,
     pareto_front,
     quality_entropy_correlation,
@@ -30,7 +29,10 @@ _TITLES = {
     "product_first": "product first (%)",
     "seconds": "s each",
 }
-_IMAGE_COSTS = ("cumulative_entropy", "num_evaluations", "sequential_passes", "seconds_per_image", "peak_memory")
+LIMITS = ("num_states", "num_evaluations", "sequential_passes", "seconds_per_image")
+"""The costs at which samplers of images are compared with greedy rules."""
+_FRONT = ("num_evaluations", "sequential_passes")
+_IMAGE_COSTS = ("cumulative_entropy", *LIMITS, "peak_memory")
 _TEXT_COLUMNS = (
     "right",
     "cumulative_entropy",
@@ -70,54 +72,65 @@ def format_figure(figure: Figure | None, name: str = "") -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def image_table(groups: Sequence[Group], quality: Quality) -> str:
+def image_table(groups: Sequence[Group], quality: Quality, chosen: Sequence[Group] = ()) -> str:
     """All configurations on images, cheapest first for each number of steps.
 
-    The Pareto front is bold. Where right images were counted, configurations that look ahead are compared with the best greedy
-    rule at equal sequential passes and at equal NFE.
+    The Pareto front is bold. Where right images were counted, they are compared with the best greedy rule at equal cost.
+
+    Args:
+        chosen: The greedy rules that these compete with, measured on other prompts, by whose figures the best is chosen (see
+            `best_greedy`). Without them nothing is compared.
     """
     known = list(dict.fromkeys(name for group in groups for name in group.figures))
     others = [name for name in known if name not in (quality.name, *_IMAGE_COSTS)]
     columns = [quality.name, *(name for name in _IMAGE_COSTS if name in known and name != quality.name), *others]
+    limits = LIMITS if chosen and quality == RIGHT else ()
     header = ["steps", "sampler", "guidance", *map(title_of, columns)]
-    if quality == RIGHT:
-        header += ["points above the best greedy rule at equal sequential passes", "at equal NFE"]
-    front = pareto_front(groups, quality)
+    header += [f"points above the best greedy rule at equal {title_of(limit)}" for limit in limits]
+    front = pareto_front(groups, quality, _FRONT)
     rows = []
     for group in sorted(groups, key=lambda group: (group["steps"], group.value("num_evaluations"), group.label)):
         cells = [format_figure(group.figures.get(name), name) for name in columns]
         if any(group is other for other in front):
             cells[0] = f"**{cells[0]}**"
-        if quality == RIGHT:
-            cells += [
-                _advantage(groups, group, ("guidance_scale",), limits)
-                for limits in (("num_evaluations", "sequential_passes"), ("num_evaluations",))
-            ]
+        cells += [advantage(group, chosen, groups, limit=limit) for limit in limits]
         rows.append([str(group["steps"]), group.label, f"{group['guidance_scale']:g}", *cells])
     return markdown_table(header, rows)
 
 
-def _advantage(groups: Sequence[Group], group: Group, same: Sequence[str], limits: Sequence[str] = ()) -> str:
-    """The percentage points by which a group is above the best greedy rule; empty for a rule that could be that one."""
-    rival = None if competes(group, limits) else best_greedy(groups, group, RIGHT, same=same, limits=limits)
-    gap = None if rival is None else difference(group, rival)
-    if rival is None or gap is None:
-        return ""
-    name = rival.label if "steps" not in rival.key else f"{rival.label}, {rival['steps']} steps"
-    return f"{100 * gap.value:+.1f} ± {100 * gap.standard_error:.1f} ({name})"
+def advantage(
+    group: Group, chosen: Sequence[Group], measured: Sequence[Group], *, same: Sequence[str] = (), limit: str | None = None
+) -> str:
+    """The percentage points by which a group is above the best greedy rule, and which that is, as `best_greedy` chooses it.
+
+    A dash for the rule itself and where no rule is as cheap. A rule that was not measured on the present prompts is only named.
+    """
+    rival = best_greedy(group, chosen, measured, RIGHT, same=same, limit=limit)
+    if rival is None or rival is group:
+        return "–"
+    words = [rival.label]
+    words += [f"{rival['steps']} steps"] if rival.key.get("steps") != group.key.get("steps") else []
+    scale = rival.key.get("guidance_scale")
+    words += [f"guidance {scale:g}"] if scale != group.key.get("guidance_scale") else []
+    name = ", ".join(words)
+    gap = difference(group, rival) if any(rival is other for other in measured) else None
+    return f"not measured here ({name})" if gap is None else f"{100 * gap.value:+.1f} ± {100 * gap.standard_error:.1f} ({name})"
 
 
-def image_report(groups: Sequence[Group], quality: Quality, description: str) -> str:
+def image_report(groups: Sequence[Group], quality: Quality, description: str, chosen: Sequence[Group] = ()) -> str:
     """The table of `image_table` with its sample sizes and seeds, and the correlation of quality and entropy."""
     sizes = sorted({group.figures[quality.name].n for group in groups if quality.name in group.figures})
     seeds = sorted({seed for group in groups for seed in group.seeds})
     correlation = correlation_text(quality_entropy_correlation(groups, quality))
+    paired = (
+        " Differences are paired by prompt and seed; the greedy rules in brackets were chosen on other prompts." if chosen else ""
+    )
     lines = [
-        image_table(groups, quality),
+        image_table(groups, quality, chosen),
         "",
         f"{description} {' or '.join(map(str, sizes))} images per row, seeds {', '.join(map(str, seeds))}. ± is one standard "
-        "error, over prompts for figures of single images and over seeds for the others; differences are paired by prompt and "
-        "seed. Bold: on the Pareto front of quality against NFE.",
+        f"error, over prompts for figures of single images and over seeds for the others.{paired} Bold: no other row is as good "
+        "for no more NFE and no more sequential passes, and better in one of the three.",
         "",
         f"{title_of(quality.name).capitalize()} against cumulative entropy: {correlation}.",
         "",
@@ -133,18 +146,24 @@ def correlation_text(r: Correlation) -> str:
     return f"Pearson's r = {r.r:.2f}{interval} over {r.n} configurations"
 
 
-def text_tables(groups: Sequence[Group]) -> str:
+def text_tables(groups: Sequence[Group], chosen: Sequence[Group] = ()) -> str:
     """A table for each task, with most right answers first for each number of tokens per step, and the correlations of right
-    answers with entropy. Samplers that look ahead or search are compared with the best greedy rule."""
+    answers with entropy.
+
+    Args:
+        chosen: Greedy rules measured on other problems or seeds, for a column of differences to the best of them.
+    """
     parts = []
     for task in dict.fromkeys(group["task"] for group in groups):
         own = [group for group in groups if group["task"] == task]
         columns = [name for name in _TEXT_COLUMNS if any(name in group.figures for group in own)]
-        header = ["tokens a step", "sampler", *map(title_of, columns), "points above the best greedy rule"]
+        header = ["tokens a step", "sampler", *map(title_of, columns)]
+        header += ["points above the best greedy rule"] if chosen else []
         rows = []
         for group in sorted(own, key=lambda group: (group["tokens_per_step"], -group.value("right"))):
             cells = [format_figure(group.figures.get(name), name) for name in columns]
-            rows.append([str(group["tokens_per_step"]), group.label, *cells, _advantage(own, group, ("tokens_per_step",))])
+            cells += [advantage(group, chosen, own, same=("task", "tokens_per_step"))] if chosen else []
+            rows.append([str(group["tokens_per_step"]), group.label, *cells])
         parts += [f"**{task}**", markdown_table(header, rows), _text_correlations(own)]
     return "\n\n".join(filter(None, parts))
 

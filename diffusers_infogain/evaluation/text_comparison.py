@@ -14,7 +14,7 @@ import torch
 
 from ..checks import check_choice
 from ..choices import TEXT_TASKS
-from ..files import check_fields, read_json_lines
+from ..files import check_fields, read_json, read_json_lines
 from ..trace import DecodingTrace
 from . import text_tasks
 from .groups import Cell, Group, Record, per_item, per_run_and_item, summarize
@@ -76,6 +76,30 @@ def read_records(path: Path, num_problems: int) -> list[Record]:
         if lengths != {num_problems} or not set(record["right"]) <= {"0", "1"}:
             raise ValueError(f"{where} must have verdicts and figures of {num_problems} problems.")
     return records
+
+
+def read_rivals(folder: Path, settings: dict[str, Any]) -> list[Group]:
+    """The groups of another comparison, from which `groups.best_greedy` may choose rivals for the present one.
+
+    Args:
+        folder: Its output folder.
+        settings: The present comparison's, with "weights", "ask" and "split" among them.
+
+    Raises:
+        ValueError: If its files are damaged, it is of another model or way to ask, or not of another split: what was chosen on
+            the same problems, or on the same noise, would owe its rank to luck.
+    """
+    path = folder / "run.json"
+    there = read_json(path)
+    check_fields(there, str(path), {"weights": str, "ask": str, "split": (str, type(None)), "num_problems": int})
+    for name in ("weights", "ask"):
+        if there[name] != settings[name]:
+            raise ValueError(f"The rivals in {folder} must have the same `{name}`, {settings[name]}, got {there[name]}.")
+    if None in (there["split"], settings["split"]) or there["split"] == settings["split"]:
+        raise ValueError(
+            f"The rivals in {folder} must be chosen on another `split`, got {there['split']} there and {settings['split']} here."
+        )
+    return text_groups(read_records(folder / "results.jsonl", there["num_problems"]))
 
 
 _PER_PROBLEM = ("right", "cumulative_entropies", "num_states", "num_evaluations", "steps", "product_first")

@@ -159,6 +159,43 @@ def test_wrong_input_ends_with_one_sentence(capsys, tmp_path, arguments, message
     assert re.search(re.escape(message), err.splitlines()[-1])
 
 
+def test_rivals_are_chosen_on_one_split_and_measured_on_another(capsys, tmp_path):
+    flags = ["--metrics", "composition", "--seeds", 0]
+    of_split = {split: ["--prompts", f"demo-{split}", *flags] for split in ("choose", "report")}
+    code, out, err = compare(capsys, tmp_path / "choose", *of_split["choose"], "--samplers", "maskgit", "uniform")
+    assert code == 0, err
+    assert "points above" not in out
+    rivals = ["--rivals", tmp_path / "choose" / "results.json"]
+    code, out, err = compare(capsys, tmp_path / "report", *of_split["report"], *rivals, "--samplers", "paper")
+    assert code == 0, err
+    runs = {run["sampler"] for run in json.loads((tmp_path / "report" / "results.json").read_text())["runs"]}
+    assert "paper" in runs
+    assert runs & {"maskgit", "uniform"}  # those that may be the best at some cost are run too
+    for cost in ("states", "NFE", "sequential passes", "s per image"):
+        assert f"points above the best greedy rule at equal {cost} |" in out
+    assert re.search(r"\| paper, N 2 .* \| [+-]\d+\.\d ± \d+\.\d \((maskgit|uniform)\) \|", out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "must be chosen on other prompts than those of this comparison, got 4 of the same, such as '"),
+        ({"weights": "others", "model": "another"}, "must be of the same weights as this comparison, got those of another."),
+        ({"prompts": None}, "must have a list of string in its field `prompts`, got null."),
+    ],
+)
+def test_rivals_that_are_none_are_refused_before_any_image_is_made(capsys, tmp_path, compared, changes, message):
+    content = json.loads((compared / "results.json").read_text())
+    content["settings"] |= changes
+    (tmp_path / "rivals.json").write_text(json.dumps(content))
+    flags = ["--samplers", "maskgit", "--metrics", "composition", "--rivals", tmp_path / "rivals.json"]
+    code, _, err = compare(capsys, tmp_path / "out", *flags)
+    assert code == 2
+    assert message in err
+    assert "rivals.json" in err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 def test_another_comparison_in_the_same_folder_is_refused(capsys, tmp_path):
     compare(capsys, tmp_path, "--samplers", "maskgit", "--seeds", 0)
     code, _, err = compare(capsys, tmp_path, "--samplers", "maskgit", "--seeds", 0, "--batch-size", 3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_infogain.choices import CAPTION_SPLITS
+from diffusers_infogain.choices import SPLITS
 from diffusers_infogain.demo import shapes
 from diffusers_infogain.demo.shapes import Caption, ObjectSpec
 
@@ -71,18 +71,18 @@ def test_sampled_captions_keep_to_the_split_and_balance_categories():
 
 def test_the_splits_are_equal_thirds_of_what_was_not_trained_on_and_share_no_caption():
     held_out = [caption for caption in shapes.all_captions() if caption.held_out]
-    parts = {split: {caption.text for caption in held_out if caption.split == split} for split in CAPTION_SPLITS}
+    parts = {split: {caption.text for caption in held_out if caption.split == split} for split in SPLITS}
     assert set.union(*parts.values()) == {caption.text for caption in held_out}
     assert sum(map(len, parts.values())) == len(held_out) == 702
     for category, size in (("counting", 6), ("attribute binding", 44), ("position", 184)):
-        counts = [sum(caption.category == category for caption in held_out if caption.split == split) for split in CAPTION_SPLITS]
+        counts = [sum(caption.category == category for caption in held_out if caption.split == split) for split in SPLITS]
         assert counts == [size] * 3
     assert all(caption.split is None for caption in shapes.all_captions() if not caption.held_out)
 
 
 def test_captions_of_a_split_are_drawn_from_it_only_and_never_change():
     drawn = {}
-    for split in CAPTION_SPLITS:
+    for split in SPLITS:
         sampled = shapes.sample_captions(300, torch.Generator().manual_seed(1234), held_out=True, split=split)
         assert all(caption.held_out and caption.split == split for caption in sampled)
         assert [sum(caption.category == name for caption in sampled) for name in ("counting", "position")] == [100, 100]

@@ -19,11 +19,18 @@ def test_the_table_shows_both_comparisons_and_marks_the_front():
             result("info_gain", 4, 16, "1110", num_candidates=5),
         ]
     )
-    text = tables.image_report(groups, RIGHT, "Tiny.")
+    others = image_groups([result("maskgit", 4, 4, "1000"), result("maskgit", 16, 16, "1000", guidance_scale=2.0)])
+    text = tables.image_report(groups, RIGHT, "Tiny.", [*others, *image_groups([result("maskgit", 16, 16, "1100")])])
     row = next(line for line in text.splitlines() if line.startswith("| 4 | info_gain, N 5"))
     assert "**75" in row
-    assert "+50.0 ± 28.9 (maskgit, 4 steps)" in row
-    assert "+25.0 ± 25.0 (maskgit, 16 steps)" in row
+    more, less = "+25.0 ± 25.0 (maskgit, 16 steps)", "+50.0 ± 28.9 (maskgit)"
+    assert f"| {more} | {more} | {less} | {more} |" in row  # at equal states, NFE, passes and seconds
+    assert sum("| – | – | – | -25.0 ± 25.0 (maskgit, 16 steps) |" in line for line in text.splitlines()) == 1  # the rival itself
+    assert "the greedy rules in brackets were chosen on other prompts" in text
+    unmeasured = tables.image_table(groups, RIGHT, others[1:])
+    rival = "not measured here (maskgit, 16 steps, guidance 2)"
+    assert f"| {rival} | {rival} | – | {rival} |" in unmeasured
+    assert "points above" not in tables.image_report(groups, RIGHT, "Tiny.")
     assert "Tiny. 4 images per row, seeds 0." in text
     assert "Accuracy (%) against cumulative entropy: no correlation can be told from 3 configurations." in text
     more = image_groups([result("maskgit", n, n, right) for n, right in ((4, "1000"), (8, "1110"), (16, "1100"), (32, "1111"))])

@@ -132,6 +132,7 @@ def test_lookahead_is_set_against_the_best_greedy_rule_at_the_same_pace():
         rest = {"num_evaluations": [5] * n, "steps": [5] * n, "product_first": [None] * n, "distinct": n, "seconds": 1.0}
         own = {"sampler": sampler, "tokens_per_step": per_step, "seed": seed, "right": right, "distinct_right": right.count("1")}
         own["looks_ahead"] = parse_sampler(sampler).looks_ahead
+        own["scheduler"] = parse_sampler(sampler).scheduler
         return {"task": "sudoku", **own, "cumulative_entropies": [entropy] * n, **rest}
 
     records = [
@@ -144,14 +145,17 @@ def test_lookahead_is_set_against_the_best_greedy_rule_at_the_same_pace():
     ]
     groups = text_comparison.text_groups(records)
     assert [group.greedy for group in groups] == [True, True, True, False, False, False]
-    assert best_greedy(groups, groups[4], RIGHT, same=["task", "tokens_per_step"]) is groups[1]
+    chosen = text_comparison.text_groups([record("margin", "1000", 4.0, seed=7), record("entropy", "1100", 3.0, seed=7)])
+    assert best_greedy(groups[4], chosen, groups, RIGHT, same=["task", "tokens_per_step"]) is groups[1]
     gap = difference(groups[4], groups[1])
     assert gap.value == 0.25
     assert gap.standard_error == pytest.approx(clustered_mean([-1.0, 0.0, 1.0, 1.0], range(4)).standard_error)
     assert difference(groups[5], groups[1]) is None  # of other seeds
-    table = text_tables(groups)
+    assert "points above" not in text_tables(groups)
+    table = text_tables(groups, chosen)
     assert "| +25.0 ± 47.9 (entropy) |" in table
     assert "| +50.0 ± 28.9 (entropy) |" in table
+    assert "not measured here (entropy)" in table  # on the seed of paper
     two = [group for group in groups if group["tokens_per_step"] == 2]
     r = pearson([g.figures["cumulative_entropy"].value for g in two], [g.figures["right"].value for g in two]).r
     assert f"- 2 a step, 5 samplers: {r:.2f} with right, {r:.2f} with distinct and right" in table

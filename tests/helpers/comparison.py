@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from diffusers_infogain.evaluation.samplers import parse_sampler
+from diffusers_infogain.rules import SAMPLERS
+
 
 def result(sampler, steps, rows, right, *, seed=0, num_candidates=None, entropies=None, guidance_scale=1.0, **more):
     return {
@@ -11,6 +14,7 @@ def result(sampler, steps, rows, right, *, seed=0, num_candidates=None, entropie
         "guidance_scale": guidance_scale,
         "seed": seed,
         "looks_ahead": num_candidates is not None,
+        "scheduler": parse_sampler(sampler).scheduler if sampler.partition(":")[0] in SAMPLERS else {},
         "num_images_per_prompt": 1,
         "num_states": rows,
         "num_evaluations": rows,

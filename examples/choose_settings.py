@@ -1,0 +1,124 @@
+#!/usr/bin/env python
+"""Finds the greedy settings that the demo model's samplers have to beat, on the captions that are for choosing.
+
+python examples/choose_settings.py outputs/choose
+
+Every greedy rule is combined with entropy bounds, top_p, token temperatures and guidance, with up to 64 steps. All settings are
+compared on few images, and those that do best for their cost on more, in four rounds (successive halving, Jamieson and Talwalkar
+2016). A setting's gap is the accuracy by which it stays behind the best setting that costs no more than it; costs are NFE or
+sequential passes, whichever gap is smaller. The settings with the smallest gaps go on to the next round: of equal ones the more
+accurate first, then the cheaper. Can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers_infogain.evaluation.groups import RIGHT, Group
+from diffusers_infogain.evaluation.image_comparison import image_groups
+from diffusers_infogain.files import read_json
+
+RULES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot", "left", "entropy_bound")
+BOUNDS = (0.1, 0.25, 0.5, 1)
+# Rules that decide by themselves how many tokens a step decodes, with the setting by which they do.
+PARALLEL_RULES = {
+    "confidence_parallel": ("parallel_threshold", (0.5, 0.7, 0.9)),
+    "klass_parallel": ("parallel_threshold", (0.5, 0.7, 0.9)),
+    "factor_parallel": ("parallel_factor", (0.5, 1)),
+    "frechet_parallel": ("parallel_factor", (0.5, 1)),
+}
+TOP_PS = (1, 0.9)
+TEMPERATURES = (1, 0.7)
+GUIDANCE_SCALES = (1.2, 1.0)
+COSTS = ("num_evaluations", "sequential_passes")
+
+Setting = tuple[str, float]
+"""A sampler as `compare` takes it, and a guidance scale."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """How many settings are compared on how many images, and how they are measured."""
+
+    folder: str
+    num_settings: int | None
+    num_prompts: int
+    num_images: int
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+
+
+METRICS = ("composition", "frechet", "caption_variety")
+ROUNDS = (
+    Round("screened", None, 16, 1, (0,), ("composition",)),
+    Round("chosen", 32, 48, 2, (0,), METRICS),
+    Round("chosen", 16, 48, 2, (0, 1), METRICS),
+    Round("chosen", 10, 48, 2, (0, 1, 2, 3), METRICS),
+)
+
+
+def all_settings() -> list[Setting]:
+    """Every setting of the first round."""
+    rules = [f"{rule}:entropy_bound={bound}" for rule, bound in itertools.product(RULES, BOUNDS)]
+    rules += [f"{rule}:{name}={value}" for rule, (name, values) in PARALLEL_RULES.items() for value in values]
+    found = []
+    for rule, top_p, temperature, scale in itertools.product(rules, TOP_PS, TEMPERATURES, GUIDANCE_SCALES):
+        changes = [f"top_p={top_p}"] * (top_p != 1) + [f"token_temperature={temperature}"] * (temperature != 1)
+        found.append((",".join([rule, *changes]), scale))
+    return found
+
+
+def gap(group: Group, groups: Sequence[Group]) -> float:
+    """The accuracy by which a setting stays behind the best of all that cost no more, for the cost where it is smaller."""
+
+    def behind(cost: str) -> float:
+        return max(RIGHT.rank(other) for other in groups if other.value(cost) <= group.value(cost)) - RIGHT.rank(group)
+
+    return min(map(behind, COSTS))
+
+
+def smallest_gaps(groups: Sequence[Group], number: int) -> list[Setting]:
+    """The settings that go on to the next round."""
+    ranked = sorted(groups, key=lambda group: (gap(group, groups), -RIGHT.rank(group), group.value("num_evaluations")))
+    return [(group["sampler"], group["guidance_scale"]) for group in ranked[:number]]
+
+
+def compare(settings: Sequence[Setting], step: Round, folder: Path) -> None:
+    """Makes what is missing of these runs, with a table and plots of all in the folder."""
+    for scale in dict.fromkeys(scale for _, scale in settings):
+        arguments = ["compare", "--prompts", "demo-choose", "--num-prompts", step.num_prompts, "--num-images", step.num_images]
+        arguments += ["--steps", 64, "--guidance-scales", scale, "--seeds", *step.seeds, "--metrics", *step.metrics]
+        arguments += ["--device", "cpu", "--output", folder, "--everything"]
+        arguments += ["--samplers", *(name for name, own in settings if own == scale)]
+        command = [sys.executable, "-m", "diffusers_infogain.cli", *map(str, arguments)]
+        if code := subprocess.run(command, check=False).returncode:
+            raise SystemExit(code)
+
+
+def choose(folder: Path) -> None:
+    """All rounds."""
+    settings, groups = all_settings(), []
+    for step in ROUNDS:
+        if step.num_settings is not None:
+            settings = smallest_gaps(groups, step.num_settings)
+        place = folder / step.folder
+        compare(settings, step, place)
+        records = [record for record in read_json(place / "results.json")["runs"] if record["seed"] in step.seeds]
+        own = [record for record in records if (record["sampler"], record["guidance_scale"]) in settings]
+        groups = image_groups(own)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folder", type=Path, help="for the images, records and tables of all rounds")
+    choose(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
