@@ -24,7 +24,8 @@ from diffusers_infogain.evaluation.groups import RIGHT, Group
 from diffusers_infogain.evaluation.image_comparison import image_groups
 from diffusers_infogain.files import read_json
 
-RULES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot", "left", "entropy_bound")
+# But for "entropy_bound", which is "entropy" with a bound, and "pc_sampler", which reads frequencies of texts.
+RULES = ("confidence", "maskgit", "entropy", "margin", "uniform", "halton", "klass", "pivot", "left")
 BOUNDS = (0.1, 0.25, 0.5, 1)
 # Rules that decide by themselves how many tokens a step decodes, with the setting by which they do.
 PARALLEL_RULES = {
