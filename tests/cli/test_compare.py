@@ -151,12 +151,23 @@ def test_seeds_are_other_noise_on_the_same_prompts(capsys, tmp_path):
         (["--samplers", "maskgit:speed=3"], "got 'speed' in 'maskgit:speed=3'."),
         (["--num-prompts", "0"], "argument --num-prompts: must be an integer >= 1, got 0"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--metrics", "caption_variety"], "--num-images must be at least 2 for the metric caption_variety, got 1."),
     ],
 )
 def test_wrong_input_ends_with_one_sentence(capsys, tmp_path, arguments, message):
     code, _, err = compare(capsys, tmp_path, *arguments)
     assert code == 2
     assert re.search(re.escape(message), err.splitlines()[-1])
+
+
+def test_two_images_of_a_prompt_have_variety(capsys, tmp_path):
+    flags = ["--num-images", 2, "--samplers", "maskgit", "--seeds", 0]
+    code, out, err = compare(capsys, tmp_path, *flags)
+    assert code == 0, err
+    header, _, row = (line.strip("| ").split(" | ") for line in out.splitlines()[:3])
+    figures = dict(zip(header, row, strict=True))
+    assert float(figures["variety within a caption"]) > 0
+    assert "energy distance within a caption" in figures
 
 
 def test_rivals_are_chosen_on_one_split_and_measured_on_another(capsys, tmp_path):
