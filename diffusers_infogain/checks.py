@@ -169,11 +169,11 @@ def prompt_list(name: str, prompt: Any) -> list[str]:
     return check_list(name, prompt, str, "a string or a non-empty list of strings")
 
 
-def check_search(num_beams: int, num_runs: int, callback: object, retries: bool = False) -> None:
+def check_search(num_beams: int, num_runs: int, callback: object, scheduler: Any) -> None:
     """Raises a ValueError for numbers below 1, both above 1, or a callback beside a search, which could not follow it.
 
     Args:
-        retries: Whether the scheduler begins unlikely samples anew, which no callback can follow either, and no beam search does.
+        scheduler: Beam search does without its retries and correctors, and no callback can follow retries.
     """
     for name, value in (("num_beams", num_beams), ("num_runs", num_runs)):
         check_integer(name, value, 1)
@@ -181,9 +181,11 @@ def check_search(num_beams: int, num_runs: int, callback: object, retries: bool 
         raise ValueError(f"`num_beams` and `num_runs` must not both be above 1, got {num_beams} and {num_runs}.")
     if callback is not None and (num_beams > 1 or num_runs > 1):
         raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
-    if retries and (callback is not None or num_beams > 1):
+    if scheduler.retries and (callback is not None or num_beams > 1):
         name, allowed = ("num_beams", "1") if num_beams > 1 else ("callback_on_step_end", "None")
         raise ValueError(f"`{name}` must be {allowed} with a scheduler that begins unlikely samples anew (`retry_below_...`).")
+    if num_beams > 1 and scheduler.config.corrector is not None:
+        raise ValueError(f"`num_beams` must be 1 with the corrector {scheduler.config.corrector!r}, got {num_beams}.")
 
 
 def check_device(name: str, value: Any) -> None:

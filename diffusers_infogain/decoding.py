@@ -86,13 +86,19 @@ class Model:
             return logits
         return MaskedLogits.at(states == self.mask_token_id, logits)
 
-    def logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> Logits:
-        """Logits (R, L, V) of the states where `where` (R,) is true. Those of other states are finite, and never read."""
+    def logits(
+        self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor, known: Logits | None = None
+    ) -> Logits:
+        """Logits (R, L, V) of the states where `where` (R,) is true; of others those `known`, or finite ones, never read."""
         chosen = states[where]
         size = self.chunk or len(chosen)
         parts = zip(chosen.split(size), sample_index[where].split(size), strict=True)
-        logits = concatenate([self.run(*part) for part in parts])
-        return take_states(logits, torch.where(where, where.cumsum(0) - 1, -1))
+        logits = [self.run(*part) for part in parts]
+        number = where.cumsum(0) - 1
+        if known is None:
+            return take_states(concatenate(logits), torch.where(where, number, -1))
+        others = torch.arange(len(where), device=where.device)
+        return take_states(concatenate([known, *logits]), torch.where(where, len(where) + number, others))
 
     def count(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """(R, ...) long, NFE of states (R, ..., L) of the samples `sample_index` (R,), 0 where `where` (R, ...) is false."""
@@ -307,14 +313,16 @@ def attempt(
     likelihood = Likelihood.none(rows)
     known_token = int(run.model.mask_token_id == 0)
     memory: Memory | None = None
-    for index, timestep in enumerate(run.scheduler.timesteps):
-        active = run.undecided(tokens, sample_index).any(-1)
+    for index, timestep in enumerate(run.scheduler.all_timesteps):
+        corrected, again, memory = run.scheduler.mask_again(tokens, run.undecided(tokens, sample_index), memory, run.grid)
+        active = run.undecided(corrected, sample_index).any(-1)
         if not active.any() or run.interrupted():
             break
+        tokens = corrected
         # Without a lookahead in the step before, the state has not been through the model yet.
-        unseen = active if logits is None else torch.zeros_like(active)
-        if logits is None:
-            logits = run.model.logits(tokens, sample_index, active)
+        unseen = active if logits is None else again
+        if logits is None or unseen.any():
+            logits = run.model.logits(tokens, sample_index, unseen, logits)
         num_evaluations = run.model.count(tokens, sample_index, unseen)
         num_compared = num_passes = torch.zeros_like(rows)
         if index == 0 and unlikely is not None:  # kept for the next try
@@ -429,7 +437,8 @@ def decode(
 
     Args:
         denoise: `denoise(tokens, sample_index)` returns the logits (R, L, V), after guidance, of R states (R, L) of the samples
-            `sample_index` (R,), or to save memory those at the M masks of `tokens` only, (M, V) in row-major order.
+            `sample_index` (R,), or to save memory those at the M masks of `tokens` only, (M, V) in row-major order, or at any
+            positions that include these, as `MaskedLogits`.
         scheduler: Its `set_timesteps` must have been called, or `num_inference_steps` be given. Decoding ends early when nothing
             is masked any more.
         tokens: (B, L) long. Known tokens stay as they are.

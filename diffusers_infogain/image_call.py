@@ -123,7 +123,7 @@ class ImageCall:
         check_integer("num_images_per_prompt", self.num_images_per_prompt, 1)
         for name in ("num_inference_steps", "lookahead_batch_size"):
             check_integer(name, getattr(self, name), 1, optional=True)
-        check_search(self.num_beams, self.num_runs, self.callback_on_step_end, self.pipe.scheduler.retries)
+        check_search(self.num_beams, self.num_runs, self.callback_on_step_end, self.pipe.scheduler)
         self._check_size(height, width)
         self._check_choices()
         self._check_generator()
@@ -217,6 +217,11 @@ class ImageCall:
         if self.latents is not None:
             return self.latents.to(device).flatten(1)
         return torch.full((self.batch_size, self.grid[0] * self.grid[1]), self.mask_token_id, dtype=torch.long, device=device)
+
+    def wanted(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Where the call needs logits of `tokens`, a mask of that shape: at their masks, or everywhere for some correctors."""
+        masked = tokens == self.mask_token_id
+        return torch.ones_like(masked) if self.scheduler.corrector.reads_decoded else masked
 
     # Conditions and guidance
 

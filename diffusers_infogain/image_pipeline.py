@@ -150,7 +150,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
                 call's scheduler and arguments.
 
         Returns:
-            (R, L, V), or (M, V) at the M masks, in row-major order, which takes less memory.
+            (R, L, V), or (M, V) at the M positions of `call.wanted(tokens)`, in row-major order, which takes less memory.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `predict`.")
 

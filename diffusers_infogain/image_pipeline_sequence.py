@@ -112,14 +112,15 @@ class SequenceImagePipeline(InfoGainImagePipeline):
         Args:
             tokens: (R, h, w) long, image codes, or the scheduler's mask id.
             prompt_ids, prompt_mask: (R, P) each, from `encode_prompt`.
-            where: (R, h, w) bool, the positions whose logits are wanted; by default the masked ones.
-            call: Not needed by these models.
+            where: (R, h, w) bool, the positions whose logits are wanted; by default those that the call wants, the masked ones.
+            call: The call.
 
         Returns:
             (M, V) for the M positions of `where`, in row-major order.
         """
         masked = tokens == self.scheduler.config.mask_token_id
-        where = masked if where is None else where
+        if where is None:
+            where = masked if call is None else call.wanted(tokens)
         offset = self.image_token_offset
         image = torch.where(masked, self.transformer.config.mask_token_id, tokens + offset)
         sequence, wanted = self.lay_out(image, where)

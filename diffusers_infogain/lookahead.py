@@ -149,7 +149,7 @@ class Lookahead:
     ):
         next_masked = proposal.next_masked
         evidence = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
-        finished = ~next_masked.any(-1)
+        finished = proposal.finished
         # What is known of distinct candidates: theirs is what is known of the ones they stand for.
         known = torch.zeros_like(finished)
         self.ran = torch.zeros_like(finished)

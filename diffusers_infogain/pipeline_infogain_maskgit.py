@@ -154,10 +154,11 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         return {"class_ids": class_ids}, {"class_ids": torch.full_like(class_ids, self.transformer.config.num_classes)}
 
     def predict(self, tokens: torch.Tensor, class_ids: torch.Tensor, call: ImageCall) -> torch.Tensor:
-        """Logits (M, V) at the M masks of tokens (R, h, w), without guidance."""
+        """Logits (M, V) of tokens (R, h, w) where the call wants them, without guidance."""
         sequence = tokens.flatten(1)
-        where = sequence == call.mask_token_id
-        return self.transformer(sequence.masked_fill(where, self.transformer.config.vocab_size - 1), class_ids, where)
+        masks = sequence == call.mask_token_id
+        sequence = sequence.masked_fill(masks, self.transformer.config.vocab_size - 1)
+        return self.transformer(sequence, class_ids, call.wanted(tokens).flatten(1))
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]

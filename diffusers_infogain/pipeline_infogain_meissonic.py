@@ -147,7 +147,7 @@ class InfoGainMeissonicPipeline(ClipImagePipeline):
         micro_conds: torch.Tensor,
         call: ImageCall,
     ) -> torch.Tensor:
-        """Logits (M, V) at the M masks of tokens (R, h, w), without guidance."""
+        """Logits (M, V) of tokens (R, h, w) where the call wants them, without guidance."""
         sequence = tokens.flatten(1)
         return self.transformer(
             tokens,
@@ -155,5 +155,5 @@ class InfoGainMeissonicPipeline(ClipImagePipeline):
             pooled_text_emb=prompt_embeds,
             micro_conds=micro_conds,
             timestep=call.scheduler.timesteps_at(sequence),
-            where=sequence == call.mask_token_id,
+            where=call.wanted(sequence),
         )

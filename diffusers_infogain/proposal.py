@@ -24,6 +24,8 @@ class InfoGainProposal(BaseOutput):
         needs_lookahead: Whether `select` needs logits of the candidates: not when all candidates of every sample coincide, not
             when they decode the last masks, and never for a greedy sampler.
         masked: (B, L) bool, M_t: masked positions that may be decoded.
+        remasked: (B, L) bool, decoded positions that the corrector masks again, in all candidates.
+        compared: (B,) bool, samples for which a lookahead compares the candidates; of others it takes the first one.
         entropies: (B, L) float32, H_l(z_t) in nats on M_t, 0 elsewhere.
         duplicate_of: (B, N) long, the first candidate with the same state; only that one's logits are read.
         logits: (B, L, V) of z_t, where the gain compares distributions ("kl"), else None.
@@ -38,6 +40,8 @@ class InfoGainProposal(BaseOutput):
     log_probability: torch.Tensor
     needs_lookahead: bool
     masked: torch.Tensor
+    remasked: torch.Tensor
+    compared: torch.Tensor
     entropies: torch.Tensor
     duplicate_of: torch.Tensor
     logits: Logits | None = None
@@ -54,14 +58,19 @@ class InfoGainProposal(BaseOutput):
 
     @property
     def next_masked(self) -> torch.Tensor:
-        """(B, N, L) bool, M_{t-1} for every action."""
+        """(B, N, L) bool, M_{t-1} for every action, but for what is masked again."""
         return self.masked[:, None] & ~self.selected
+
+    @property
+    def finished(self) -> torch.Tensor:
+        """(B, N) bool: the candidates that leave nothing masked."""
+        return ~(self.next_masked.any(-1) | self.remasked.any(-1, keepdim=True))
 
     @property
     def distinct(self) -> torch.Tensor:
         """(B, N) bool: the candidates whose logits `select` reads, one of every group of equal ones with masks left."""
         first = self.duplicate_of == torch.arange(self.duplicate_of.shape[1], device=self.duplicate_of.device)
-        return first & self.next_masked.any(-1)
+        return first & ~self.finished & self.compared[:, None]
 
     def commit(
         self, winner: torch.Tensor, gain: torch.Tensor, objective: torch.Tensor, pred_logits: Logits | None = None

@@ -87,11 +87,16 @@ class Step:
 
     @cached_property
     def stable(self) -> torch.Tensor:
-        """(M,) bool, KL(p_l now ‖ p_l one step before) < `klass_threshold`; False in the first step."""
+        """(M,) bool, KL(p_l now ‖ p_l one step before) < `klass_threshold`; False where there is no step before."""
+        stable = torch.zeros_like(self.entropies, dtype=torch.bool)
         if "logits" not in self.memory.state:
-            return torch.zeros_like(self.entropies, dtype=torch.bool)
-        before = exclude_token(rows_at(self.memory.state["logits"], self.masked), self.config.mask_token_id)
-        return scoring.kl_divergence(self.logits, before) < self.config.klass_threshold
+            return stable
+        # A corrector may have masked a position again, which had no logits, or those of a visible token.
+        both = self.masked & self.memory.state["masked"]  # type: ignore[operator]  # a tensor
+        before = exclude_token(rows_at(self.memory.state["logits"], both), self.config.mask_token_id)
+        now = both[self.masked]
+        stable[now] = scoring.kl_divergence(self.logits[now], before) < self.config.klass_threshold
+        return stable
 
     @cached_property
     def stable_steps(self) -> torch.Tensor:
@@ -256,7 +261,7 @@ def left(step: Step) -> torch.Tensor:
 
 
 def _last_logits(step: Step) -> Mapping[str, Logits]:
-    return {"logits": step.all_logits}
+    return {"logits": step.all_logits, "masked": step.masked}
 
 
 @rule("klass", remember=_last_logits)
@@ -332,7 +337,7 @@ def within_frechet_profile(step: Step) -> torch.Tensor:
 
 
 def _stable_steps(step: Step) -> Mapping[str, Logits]:
-    return {"logits": step.all_logits, "stable_steps": step.dense(step.stable_steps, 0)}
+    return {**_last_logits(step), "stable_steps": step.dense(step.stable_steps, 0)}
 
 
 SAMPLERS |= {

@@ -14,7 +14,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from . import candidates as draw
-from . import checks, schedules, scoring
+from . import checks, correctors, schedules, scoring
+from .correctors import CORRECTORS, Correction, Corrector
 from .lookahead import Objective
 from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_tokens, codebook_rows, rows_at, take_states
 from .migration import with_split_settings
@@ -81,6 +82,15 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         retry_above_nats: Begin a sample anew once H~ - S rises above this, in nats.
         retry_below_nats: The same once S falls below this, in nats.
         retry_below_sigmas: The same once S + H~, which is 0 on average, falls below this many of its standard deviations.
+        corrector: Whether decoded tokens are masked again, so that errors can be mended; `correctors.CORRECTORS`. "verify" masks
+            class after class of the finished sample; "remdm_conf", "remdm_loop" (ReMDM) and "p2" mask tokens within the steps.
+        verify_threshold: θ. A token stays if p_l(v_l) >= θ · max_v p_l(v), else it is drawn anew, within `entropy_bound`.
+        verify_classes: How many classes there are: residue classes of positions, spread evenly over line or grid.
+        remdm_eta: η, the limit of σ, the probability with which ReMDM masks a token again. None: the corrector's own, 1 for
+            "remdm_conf" (whose σ are shares of that), 0.02 for "remdm_loop". 0 switches it off.
+        remdm_t_on, remdm_t_off, remdm_alpha_on: "remdm_loop" masks again while t, which falls from 1 to 0, is between the two and
+            the share α of the tokens is decoded. It has a schedule of its own, without `tokens_per_step` or `entropy_bound`.
+        p2_eta: η of "p2", the factor on the log-probabilities of decoded tokens; the larger, the more are masked again.
         klass_threshold: In nats. For "klass" and "klass_parallel" a position is stable if KL(now ‖ previous step) is below it.
         klass_history: Consecutive steps, including the current one, for which "klass_parallel" wants a position to be stable.
             `step()` has no history, so there none is.
@@ -128,6 +138,14 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         retry_above_nats: float | None = None,
         retry_below_nats: float | None = None,
         retry_below_sigmas: float | None = None,
+        corrector: str | None = None,
+        verify_threshold: float = 0.3,
+        verify_classes: int = 4,
+        remdm_eta: float | None = None,
+        remdm_t_on: float = 0.55,
+        remdm_t_off: float = 0.05,
+        remdm_alpha_on: float = 0.9,
+        p2_eta: float = 1.0,
         klass_threshold: float = 5e-4,
         klass_history: int = 2,
         halton_randomize: bool = False,
@@ -141,6 +159,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         for name, setting in SETTINGS.items():
             setting.check(name, self.config[name])
         check_combination(self.config)
+        correctors.check_settings(self.config, self.entropy_bound)
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]
         self._resource: Any = None
@@ -196,6 +215,16 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         """Whether unlikely samples are begun anew."""
         limits = (self.config.retry_above_nats, self.config.retry_below_nats, self.config.retry_below_sigmas)
         return self.config.num_tries > 1 and limits != (None, None, None)
+
+    @property
+    def corrector(self) -> Corrector:
+        """What masks decoded tokens again."""
+        return CORRECTORS[self.config.corrector]
+
+    @property
+    def all_timesteps(self) -> torch.Tensor:
+        """`timesteps`, the last one once more for each step that the corrector may add."""
+        return torch.cat([self.timesteps, self.timesteps[-1:].expand(correctors.num_own_steps(self.config))])
 
     @property
     def rule(self) -> Rule:
@@ -262,6 +291,24 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"`allowed` must be bool of shape {tuple(tokens.shape)}, got {shown(allowed)}.")
         return masked & allowed
 
+    def mask_again(
+        self, tokens: torch.Tensor, masked: torch.Tensor, memory: Memory | None, grid: tuple[int, int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, Memory | None]:
+        """Before a step: masks what the corrector "verify" looks at next, a class of positions of each sample that is decoded.
+
+        Args:
+            tokens: (B, L) long.
+            masked: (B, L) bool, positions still to be decoded.
+            memory: Of the proposal before; None in the first step.
+            grid: (height, width) of the tokens; by default they are a line.
+
+        Returns:
+            The tokens, (B,) bool which samples are verified in the next step, and the memory for `propose`.
+        """
+        if memory is None or not self.corrector.verifies:
+            return tokens, torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device), memory
+        return correctors.mask_next_class(tokens, masked, memory, grid, self.config)
+
     def step_index(self, timestep: int | torch.Tensor) -> int:
         """The number of a step, counted from 0.
 
@@ -311,6 +358,8 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         checks.check_integers("initial_masks", initial_masks, len(tokens))
         masked = self.undecided(tokens, allowed)
         region = torch.ones_like(masked) if allowed is None else allowed
+        correction = Correction(self.config, logits, tokens, masked, memory, index, len(self.timesteps))
+        tokens, masked = correction.tokens, correction.masked
         share_left = masked.sum(-1).float() / (region.sum(-1) if initial_masks is None else initial_masks).clamp(min=1)
         step = self._step(logits, index, masked, region, share_left, generator, memory, grid)
         # φ and a token for every masked position of every candidate, and k_t.
@@ -326,22 +375,26 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             max_masks=region.sum(-1),
         )
         entropies = step.dense(step.entropies, 0.0)
-        phi, values, count = commit_early(self._sampler, step, phi, values, count)
+        phi, values, count = commit_early(self._sampler, step, phi, values, correction.counts(count))
+        log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
+        # What a corrector masks again, as many more are decoded.
+        remasked = correction.remask(count, log_p, lambda: draw.uniforms(generator, len(masked), masked.shape[1:]))
+        count = count + remasked.sum(-1)
         # The action A of each candidate: its k_t best positions, or more within the entropy bound.
         bound_only = self._sampler.bound_only and index < len(self.timesteps) - 1
         # In memory order, so that the costs of equal candidates are sums in the same order and equal to the last bit.
         selected = draw.select_positions(phi.contiguous(), entropies, count, self.entropy_bound, bound_only)
         candidates = torch.where(selected, values, tokens[:, None])
+        candidates = candidates.masked_fill(remasked[:, None], self.config.mask_token_id)
         # What `select` needs to know about z_t, and the next step about this one.
         keeps_logits = self.looks_ahead and self.objective.compares_distributions
         remembered = {**self.rule.remember(step), **self._sampler.remember(step)}
-        log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
         variance = None
         if self.retries:
             variance = scoring.action_cost(step.dense(scoring.surprisal_variance(step.logits), 0.0)[:, None], selected)
         # Candidates that lead to one state are run once; if all do, a lookahead has nothing to decide.
         duplicate_of = draw.first_occurrence(candidates)
-        differ = (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)
+        differ = ~correction.verified & (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)
         return InfoGainProposal(
             candidates=candidates,
             selected=selected,
@@ -350,10 +403,12 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             variance=variance,
             needs_lookahead=self.looks_ahead and bool(differ.any()),
             masked=masked,
+            remasked=remasked,
+            compared=~correction.verified,
             entropies=entropies,
             duplicate_of=duplicate_of,
             logits=logits if keeps_logits else None,
-            memory=Memory(step.memory.sample, remembered),
+            memory=Memory({**step.memory.sample, **correction.remember(selected, values, log_p)}, remembered),
         )
 
     def _step(

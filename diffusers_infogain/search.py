@@ -188,6 +188,8 @@ def decode_beam(
         )
     if scheduler.retries:
         raise ValueError("The retries of the scheduler (`retry_...`) must be None for a beam search.")
+    if scheduler.config.corrector is not None:
+        raise ValueError(f"`corrector` of the scheduler must be None for a beam search, got {scheduler.config.corrector!r}.")
     check_integer("num_beams", num_beams, 1)
     options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations)
     run = Run.begin(denoise, scheduler, tokens, *options)

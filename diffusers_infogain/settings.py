@@ -47,7 +47,7 @@ class Setting:
             check_bool(name, value)
         elif self.type == "temperature":
             check_temperature(name, value, positive_ends=self.exclusive)
-        elif self.choices:
+        elif self.choices and not (self.optional and value is None):
             check_choice(name, value, self.choices)
         elif self.type is str:
             check_type(name, value, (str, type(None)), "the path of a file, as a string, or None")
@@ -81,8 +81,10 @@ class Setting:
 MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
 RUN_SCORES = ("cumulative_entropy", "log_likelihood", "entropy_and_likelihood")
+CORRECTORS = ("verify", "remdm_conf", "remdm_loop", "p2")
 
 _OF_KLASS = "of the samplers klass and klass_parallel"
+_OF_REMDM = "of the corrector remdm_loop"
 _OF_PC = "of the rule pc_sampler"
 
 SETTINGS: dict[str, Setting] = {
@@ -153,6 +155,20 @@ SETTINGS: dict[str, Setting] = {
         lowest=-LARGEST_NUMBER,
         optional=True,
     ),
+    "corrector": Setting("name", None, "masks decoded tokens again, to mend errors", choices=CORRECTORS, optional=True),
+    "verify_threshold": Setting(
+        float, 0.3, "of verify: a token stays if it has this share of the probability of the most probable one", highest=1
+    ),
+    "verify_classes": Setting(int, 4, "of verify: the classes of positions that are masked one after the other", lowest=2),
+    "remdm_eta": Setting(
+        float, None, "of remdm_conf (none: 1) and remdm_loop (none: 0.02): the limit of σ; 0: off", highest=1, optional=True
+    ),
+    "remdm_t_on": Setting(float, 0.55, f"{_OF_REMDM}: the time, from 1 down, at which it begins", highest=1),
+    "remdm_t_off": Setting(float, 0.05, f"{_OF_REMDM}: the time at which it ends", highest=1),
+    "remdm_alpha_on": Setting(
+        float, 0.9, f"{_OF_REMDM}: the share of the tokens that is decoded meanwhile", highest=1, exclusive=True
+    ),
+    "p2_eta": Setting(float, 1.0, "of p2: factor on the log-probabilities of decoded tokens; 0: none is masked again"),
     "klass_threshold": Setting(float, 5e-4, f"{_OF_KLASS}: a position is stable if its KL is below this, in nats"),
     "klass_history": Setting(int, 2, "of the sampler klass_parallel: consecutive steps a position must be stable", lowest=1),
     "halton_randomize": Setting(

@@ -44,13 +44,18 @@ class StockSchedulerMixin:
                 then begins at. By default it goes by what is left.
 
         Raises:
-            ValueError: With a sampler that looks ahead, since `step` cannot ask for the logits of its candidates; for shapes
-                that do not fit, or a share outside [0, 1].
+            ValueError: With a sampler that looks ahead, since `step` cannot ask for the logits of its candidates, or with a
+                corrector, since it has no memory; for shapes that do not fit, or a share outside [0, 1].
         """
         if self.looks_ahead:
             raise ValueError(
                 f"`step` cannot look ahead as the sampler {self.config.sampler!r} with {self.config.num_candidates} candidates "
                 "does: use `InfoGainPipeline`, or `propose` and `select`, or a greedy `sampler`."
+            )
+        if self.config.corrector is not None:
+            raise ValueError(
+                f"`step` cannot mask tokens again as the corrector {self.config.corrector!r} does: use `InfoGainPipeline` or "
+                "`decode`, or `corrector` None."
             )
         checks.check_bool("return_dict", return_dict)
         checks.check_tensor("sample", sample, [2, 3], "a long tensor (batch, length) or (batch, height, width)", [torch.long])

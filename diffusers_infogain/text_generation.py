@@ -13,6 +13,7 @@ from .callbacks import CallState, StepCallback, call_back, tensor_inputs
 from .candidates import Generators, check_generator, split_generator
 from .checks import check_bool, check_integer, check_search
 from .decoding import DecodingStep
+from .masked_logits import Logits, MaskedLogits
 from .models.text_logits import TextCache, fitting_caches, longest_text
 from .models.wrapped import underlying
 from .printing import shown
@@ -126,7 +127,12 @@ class TextGeneration:
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:
             raise ValueError(f"`block_length` must be a multiple of the model's own, {trained}, got {self.block_length}.")
-        check_search(self.num_beams, self.num_runs, self.callback_on_step_end, scheduler.retries)
+        if scheduler.corrector.loops and self.num_inference_steps is None:
+            raise ValueError(
+                f"`num_inference_steps` must be given with the corrector {scheduler.config.corrector!r}, which has a schedule of "
+                "its own, got None."
+            )
+        check_search(self.num_beams, self.num_runs, self.callback_on_step_end, scheduler)
         if isinstance(self.generator, (list, tuple)) and len(self.generator) != batch:
             given = len(self.generator)
             raise ValueError(f"`generator` must have one entry for each of the {batch} texts, got a list of {given}.")
@@ -187,8 +193,13 @@ class TextGeneration:
         self._cache.begin_block(self.tokens[in_cache], self.attention_mask[in_cache], group.start, group.end)
         cache_index = torch.searchsorted(in_cache, sample_index)
 
-        def denoise(tokens: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
-            return self._cache.logits(tokens, cache_index[sample_index], tokens == self.mask_token_id)
+        reads_decoded = self.scheduler.corrector.reads_decoded
+        decodable = self.tokens[sample_index, group.start : group.end] == self.mask_token_id
+
+        def denoise(tokens: torch.Tensor, sample_index: torch.Tensor) -> Logits:
+            where = tokens == self.mask_token_id
+            where = where | decodable[sample_index] if reads_decoded else where
+            return MaskedLogits.at(where, self._cache.logits(tokens, cache_index[sample_index], where))
 
         # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block.
         output = decode_or_search(

@@ -158,7 +158,7 @@ def test_propose_and_select_change_neither_the_scheduler_nor_their_arguments(sam
     arguments = {
         "logits": logits,
         "tokens": tokens,
-        "memory": Memory(state={"logits": previous}),
+        "memory": Memory(state={"logits": previous, "masked": tokens == MASK}),
         "initial_masks": torch.tensor([6, 7]),
     }
     arguments |= {"allowed": allowed, "timestep": scheduler.timesteps[1]}

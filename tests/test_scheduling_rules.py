@@ -57,7 +57,7 @@ def check_candidates(scheduler, seeds, rule, count, temperatures, later_noise):
     tokens, logits = state(), random_logits(BATCH, LENGTH, MASK, seed=1)
     previous = settled_logits(logits)
     timestep = scheduler.timesteps[1]
-    memory = Memory(state={"logits": previous})
+    memory = Memory(state={"logits": previous, "masked": tokens == MASK})
     proposal = scheduler.propose(logits, timestep, tokens, generator=generators(*seeds), memory=memory, grid=GRID)
     num = proposal.candidates.shape[1]
     uniforms = draw_uniforms(generators(*seeds), BATCH, num, LENGTH).tolist()
@@ -390,7 +390,7 @@ def test_klass_compares_distributions_without_the_mask_token():
     scheduler = make_scheduler(mask, STEPS, sampler="klass", tokens_per_step=1)
     now = torch.tensor([[[2.0, 0.0, 0.0, -9.0], [1.0, 0.0, 0.0, 5.0]]])
     before = torch.tensor([[[0.0, 0.0, 2.0, -9.0], [1.0, 0.0, 0.0, 7.0]]])
-    memory = Memory(state={"logits": before})
+    memory = Memory(state={"logits": before, "masked": torch.ones(1, 2).bool()})
     proposal = scheduler.propose(now, 3, torch.full((1, 2), mask), generator=generators(1), memory=memory)
     assert proposal.selected[0, 0].tolist() == [False, True]
 

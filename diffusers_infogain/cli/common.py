@@ -89,7 +89,7 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
             settings[name] = value
     scheduler = InfoGainScheduler(mask_token_id=0, **settings)
     scheduler.set_timesteps(1)
-    check_search(getattr(args, "num_beams", 1), getattr(args, "num_runs", 1), None, scheduler.retries)
+    check_search(getattr(args, "num_beams", 1), getattr(args, "num_runs", 1), None, scheduler)
     return settings
 
 

@@ -211,6 +211,7 @@ def run_setting(
     num_samples: int,
     seeds: Sequence[int] = (0,),
     token_of: torch.Tensor | None = None,
+    grid: tuple[int, int] | None = None,
     **config: Any,
 ) -> ExactResult:
     """Decodes `num_samples` sequences per seed from an empty canvas and compares them with the data, `sequences`.
@@ -218,6 +219,7 @@ def run_setting(
     Args:
         quality: The measure of each sample (B, L): (B,).
         token_of: The token of each code, if the model predicts synonymous codes.
+        grid: (height, width) of the tokens.
         config: Further settings of the scheduler.
     """
     if setting.one_by_one:
@@ -230,9 +232,9 @@ def run_setting(
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         if setting.num_runs > 1:
-            output = decode_best_of(denoise, scheduler, canvas, num_runs=setting.num_runs, generator=generator)
+            output = decode_best_of(denoise, scheduler, canvas, num_runs=setting.num_runs, generator=generator, grid=grid)
         else:
-            output = decode(denoise, scheduler, canvas, generator=generator)
+            output = decode(denoise, scheduler, canvas, generator=generator, grid=grid)
         tokens.append(output.tokens if token_of is None else token_of[output.tokens])
         distinct.append(len(tokens[-1].unique(dim=0)))
         evaluations.append(output.trace.num_evaluations.sum(0).double())
@@ -278,6 +280,7 @@ def sudoku_task(tokens_per_step: int = 2) -> ExactTask:
         options={
             "num_tokens": 4,
             "length": 16,
+            "grid": (4, 4),
             "num_inference_steps": -(-16 // tokens_per_step),
             "tokens_per_step": tokens_per_step,
         },
@@ -300,6 +303,7 @@ def digits_task(num_inference_steps: int = 8, num_codes: Sequence[int] = (1,) * 
         options={
             "num_tokens": sum(num_codes),
             "length": 64,
+            "grid": (8, 8),
             "num_inference_steps": num_inference_steps,
             "token_of": codes_to_tokens(num_codes),
         },
