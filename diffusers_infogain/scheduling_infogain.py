@@ -365,17 +365,9 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         # φ and a token for every masked position of every candidate, and k_t.
         phi = step.dense(self.rule(step), -torch.inf)
         values = step.dense(step.tokens, 0)
-        count = schedules.decode_counts(
-            masked.sum(-1),
-            index,
-            len(self.timesteps),
-            self.config.masking_schedule,
-            tokens_per_step=self.config.tokens_per_step,
-            initial_masks=initial_masks,
-            max_masks=region.sum(-1),
-        )
+        count = correction.counts(self._scheduled(masked, index, initial_masks, region))
         entropies = step.dense(step.entropies, 0.0)
-        phi, values, count = commit_early(self._sampler, step, phi, values, correction.counts(count))
+        phi, values, count = commit_early(self._sampler, step, phi, values, count)
         log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
         # What a corrector masks again, as many more are decoded.
         remasked = correction.remask(count, log_p, lambda: draw.uniforms(generator, len(masked), masked.shape[1:]))
@@ -409,6 +401,20 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             duplicate_of=duplicate_of,
             logits=logits if keeps_logits else None,
             memory=Memory({**step.memory.sample, **correction.remember(selected, values, log_p)}, remembered),
+        )
+
+    def _scheduled(
+        self, masked: torch.Tensor, index: int, initial_masks: torch.Tensor | None, region: torch.Tensor
+    ) -> torch.Tensor:
+        """(B,) how many tokens the schedule decodes in a step."""
+        return schedules.decode_counts(
+            masked.sum(-1),
+            index,
+            len(self.timesteps),
+            self.config.masking_schedule,
+            tokens_per_step=self.config.tokens_per_step,
+            initial_masks=initial_masks,
+            max_masks=region.sum(-1),
         )
 
     def _step(

@@ -18,6 +18,7 @@ LAYERS = {
         "schedules",
         "token_frequencies",
         "rules",
+        "correctors",
         "migration",
         "proposal",
         "lookahead",
