@@ -12,7 +12,7 @@ import torch
 from .candidates import Generators, split_generator
 from .checks import check_integer, check_tensor, check_type
 from .lookahead import CandidateIndex, Lookahead
-from .masked_logits import Logits, MaskedLogits, concatenate, take_states
+from .masked_logits import Logits, MaskedLogits, concatenate, replace_states, take_states
 from .printing import shown, summary
 from .proposal import InfoGainProposal
 from .rules import Memory
@@ -93,12 +93,10 @@ class Model:
         chosen = states[where]
         size = self.chunk or len(chosen)
         parts = zip(chosen.split(size), sample_index[where].split(size), strict=True)
-        logits = [self.run(*part) for part in parts]
-        number = where.cumsum(0) - 1
-        if known is None:
-            return take_states(concatenate(logits), torch.where(where, number, -1))
-        others = torch.arange(len(where), device=where.device)
-        return take_states(concatenate([known, *logits]), torch.where(where, len(where) + number, others))
+        logits = concatenate([self.run(*part) for part in parts])
+        if known is not None:
+            return replace_states(known, where.nonzero()[:, 0], logits)
+        return take_states(logits, torch.where(where, where.cumsum(0) - 1, -1))
 
     def count(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """(R, ...) long, NFE of states (R, ..., L) of the samples `sample_index` (R,), 0 where `where` (R, ...) is false."""

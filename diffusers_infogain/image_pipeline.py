@@ -320,7 +320,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     def _predict(self, call: ImageCall, states: torch.Tensor, condition: Condition) -> Logits:
         """`predict` for states (K, L), with one entry of the condition each."""
         logits = self.predict(states.unflatten(1, call.grid), call=call, **condition)
-        return logits if logits.ndim == 3 else MaskedLogits.at(states == call.mask_token_id, logits)
+        return logits if logits.ndim == 3 else MaskedLogits.at(call.wanted(states), logits)
 
     def _decode(self, call: ImageCall) -> DecodingOutput:
         tokens = call.start_tokens()
