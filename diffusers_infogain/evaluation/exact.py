@@ -106,8 +106,12 @@ def energy_distance(tokens: torch.Tensor, sequences: torch.Tensor) -> float:
     the distance to the nearest sequence it also grows if samples are good but all alike.
     """
 
+    num_tokens = 1 + int(max(tokens.max(), sequences.max()))
+
     def mean_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-        return sum(float((sequence != b).sum(-1).double().sum()) for sequence in a) / (len(a) * len(b))
+        # L less the positions where a pair agrees: the number of a that have v at l times that of b, over all v and l.
+        counts = (torch.nn.functional.one_hot(x, num_tokens).sum(0).double() for x in (a, b))
+        return a.shape[1] - float(torch.mul(*counts).sum()) / (len(a) * len(b))
 
     within = mean_distance(tokens, tokens) * len(tokens) / max(1, len(tokens) - 1)
     return 2 * mean_distance(tokens, sequences) - within - mean_distance(sequences, sequences)
