@@ -3,11 +3,12 @@
 
 python examples/choose_settings.py outputs/choose
 
-Every greedy rule is combined with entropy bounds, top_p, token temperatures and guidance, with up to 64 steps. All settings are
-compared on few images, and those that do best for their cost on more, in four rounds (successive halving, Jamieson and Talwalkar
-2016). A setting's gap is the accuracy by which it stays behind the best setting that costs no more than it; costs are NFE or
-sequential passes, whichever gap is smaller. The settings with the smallest gaps go on to the next round: of equal ones the more
-accurate first, then the cheaper. Can be stopped and started again.
+Every greedy rule is combined with entropy bounds, top_p and token temperatures, with up to 64 steps. All settings are compared
+on few images, with guidance first and the better half of them without guidance too, and those that do best for their cost on
+more and more images (successive halving, Jamieson and Talwalkar 2016). A setting's gap is the accuracy by which it stays behind
+the best setting that costs no more than it; costs are NFE or sequential passes, whichever gap is smaller. The settings with the
+smallest gaps go on to the next round: of equal ones the more accurate first, then the cheaper. Can be stopped and started
+again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PARALLEL_RULES = {
 }
 TOP_PS = (1, 0.9)
 TEMPERATURES = (1, 0.7)
-GUIDANCE_SCALES = (1.2, 1.0)
+GUIDANCE_SCALE, NO_GUIDANCE = 1.2, 1.0
 COSTS = ("num_evaluations", "sequential_passes")
 
 Setting = tuple[str, float]
@@ -56,22 +57,22 @@ class Round:
 
 
 METRICS = ("composition", "frechet", "caption_variety")
+SCREENING = Round("screened", None, 16, 1, (0,), ("composition",))
 ROUNDS = (
-    Round("screened", None, 16, 1, (0,), ("composition",)),
-    Round("chosen", 32, 48, 2, (0,), METRICS),
-    Round("chosen", 16, 48, 2, (0, 1), METRICS),
-    Round("chosen", 10, 48, 2, (0, 1, 2, 3), METRICS),
+    Round("chosen", 24, 48, 2, (0,), METRICS),
+    Round("chosen", 12, 48, 2, (0, 1), METRICS),
+    Round("chosen", 8, 48, 2, (0, 1, 2), METRICS),
 )
 
 
 def all_settings() -> list[Setting]:
-    """Every setting of the first round."""
+    """Every setting with guidance."""
     rules = [f"{rule}:entropy_bound={bound}" for rule, bound in itertools.product(RULES, BOUNDS)]
     rules += [f"{rule}:{name}={value}" for rule, (name, values) in PARALLEL_RULES.items() for value in values]
     found = []
-    for rule, top_p, temperature, scale in itertools.product(rules, TOP_PS, TEMPERATURES, GUIDANCE_SCALES):
+    for rule, top_p, temperature in itertools.product(rules, TOP_PS, TEMPERATURES):
         changes = [f"top_p={top_p}"] * (top_p != 1) + [f"token_temperature={temperature}"] * (temperature != 1)
-        found.append((",".join([rule, *changes]), scale))
+        found.append((",".join([rule, *changes]), GUIDANCE_SCALE))
     return found
 
 
@@ -102,17 +103,21 @@ def compare(settings: Sequence[Setting], step: Round, folder: Path) -> None:
             raise SystemExit(code)
 
 
+def measure(settings: Sequence[Setting], step: Round, folder: Path) -> list[Group]:
+    """The figures of settings in a round."""
+    place = folder / step.folder
+    compare(settings, step, place)
+    records = [record for record in read_json(place / "results.json")["runs"] if record["seed"] in step.seeds]
+    return image_groups(record for record in records if (record["sampler"], record["guidance_scale"]) in settings)
+
+
 def choose(folder: Path) -> None:
     """All rounds."""
-    settings, groups = all_settings(), []
+    guided = all_settings()
+    groups = measure(guided, SCREENING, folder)
+    groups += measure([(name, NO_GUIDANCE) for name, _ in smallest_gaps(groups, len(guided) // 2)], SCREENING, folder)
     for step in ROUNDS:
-        if step.num_settings is not None:
-            settings = smallest_gaps(groups, step.num_settings)
-        place = folder / step.folder
-        compare(settings, step, place)
-        records = [record for record in read_json(place / "results.json")["runs"] if record["seed"] in step.seeds]
-        own = [record for record in records if (record["sampler"], record["guidance_scale"]) in settings]
-        groups = image_groups(own)
+        groups = measure(smallest_gaps(groups, step.num_settings), step, folder)
 
 
 def main() -> None:
