@@ -19,7 +19,7 @@ SEARCHES = ("num_beams", "num_runs")
 GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval")
 """Others of these, for images only."""
 
-LOOKS_BACK = ("retry_above_nats", "retry_below_nats", "retry_below_sigmas")
+LOOKS_BACK = ("retry_above_nats", "retry_below_nats", "retry_below_sigmas", "corrector")
 """The settings by which a sampler goes back on what it has decoded; None where it does not."""
 
 DEFAULT = "default"

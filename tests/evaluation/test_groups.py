@@ -102,6 +102,7 @@ def test_possible_rivals_are_those_that_are_the_best_at_some_cost():
         ("pivot:guidance_scale=1", True),
         ("pivot:guidance_interval=0.2:1", False),
         ("pivot:num_beams=2", False),
+        ("pivot:corrector=verify", False),
         *((f"pivot:{name}=-7", False) for name in SETTINGS if name.startswith("retry_")),
     ],
 )
