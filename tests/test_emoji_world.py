@@ -10,13 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from diffusers_infogain import InfoGainPipeline
 
 SCRIPTS = Path(__file__).parent.parent / "examples" / "emoji"
-MODULES = ("world", "training", "classifier", "train_tokenizer", "train_model", "measure")
+MODULES = ("world", "training", "classifier", "train_tokenizer", "train_model", "measure", "draw")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 
@@ -215,6 +216,11 @@ def test_the_scripts_train_resume_save_and_measure(run, tmp_path):
     assert torch.load(tmp_path / "transformer.pt", weights_only=True)["step"] == 2
     pipe = InfoGainPipeline.from_pretrained(tmp_path / "model")
     assert pipe("name 3, set0 style", num_inference_steps=2).images[0].size == (64, 64)
+
+    out = run("draw.py", "--world", tmp_path, "--output", tmp_path / "sheet.png", "--captions", 4, "--columns", 2, "--steps", 2)
+    assert "name 0, set0 style; " in out
+    with PIL.Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size == (2 * 64, 2 * 3 * 64 + 8)
 
     samplers = ["--samplers", "maskgit", "pivot:entropy_bound=0.5", "--steps", 2, "--batch-size", 6]
     out = run("measure.py", "--world", tmp_path, *samplers)

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from classifier import Classifier, load_classifier, verdicts
 from tqdm.auto import tqdm
+from train_tokenizer import decode, encode_pictures
 from world import Picture, load_world
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
-from diffusers_infogain.choices import CAPTION_SPLITS
+from diffusers_infogain.choices import SPLITS
 from diffusers_infogain.evaluation import groups, runs
 from diffusers_infogain.evaluation.features import FeatureExtractor
 from diffusers_infogain.evaluation.identity import pipeline_digest, scheduler_record
@@ -98,16 +99,17 @@ class Reference:
 
 
 @torch.no_grad()
-def reconstruct(pipe: InfoGainPipeline, images: torch.Tensor) -> torch.Tensor:
-    """Images of bytes through the model's image tokenizer and back."""
-    parts = [pipe.vqvae(part.float() / 255).sample for part in images.split(64)]
+def reconstruct(pipe: InfoGainPipeline, images: torch.Tensor, book: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Images of bytes (N, 3, H, W), drawn from their codes as those of training pictures were found."""
+    tokens = encode_pictures(images.permute(0, 2, 3, 1).numpy(), book)
+    parts = [decode(pipe.vqvae, part) for part in tokens.split(64)]
     return (255 * torch.cat(parts).clamp(0, 1)).round().byte()
 
 
-def limits(pipe: InfoGainPipeline, reference: Reference) -> dict[str, dict[str, float]]:
+def limits(pipe: InfoGainPipeline, reference: Reference, book: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     """The figures of the real pictures themselves, and of their reconstructions, which no sampler can be expected to beat."""
     found = {}
-    decoded = reconstruct(pipe, reference.images)
+    decoded = reconstruct(pipe, reference.images, book)
     for name, images in (("real", reference.images), ("reconstructed", decoded)):
         record = reference.measure(images, 1) | {"num_images_per_prompt": 1, "cumulative_entropies": [0.0] * len(images)}
         figures = {key: column([record]) for key, column in SHARES.items()}
@@ -167,7 +169,7 @@ def main() -> None:
     parser.add_argument("--world", type=Path, default=Path("runs/emoji"), help="folder of the world, the judge and the model")
     parser.add_argument("--model", type=Path, help="folder of the model; default: `model` in that of the world")
     parser.add_argument("--output", type=Path, help="default: `measured-SPLIT` in the folder of the world")
-    splits = (*CAPTION_SPLITS, *(f"{split} unseen" for split in CAPTION_SPLITS))
+    splits = (*SPLITS, *(f"{split} unseen" for split in SPLITS))
     parser.add_argument(
         "--split", default="choose", choices=splits, help="of which captions; `unseen`: names held out altogether"
     )
@@ -218,7 +220,8 @@ def main() -> None:
             records.append(record)
         else:
             runs.refuse_differences(f"{path} ({cell.sampler.name})", {"scheduler": record["scheduler"]}, {"scheduler": scheduler})
-    save_json(limits(pipe, reference), output / "limits.json")
+    book = torch.load(args.world / "codebook.pt", weights_only=True)
+    save_json(limits(pipe, reference, book), output / "limits.json")
     text = table(groups.summarize(records, KEY, COLUMNS))
     save_text(text, output / "table.md")
     print(text)

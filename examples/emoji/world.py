@@ -24,12 +24,12 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from diffusers_infogain.choices import SPLITS
 from diffusers_infogain.extras import missing
 from diffusers_infogain.files import read_json, replacing, save_json
 
 IMAGE_SIZE = 64
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-SPLITS = ("choose", "report", "final")
 # Shares of the units that are held out.
 HELD_OUT_PAIRS = 0.06
 HELD_OUT_TONES = 0.08
