@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .decoding import DecodingOutput, decode
     from .image_pipeline import InfoGainPipelineOutput
     from .loading import load
+    from .lookahead import Denoised
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
     from .pipeline_infogain_lumina import InfoGainLuminaPipeline
     from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
@@ -34,6 +35,7 @@ __all__ = [
     "PRESETS",
     "DecodingOutput",
     "DecodingTrace",
+    "Denoised",
     "InfoGainLuminaPipeline",
     "InfoGainMMaDAPipeline",
     "InfoGainMaskGITPipeline",
@@ -57,6 +59,7 @@ _MODULES = {
     "PRESETS": "choices",
     "DecodingOutput": "decoding",
     "DecodingTrace": "trace",
+    "Denoised": "lookahead",
     "InfoGainLuminaPipeline": "pipeline_infogain_lumina",
     "InfoGainMMaDAPipeline": "pipeline_infogain_mmada",
     "InfoGainMaskGITPipeline": "pipeline_infogain_maskgit",

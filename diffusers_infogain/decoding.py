@@ -9,21 +9,22 @@ from typing import Any
 
 import torch
 
+from . import scoring
 from .candidates import Generators, split_generator
 from .checks import check_integer, check_tensor, check_type
-from .lookahead import CandidateIndex, Lookahead
-from .masked_logits import Logits, MaskedLogits, concatenate, replace_states, take_states
+from .lookahead import CandidateIndex, Denoised, Lookahead
+from .masked_logits import Logits, MaskedLogits, codebook_rows, concatenate, replace_states, rows_at, take_states
 from .printing import shown, summary
 from .proposal import InfoGainProposal
 from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
 from .trace import DecodingTrace, TraceRecorder
 
-Denoise = Callable[[torch.Tensor, torch.Tensor], Logits]
+Denoise = Callable[[torch.Tensor, torch.Tensor], Logits | Denoised]
 """`denoise(tokens, sample_index)`: see `decode`."""
 
-Evaluations = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""`evaluations(tokens, sample_index)`: see `decode`."""
+Guide = Callable[[Logits, torch.Tensor, torch.Tensor], Denoised]
+"""`guide(logits, tokens, sample_index)`: see `decode`."""
 
 
 @dataclass
@@ -68,42 +69,50 @@ class Model:
     """A model as the loops use it: states in, logits out, in chunks.
 
     Attributes:
-        denoise: As in `decode`.
+        denoise, guide: As in `decode`.
         mask_token_id: Marks the positions that have logits.
         chunk: How many states go through `denoise` at once; None for all.
-        evaluations: As in `decode`.
     """
 
     denoise: Denoise
+    guide: Guide | None
     mask_token_id: int
     chunk: int | None
-    evaluations: Evaluations | None = None
 
-    def run(self, states: torch.Tensor, sample_index: torch.Tensor) -> Logits:
+    def run(self, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
         """Logits (R, L, V) of states (R, L) of the samples `sample_index` (R,), in one call."""
-        logits = self.denoise(states, sample_index)
-        if isinstance(logits, MaskedLogits) or logits.ndim == 3:
-            return logits
-        return MaskedLogits.at(states == self.mask_token_id, logits)
+        output = self.denoise(states, sample_index)
+        logits, num_evaluations = output if isinstance(output, Denoised) else (output, torch.ones_like(sample_index))
+        if isinstance(logits, torch.Tensor) and logits.ndim == 2:
+            logits = MaskedLogits.at(states == self.mask_token_id, logits)
+        return Denoised(logits, num_evaluations)
 
     def logits(
         self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor, known: Logits | None = None
-    ) -> Logits:
+    ) -> Denoised:
         """Logits (R, L, V) of the states where `where` (R,) is true; of others those `known`, or finite ones, never read."""
-        chosen = states[where]
-        size = self.chunk or len(chosen)
-        parts = zip(chosen.split(size), sample_index[where].split(size), strict=True)
-        logits = concatenate([self.run(*part) for part in parts])
-        if known is not None:
-            return replace_states(known, where.nonzero()[:, 0], logits)
-        return take_states(logits, torch.where(where, where.cumsum(0) - 1, -1))
+        return self._in_chunks(self.run, where, states, sample_index, known=known)
 
-    def count(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """(R, ...) long, NFE of states (R, ..., L) of the samples `sample_index` (R,), 0 where `where` (R, ...) is false."""
-        counts = where.long()
-        if self.evaluations is not None and where.any():
-            counts[where] = self.evaluations(states[where], sample_index[where.nonzero()[:, 0]])
-        return counts
+    def guided(self, logits: Logits, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> Denoised:
+        """The logits by which such states are decoded, from those of `logits`."""
+        guide = self.guide
+        if guide is None:
+            return Denoised(logits, torch.zeros_like(sample_index))
+        rows = torch.arange(len(states), device=states.device)
+        return self._in_chunks(lambda chosen, *part: guide(take_states(logits, chosen), *part), where, rows, states, sample_index)
+
+    def _in_chunks(
+        self, function: Callable[..., Denoised], where: torch.Tensor, *tensors: torch.Tensor, known: Logits | None = None
+    ) -> Denoised:
+        chosen = [tensor[where] for tensor in tensors]
+        size = self.chunk or len(chosen[0])
+        parts = [function(*part) for part in zip(*(tensor.split(size) for tensor in chosen), strict=True)]
+        num_evaluations = where.long()
+        num_evaluations[where] = torch.cat([part.num_evaluations for part in parts])
+        logits = concatenate([part.logits for part in parts])
+        if known is not None:
+            return Denoised(replace_states(known, where.nonzero()[:, 0], logits), num_evaluations)
+        return Denoised(take_states(logits, torch.where(where, where.cumsum(0) - 1, -1)), num_evaluations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +140,7 @@ class Run:
         grid: tuple[int, int] | None,
         num_inference_steps: int | None,
         interrupted: Interrupted | None,
-        evaluations: Evaluations | None,
+        guide: Guide | None,
         callback: Callback | None = None,
     ) -> Run:
         """Checks the arguments and draws the samples' seeds.
@@ -144,7 +153,7 @@ class Run:
         undecided = scheduler.undecided(tokens, allowed)
         if not callable(denoise):
             raise ValueError(f"`denoise` must be a function, got {shown(denoise)}.")
-        for name, function in (("interrupted", interrupted), ("evaluations", evaluations), ("callback", callback)):
+        for name, function in (("interrupted", interrupted), ("guide", guide), ("callback", callback)):
             if function is not None and not callable(function):
                 raise ValueError(f"`{name}` must be a function or None, got {shown(function)}.")
         check_integer("lookahead_batch_size", lookahead_batch_size, 1, optional=True)
@@ -159,7 +168,7 @@ class Run:
         generators = split_generator(generator, len(tokens))
         return cls(
             scheduler=scheduler,
-            model=Model(denoise, scheduler.config.mask_token_id, lookahead_batch_size, evaluations),
+            model=Model(denoise, guide, scheduler.config.mask_token_id, lookahead_batch_size),
             seeds=[source.initial_seed() for source in generators],
             generators=generators,
             allowed=allowed,
@@ -196,6 +205,16 @@ class Run:
             grid=self.grid,
         )
 
+    def unguided(self, proposal: InfoGainProposal, logits: Logits, timestep: torch.Tensor) -> InfoGainProposal:
+        """The proposal as candidates are compared without guidance: with what the `logits` of `denoise` say of its states."""
+        if self.model.guide is None:
+            return proposal
+        where, mask_token_id = proposal.masked, self.model.mask_token_id
+        places, step_index = where.nonzero(as_tuple=True), self.scheduler.step_index(timestep)
+        entropies = torch.zeros_like(proposal.entropies)
+        entropies[where] = scoring.entropy(codebook_rows(rows_at(logits, where), mask_token_id, places, step_index))
+        return replace(proposal, entropies=entropies, logits=None if proposal.logits is None else logits)
+
     def look_ahead(
         self,
         timestep: torch.Tensor,
@@ -207,7 +226,7 @@ class Run:
         """The lookahead of a proposal for the samples `sample_index` (R,)."""
         scheduler = self.scheduler
 
-        def run(candidates: CandidateIndex) -> Logits:
+        def run(candidates: CandidateIndex) -> Denoised:
             return self.model.run(proposal.candidates[candidates], sample_index[candidates[0]])
 
         return Lookahead(
@@ -279,13 +298,13 @@ class Attempt:
         tokens: (R, L) long, as they were left.
         recorder: Its steps.
         abandoned: (R,) bool, samples that fell below the limit, and whose tokens are void.
-        first_logits: Of the canvas that the steps began with, if samples may be given up.
+        first_logits: Of the canvas that the steps began with, if samples may be given up: those of `denoise`, and with guidance.
     """
 
     tokens: torch.Tensor
     recorder: TraceRecorder
     abandoned: torch.Tensor
-    first_logits: Logits | None
+    first_logits: tuple[Logits, Logits] | None
 
 
 @torch.no_grad()
@@ -293,7 +312,7 @@ def attempt(
     run: Run,
     tokens: torch.Tensor,
     sample_index: torch.Tensor,
-    logits: Logits | None = None,
+    known_logits: tuple[Logits, Logits] | None = None,
     *,
     callback: Callback | None = None,
     unlikely: Callable[[Likelihood], torch.Tensor] | None = None,
@@ -302,7 +321,7 @@ def attempt(
 
     Args:
         tokens: (R, L) long.
-        logits: (R, L, V) of `tokens`, if they are known.
+        known_logits: (R, L, V) of `tokens`, if they are known: those of `denoise`, and with guidance.
         callback: As in `decode`.
         unlikely: `unlikely(likelihood)` (R,) bool says which samples are given up after a step.
     """
@@ -311,6 +330,7 @@ def attempt(
     likelihood = Likelihood.none(rows)
     known_token = int(run.model.mask_token_id == 0)
     memory: Memory | None = None
+    plain, logits = known_logits or (None, None)
     for index, timestep in enumerate(run.scheduler.all_timesteps):
         corrected, again, memory = run.scheduler.mask_again(tokens, run.undecided(tokens, sample_index), memory, run.grid)
         active = run.undecided(corrected, sample_index).any(-1)
@@ -318,19 +338,25 @@ def attempt(
             break
         tokens = corrected
         # Without a lookahead in the step before, the state has not been through the model yet.
-        unseen = active if logits is None else again
-        if logits is None or unseen.any():
-            logits = run.model.logits(tokens, sample_index, unseen, logits)
-        num_evaluations = run.model.count(tokens, sample_index, unseen)
-        num_compared = num_passes = torch.zeros_like(rows)
+        unseen = active if plain is None else again
+        num_evaluations = num_compared = torch.zeros_like(rows)
+        num_passes = unseen.long()
+        if unseen.any():
+            plain, num_evaluations = run.model.logits(tokens, sample_index, unseen, plain)
+        if logits is None:
+            logits, more = run.model.guided(plain, tokens, sample_index, active)
+            num_evaluations = num_evaluations + more
+            num_passes = num_passes + (active & more.any())
         if index == 0 and unlikely is not None:  # kept for the next try
-            result.first_logits = logits
+            result.first_logits = plain, logits
         proposal = run.propose(logits, timestep, tokens, sample_index, memory)
         if proposal.needs_lookahead:
             lazy_threshold = run.scheduler.config.lazy_threshold if run.scheduler.objective.weighs_cost else None
-            seen = run.look_ahead(timestep, proposal, sample_index, _best_so_far, lazy_threshold)
-            num_evaluations += run.model.count(proposal.candidates, sample_index, seen.ran).sum(-1)
-            num_compared, num_passes = seen.ran.sum(-1), seen.num_passes
+            compared = run.unguided(proposal, plain, timestep)
+            seen = run.look_ahead(timestep, compared, sample_index, _best_so_far, lazy_threshold)
+            num_compared = seen.ran.sum(-1)
+            num_evaluations = num_evaluations + seen.num_evaluations
+            num_passes = num_passes + seen.num_passes
             # The winner's logits are those of the new state.
             output = proposal.commit(seen.winner, seen.gain, seen.objective, seen.logits(rows, seen.winner))
         else:
@@ -339,17 +365,17 @@ def attempt(
             "num_compared": num_compared,
             "num_states": unseen + num_compared,
             "num_evaluations": num_evaluations,
-            "num_passes": unseen + num_passes,
+            "num_passes": num_passes,
         }
         result.recorder.record(proposal, output, counts)
         step = DecodingStep(index, timestep, output.prev_sample, logits, output.objective)
         tokens = output.prev_sample
-        logits = output.pred_logits
+        plain, logits = output.pred_logits, None
         memory = proposal.memory
         if callback is not None:
             tokens, edited = _call_back(callback, step)
             if edited:
-                logits = None
+                plain = None
                 memory = memory and memory.without_state()
         if unlikely is not None:
             likelihood = likelihood.after(proposal, output.winner)
@@ -384,7 +410,7 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
     sources = [torch.Generator(own.device).manual_seed(own.initial_seed()) for own in run.generators]
     sample_index = torch.arange(len(tokens), device=tokens.device)
     decoded = tokens.clone()
-    logits: Logits | None = None
+    logits: tuple[Logits, Logits] | None = None
     traces = []
     for number in range(num_tries):
         run = replace(run, generators=[split_generator(source, 1)[0] for source in sources])
@@ -400,7 +426,9 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
         decoded[sample_index] = tokens[sample_index]
         if run.interrupted():
             break
-        logits = None if result.first_logits is None else take_states(result.first_logits, again)
+        if result.first_logits is not None:
+            plain, guided = result.first_logits
+            logits = take_states(plain, again), take_states(guided, again)
     return DecodingOutput(decoded, DecodingTrace.join(traces), run.seeds)
 
 
@@ -429,14 +457,15 @@ def decode(
     grid: tuple[int, int] | None = None,
     num_inference_steps: int | None = None,
     interrupted: Interrupted | None = None,
-    evaluations: Evaluations | None = None,
+    guide: Guide | None = None,
 ) -> DecodingOutput:
     """Decodes every masked token (Algorithm 1 of arXiv 2602.18176; greedy samplers: one candidate per step).
 
     Args:
         denoise: `denoise(tokens, sample_index)` returns the logits (R, L, V), after guidance, of R states (R, L) of the samples
             `sample_index` (R,), or to save memory those at the M masks of `tokens` only, (M, V) in row-major order, or at any
-            positions that include these, as `MaskedLogits`.
+            positions that include these, as `MaskedLogits`. It may return them as `Denoised`, which says how many rows of the
+            network each state took; by default one.
         scheduler: Its `set_timesteps` must have been called, or `num_inference_steps` be given. Decoding ends early when nothing
             is masked any more.
         tokens: (B, L) long. Known tokens stay as they are.
@@ -449,8 +478,9 @@ def decode(
         grid: (height, width) of the tokens, for the halton order; by default a square.
         num_inference_steps: Decode in this many steps, with a copy of the scheduler, so that one may serve several threads.
         interrupted: Asked before every step; True ends the decoding, and what is masked stays masked.
-        evaluations: `evaluations(tokens, sample_index)` says how many evaluations of the network each of R states (R, L) takes in
-            `denoise`, (R,) long, such as two with guidance; by default one. For the trace only.
+        guide: For a lookahead without guidance. `denoise` then returns the logits that candidates are compared by, and
+            `guide(logits, tokens, sample_index)` the `Denoised` ones that tokens are drawn from, given `denoise`'s (R, L, V) of
+            the states (R, L) that are decoded further.
 
     If the scheduler begins unlikely samples anew, the trace has the steps of all tries one after the other. Those of an abandoned
     try have evaluations, but decode nothing and cost nothing.
@@ -458,7 +488,7 @@ def decode(
     Raises:
         ValueError: For arguments that do not fit, or logits that cannot be sampled from (naming the step and the sample).
     """
-    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations, callback)
+    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, guide, callback)
     run = Run.begin(denoise, scheduler, tokens, *options)
     if run.scheduler.retries:
         if callback is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .checks import check_choice, check_number, is_number
+from .checks import check_bool, check_choice, check_number, is_number
 from .masked_logits import Logits, MaskedLogits
 from .printing import shown
 
@@ -24,7 +24,12 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _STRONGEST = 1e6
 
 
-def check_guidance(guidance_scale: Any = 1, guidance_schedule: Any = "constant", guidance_interval: Any = (0, 1)) -> None:
+def check_guidance(
+    guidance_scale: Any = 1,
+    guidance_schedule: Any = "constant",
+    guidance_interval: Any = (0, 1),
+    guided_lookahead: Any = True,
+) -> None:
     """Checks arguments of an image pipeline's call.
 
     Raises:
@@ -32,6 +37,7 @@ def check_guidance(guidance_scale: Any = 1, guidance_schedule: Any = "constant",
     """
     check_number("guidance_scale", guidance_scale, -_STRONGEST, _STRONGEST)
     check_choice("guidance_schedule", guidance_schedule, tuple(GUIDANCE_SCHEDULES))
+    check_bool("guided_lookahead", guided_lookahead)
     ends = tuple(guidance_interval) if isinstance(guidance_interval, (tuple, list)) else ()
     if not (len(ends) == 2 and all(map(is_number, ends)) and 0 <= ends[0] < ends[1] <= 1):
         raise ValueError(
@@ -79,25 +85,35 @@ def _steered(cond: Logits, uncond: Logits, weights: torch.Tensor) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that the network has to see for R states: equal states with equal conditions share one.
+    """The rows that the network has to see for some of R states: equal states with equal conditions share one.
 
     Attributes:
-        state: (K,) long, the state that each row is of, the first one of those that share it; in ascending order.
-        number: (R,) long, the row of each state.
+        state: (K,) long, the state that each row is of, the first one of those that share it; ascending.
+        number: (R,) long, the row of each state, -1 for those that need none.
     """
 
     state: torch.Tensor
     number: torch.Tensor
 
     @classmethod
-    def of(cls, tokens: torch.Tensor, condition: torch.Tensor) -> Rows:
-        """Those of states (R, L) under the conditions with these numbers (R,)."""
-        return cls(*first_of_equal(torch.cat([condition[:, None], tokens], dim=1)))
+    def of(cls, tokens: torch.Tensor, condition: torch.Tensor, needed: torch.Tensor | None = None) -> Rows:
+        """Those of states (R, L) under the conditions with these numbers (R,), where `needed` (R,); by default everywhere."""
+        keys = torch.cat([condition[:, None], tokens], dim=1)
+        if needed is None:
+            return cls(*first_of_equal(keys))
+        places = needed.nonzero()[:, 0]
+        first, kind = first_of_equal(keys[places])
+        return cls(places[first], torch.full_like(condition, -1).index_copy(0, places, kind))
+
+    @property
+    def count(self) -> torch.Tensor:
+        """(R,) long, 1 for the states that rows are of, 0 for those that share one or need none."""
+        return torch.zeros_like(self.number).index_fill(0, self.state, 1)
 
 
 def first_of_equal(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which of the rows (R, ...) are the first of their kind, (K,) ascending, and the number among these of each row, (R,)."""
-    kinds, kind = rows.reshape(len(rows), -1).unique(dim=0, return_inverse=True)
+    kinds, kind = rows[:, None].flatten(1).unique(dim=0, return_inverse=True)
     places = torch.arange(len(rows), device=rows.device)
     first = torch.full((len(kinds),), len(rows), device=rows.device).scatter_reduce(0, kind, places, "amin")
     first, order = first.sort()

@@ -14,7 +14,8 @@ from .callbacks import CallState, StepCallback, tensor_inputs
 from .candidates import Generators, check_generator
 from .checks import check_bool, check_choice, check_integer, check_search, check_type
 from .components import check_scheduler
-from .guidance import Rows, check_guidance, guidance_weights, number_conditions
+from .guidance import Rows, check_guidance, guidance_weights, guide, number_conditions
+from .masked_logits import Logits, replace_states, take_states
 from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
 
@@ -92,6 +93,7 @@ class ImageCall:
     guidance_scale: float
     guidance_schedule: str
     guidance_interval: tuple[float, float]
+    guided_lookahead: bool
     num_images_per_prompt: int
     generator: Generators
     latents: torch.Tensor | None
@@ -171,7 +173,7 @@ class ImageCall:
             raise ValueError(f"`height` and `width` must be at most {_LARGEST_SIDE}, got {height} and {width}.")
 
     def _check_choices(self) -> None:
-        check_guidance(self.guidance_scale, self.guidance_schedule, self.guidance_interval)
+        check_guidance(self.guidance_scale, self.guidance_schedule, self.guidance_interval, self.guided_lookahead)
         check_choice("output_type", self.output_type, ("pil", "np", "pt", "latent"))
         check_bool("return_dict", self.return_dict)
 
@@ -255,10 +257,12 @@ class ImageCall:
         return Rows.of(tokens, self._numbers[sample_index])
 
     def negative_rows(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> Rows:
-        """The same under their negative conditions."""
+        """The same under their negative conditions, for the states that are guided."""
+        needed = self.guidance_weights(tokens) != 1
         if self._negative_numbers is None:
-            self._negative_numbers = number_conditions(self._current_negative())
-        return Rows.of(tokens, self._negative_numbers[sample_index])
+            self._negative_numbers = number_conditions(self._current_negative()) if needed.any() else None
+        numbers = torch.zeros_like(sample_index) if self._negative_numbers is None else self._negative_numbers[sample_index]
+        return Rows.of(tokens, numbers, needed)
 
     def forget_numbers(self) -> None:
         """After a callback, which may have changed conditions, also in place."""
@@ -283,6 +287,18 @@ class ImageCall:
         """g of states (R, L), (R,), in the form logits = uncond + g · (cond - uncond); 1 where no unconditional row is needed."""
         scale = self.state.guidance_scale + self.pipe.guidance_offset if self.guided else 1.0
         return guidance_weights(tokens, self.mask_token_id, scale, self.guidance_schedule, self.guidance_interval)
+
+    def guide(self, cond: Logits, uncond: Logits, tokens: torch.Tensor, negative: Rows) -> Logits:
+        """Guided logits of states (R, L).
+
+        Args:
+            cond: Their logits (R, L, V) under their conditions.
+            uncond: Those of the rows `negative`, (K, L, V).
+        """
+        guided = (negative.number >= 0).nonzero()[:, 0]
+        uncond = take_states(uncond, negative.number[guided])
+        weights = self.guidance_weights(tokens)[guided]
+        return replace_states(cond, guided, guide(take_states(cond, guided), uncond, weights))
 
 
 CALL_OPTIONS = tuple(

@@ -35,9 +35,9 @@ from .components import (
     scale_factor,
 )
 from .decoding import DecodingOutput, DecodingStep
-from .guidance import guide
 from .image_call import CALL_OPTIONS, Canvas, Condition, ImageCall, check_one_each
-from .masked_logits import Logits, MaskedLogits, replace_states, split_states, take_states
+from .lookahead import Denoised
+from .masked_logits import Logits, MaskedLogits, split_states, take_states
 from .pictures import Picture
 from .printing import summary
 from .progress import ProgressPipeline
@@ -212,6 +212,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guided_lookahead: bool = True,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
@@ -240,6 +241,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
                 (full from the start), "linear" or "cosine".
             guidance_interval: (start, stop): guidance is on only while the share of the image that is decoded is at least `start`
                 and below `stop`. Elsewhere the model does not see the negative prompt, which saves half of its rows.
+            guided_lookahead: Whether candidates are compared by guided logits. False: by those with the prompt alone, so that
+                only the chosen one takes a negative row.
             negative_prompt: What to steer away from, instead of the empty prompt: one for all prompts, or one for each. Ignored
                 without guidance.
             num_images_per_prompt: The images of a prompt follow each other in the output.
@@ -292,30 +295,35 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             return images, output.trace
         return InfoGainPipelineOutput(images=images, trace=output.trace, seeds=output.seeds)
 
-    def _denoise(self, call: ImageCall, states: torch.Tensor, sample_index: torch.Tensor) -> Logits:
+    def _denoise(self, call: ImageCall, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
         """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is.
 
-        Equal states with equal conditions go through the network once, and states whose guidance is off without the negative
-        condition.
+        Equal states with equal conditions are one row of the network, and states whose guidance is off have no negative row.
         """
-        weights = call.guidance_weights(states)
-        guided = (weights != 1).nonzero()[:, 0]
         rows = call.rows(states, sample_index)
         condition = call.condition(sample_index[rows.state])
-        if not len(guided):
-            return take_states(self._predict(call, states[rows.state], condition), rows.number)
-        steered, owners = states[guided], sample_index[guided]
-        negative_rows = call.negative_rows(steered, owners)
-        negative = call.negative(owners[negative_rows.state])
+        negative = call.negative_rows(states, sample_index) if call.guided_lookahead else None
+        if negative is None or not len(negative.state):
+            cond = self._predict(call, states[rows.state], condition)
+            return Denoised(take_states(cond, rows.number), rows.count)
+        steered = call.negative(sample_index[negative.state])
         if self.batches_guidance:
-            both = {name: torch.cat([negative[name], value]) for name, value in condition.items()}
-            logits = self._predict(call, torch.cat([steered[negative_rows.state], states[rows.state]]), both)
-            uncond, cond = split_states(logits, len(negative_rows.state))
+            both = {name: torch.cat([steered[name], value]) for name, value in condition.items()}
+            logits = self._predict(call, torch.cat([states[negative.state], states[rows.state]]), both)
+            uncond, cond = split_states(logits, len(negative.state))
         else:
             cond = self._predict(call, states[rows.state], condition)
-            uncond = self._predict(call, steered[negative_rows.state], negative)
-        cond, uncond = take_states(cond, rows.number), take_states(uncond, negative_rows.number)
-        return replace_states(cond, guided, guide(take_states(cond, guided), uncond, weights[guided]))
+            uncond = self._predict(call, states[negative.state], steered)
+        logits = call.guide(take_states(cond, rows.number), uncond, states, negative)
+        return Denoised(logits, rows.count + negative.count)
+
+    def _guide(self, call: ImageCall, logits: Logits, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
+        """Guided logits of states (R, L), given those with their conditions alone (R, L, V)."""
+        negative = call.negative_rows(states, sample_index)
+        if len(negative.state):
+            uncond = self._predict(call, states[negative.state], call.negative(sample_index[negative.state]))
+            logits = call.guide(logits, uncond, states, negative)
+        return Denoised(logits, negative.count)
 
     def _predict(self, call: ImageCall, states: torch.Tensor, condition: Condition) -> Logits:
         """`predict` for states (K, L), with one entry of the condition each."""
@@ -353,6 +361,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
                 lookahead_batch_size=call.lookahead_batch_size,
                 grid=call.grid,
                 interrupted=lambda: call.state.interrupt,
+                guide=None if call.guided_lookahead else partial(self._guide, call),
             )
             show(output.tokens)
         call.state.num_timesteps = len(output.trace.winner)
@@ -391,6 +400,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             "guidance_scale": call.guidance_scale,
             "guidance_schedule": call.guidance_schedule,
             "guidance_interval": list(call.guidance_interval),
+            "guided_lookahead": call.guided_lookahead,
             "height": call.height,
             "width": call.width,
             "num_beams": call.num_beams,

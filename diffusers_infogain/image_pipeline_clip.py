@@ -186,6 +186,7 @@ class ClipImagePipeline(InfoGainImagePipeline):
         guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guided_lookahead: bool = True,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,

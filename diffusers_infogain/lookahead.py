@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -13,6 +14,19 @@ from .proposal import InfoGainProposal
 
 _SCORED_AT_ONCE = 1 << 22
 """Logits that are scored together: float32 copies of more are never made at once."""
+
+
+class Denoised(NamedTuple):
+    """What a model says of R states, and what that took.
+
+    Attributes:
+        logits: (R, L, V), or those at the masks only.
+        num_evaluations: (R,) long, the rows of the network that each state took: 2 with guidance, 0 if another's serve.
+    """
+
+    logits: Logits
+    num_evaluations: torch.Tensor
+
 
 CandidateIndex = tuple[torch.Tensor, torch.Tensor]
 """Sample and candidate, (K,) long each."""
@@ -120,7 +134,7 @@ class Lookahead:
     """The scores of all candidates of a proposal, and the logits of the best, in memory that does not grow with their number.
 
     Args:
-        run: `run(candidates)` gives the logits (K, L, V) of candidates.
+        run: `run(candidates)` gives the logits (K, L, V) of candidates, and what they took.
         objective: How they are compared.
         wanted: `wanted(objective, known)`, both (B, N), says whose logits to keep, (B, N), given the objectives `known` so far;
             all others are dropped. A candidate wanted at the end must be wanted from the moment it is known. Of equal
@@ -134,12 +148,13 @@ class Lookahead:
         gain, objective: (B, N), as `Objective` gives them; NaN for candidates that were not looked at.
         winner: (B,) long, the first candidate with the largest objective.
         ran: (B, N) bool, the candidates that went through the model.
+        num_evaluations: (B,) long, the rows of the network that they took.
         num_passes: (B,) long, in how many turns.
     """
 
     def __init__(
         self,
-        run: Callable[[CandidateIndex], Logits],
+        run: Callable[[CandidateIndex], Denoised],
         objective: Objective,
         proposal: InfoGainProposal,
         wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
@@ -153,6 +168,7 @@ class Lookahead:
         # What is known of distinct candidates: theirs is what is known of the ones they stand for.
         known = torch.zeros_like(finished)
         self.ran = torch.zeros_like(finished)
+        num_evaluations = torch.zeros_like(proposal.duplicate_of)
         self._duplicate_of = proposal.duplicate_of
         kept: list[_Kept] = []
         columns = torch.arange(known.shape[1], device=known.device)
@@ -166,7 +182,7 @@ class Lookahead:
             for candidates in zip(samples.split(size), candidate_index.split(size), strict=True):
                 if not len(candidates[0]):
                     continue
-                logits = run(candidates)
+                logits, num_evaluations[candidates] = run(candidates)
                 evidence[candidates] = objective.evidence(logits, proposal, candidates, step_index)
                 known[candidates] = True
                 self.ran[candidates] = True
@@ -184,6 +200,7 @@ class Lookahead:
         self.winner = self.objective.masked_fill(unknown, -torch.inf).argmax(1)
         self.gain = self.gain.masked_fill(unknown, torch.nan)
         self.objective = self.objective.masked_fill(unknown, torch.nan)
+        self.num_evaluations = num_evaluations.sum(-1)
         self.num_passes = self.ran.any(-1).long() if accepted_from is None else self.ran.sum(-1)
         self._kept = kept
 

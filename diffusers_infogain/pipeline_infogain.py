@@ -130,6 +130,7 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
         guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guided_lookahead: bool = True,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,

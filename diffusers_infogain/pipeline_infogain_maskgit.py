@@ -170,6 +170,7 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guided_lookahead: bool = True,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: torch.Tensor | None = None,

@@ -10,7 +10,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from .candidates import Generators, split_generator
 from .checks import check_integer, check_type
-from .decoding import Callback, DecodingOutput, Denoise, Evaluations, Interrupted, Run, decode
+from .decoding import Callback, DecodingOutput, Denoise, Guide, Interrupted, Run, decode
 from .masked_logits import Logits
 from .proposal import InfoGainProposal
 from .rules import Memory
@@ -131,16 +131,20 @@ _COUNTS = ("num_compared", "num_states", "num_evaluations", "num_passes")
 
 
 def _counts(
-    batch: int, owners: torch.Tensor, unseen: torch.Tensor, num_compared: torch.Tensor, num_evaluations: torch.Tensor
+    batch: int,
+    owners: torch.Tensor,
+    unseen: torch.Tensor,
+    num_compared: torch.Tensor,
+    num_evaluations: torch.Tensor,
+    num_passes: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """`_COUNTS` of a step (B,), from those of the R beams of the samples `owners` (R,)."""
     zeros = torch.zeros(batch, dtype=torch.long, device=owners.device)
-    passes = unseen.long() + (num_compared > 0)  # all beams go together
     return {
         "num_compared": zeros.index_add(0, owners, num_compared),
         "num_states": zeros.index_add(0, owners, unseen + num_compared),
         "num_evaluations": zeros.index_add(0, owners, num_evaluations),
-        "num_passes": zeros.scatter_reduce(0, owners, passes, "amax"),
+        "num_passes": zeros.scatter_reduce(0, owners, num_passes, "amax"),  # all beams go together
     }
 
 
@@ -169,7 +173,7 @@ def decode_beam(
     grid: tuple[int, int] | None = None,
     num_inference_steps: int | None = None,
     interrupted: Interrupted | None = None,
-    evaluations: Evaluations | None = None,
+    guide: Guide | None = None,
 ) -> DecodingOutput:
     """Info-Gain beam search: keeps the K states with the smallest cost so far plus remaining uncertainty.
 
@@ -191,7 +195,7 @@ def decode_beam(
     if scheduler.config.corrector is not None:
         raise ValueError(f"`corrector` of the scheduler must be None for a beam search, got {scheduler.config.corrector!r}.")
     check_integer("num_beams", num_beams, 1)
-    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations)
+    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, guide)
     run = Run.begin(denoise, scheduler, tokens, *options)
     scheduler = run.scheduler
     samples = torch.arange(len(tokens), device=tokens.device)
@@ -199,25 +203,29 @@ def decode_beam(
     cost[:, 0] = 0
     beams = Beams.of(run, tokens[:, None].expand(-1, num_beams, -1), cost)
     history: list[dict[str, torch.Tensor]] = []
-    logits: Logits | None = None
+    plain: Logits | None = None
     memory: Memory | None = None
     for timestep in scheduler.timesteps:
         if not beams.alive.any() or run.interrupted():
             break
         states, owners = beams.states[beams.alive], beams.sample_index
-        unseen = torch.full_like(owners, logits is None, dtype=torch.bool)
-        if logits is None:
-            logits = run.model.logits(states, owners, unseen)
-        num_evaluations = run.model.count(states, owners, unseen)
-        num_compared = torch.zeros_like(owners)
+        every = torch.ones_like(owners, dtype=torch.bool)
+        unseen = every & (plain is None)
+        num_evaluations = num_compared = torch.zeros_like(owners)
+        if plain is None:
+            plain, num_evaluations = run.model.logits(states, owners, every)
+        logits, more = run.model.guided(plain, states, owners, every)
+        num_passes = unseen.long() + more.any()
         proposal = run.propose(logits, timestep, states, owners, memory)
         looks = proposal.needs_lookahead
-        remaining = scheduler.config.gain_weight * scheduler.objective.uncertainty(proposal).double() if looks else 0
+        compared = run.unguided(proposal, plain, timestep) if looks else proposal
+        remaining = scheduler.config.gain_weight * scheduler.objective.uncertainty(compared).double() if looks else 0
         expansion = Expansion(beams, proposal, beams.cost[beams.alive] + remaining)
         if looks:
-            seen = run.look_ahead(timestep, proposal, owners, expansion.among_best)
-            num_evaluations += run.model.count(proposal.candidates, owners, seen.ran).sum(-1)
+            seen = run.look_ahead(timestep, compared, owners, expansion.among_best)
             num_compared = seen.ran.sum(-1)
+            more = more + seen.num_evaluations
+            num_passes = num_passes + seen.num_passes
             gain, objective = seen.gain, seen.objective
             value = objective.double()
         else:  # all candidates of a beam are one state, or finished ones of equal cost
@@ -227,12 +235,12 @@ def decode_beam(
         # The K best candidates of each sample, whichever beams they come from, are its beams from now on.
         f, place = expansion.rank(value)
         record = expansion.record(place, gain, objective)
-        history.append(record | _counts(len(tokens), owners, unseen, num_compared, num_evaluations))
+        history.append(record | _counts(len(tokens), owners, unseen, num_compared, num_evaluations + more, num_passes))
         beams = expansion.keep(run, f, place)
         # Memory and logits follow a beam's parent among the rows that were just proposed for.
         rows = expansion.parent_row(record["parent"])[beams.alive]
         memory = proposal.memory and proposal.memory.take(rows)
-        logits = seen.logits(rows, record["winner"][beams.alive]) if looks else None
+        plain = seen.logits(rows, record["winner"][beams.alive]) if looks else None
     best = beams.cost.argmin(1)
     trace = _path(history, best).trace(tokens.shape, scheduler.num_compared)
     return DecodingOutput(beams.states[samples, best], trace, run.seeds)
@@ -250,7 +258,7 @@ def decode_best_of(
     grid: tuple[int, int] | None = None,
     num_inference_steps: int | None = None,
     interrupted: Interrupted | None = None,
-    evaluations: Evaluations | None = None,
+    guide: Guide | None = None,
 ) -> DecodingOutput:
     """Best-of-N: decodes every sample `num_runs` times and returns the best run by the setting `best_run_by`.
 
@@ -259,7 +267,7 @@ def decode_best_of(
     count as equal, so that rounding decides nothing; the first of them is taken.
     """
     check_integer("num_runs", num_runs, 1)
-    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, evaluations)
+    options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, guide)
     run = Run.begin(denoise, scheduler, tokens, *options)
     batch = len(tokens)
     generators = [child for source in run.generators for child in split_generator(source, num_runs)]
@@ -273,7 +281,7 @@ def decode_best_of(
         grid=grid,
         num_inference_steps=num_inference_steps,
         interrupted=interrupted,
-        evaluations=evaluations and (lambda states, sample_index: evaluations(states, sample_index // num_runs)),
+        guide=guide and (lambda logits, states, sample_index: guide(logits, states, sample_index // num_runs)),
     )
     trace = output.trace
     scores = {

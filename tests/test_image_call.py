@@ -51,8 +51,8 @@ def test_the_options_of_a_call_are_the_arguments_of_the_base_class():
 
 EMBEDDINGS = ["prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states"]
 MICRO = ["micro_conditioning_aesthetic_score", "micro_conditioning_crop_coord"]
-SIZE, SEARCH = list(CALL_OPTIONS[:6]), list(CALL_OPTIONS[-3:])
-IMAGES, OUTPUT = list(CALL_OPTIONS[6:9]), list(CALL_OPTIONS[9:-3])
+SIZE, SEARCH = list(CALL_OPTIONS[:7]), list(CALL_OPTIONS[-3:])
+IMAGES, OUTPUT = list(CALL_OPTIONS[7:10]), list(CALL_OPTIONS[10:-3])
 
 
 @pytest.mark.parametrize(

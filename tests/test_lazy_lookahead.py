@@ -8,7 +8,7 @@ from helpers.sampling import HashModel, generators, make_scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_infogain import InfoGainScheduler, decode, decode_beam, load, scoring
+from diffusers_infogain import Denoised, InfoGainScheduler, decode, decode_beam, load, scoring
 
 LENGTH, CODES = 12, 5
 MASK = CODES
@@ -125,21 +125,22 @@ def test_a_gain_that_is_never_negative_is_refused():
         InfoGainScheduler(mask_token_id=MASK, lazy_threshold=math.nan, gain_reduction="sum")
 
 
-def test_the_network_is_counted_as_the_caller_says():
+def test_the_network_is_counted_as_the_model_says():
     model = HashModel(LENGTH, CODES, conditions=(1, 2))
     scheduler = make_scheduler(MASK, 5, lazy_threshold=0.0)
 
-    def evaluations(tokens, sample_index):
+    def rows(tokens, sample_index):
         return torch.where((tokens == MASK).sum(-1) > LENGTH // 2, 2, 1) + 10 * sample_index
 
-    trace = decode(model, scheduler, canvas(2), generator=generators(1, 2), evaluations=evaluations).trace
+    def denoise(tokens, sample_index):
+        return Denoised(model(tokens, sample_index), rows(tokens, sample_index))
+
+    trace = decode(denoise, scheduler, canvas(2), generator=generators(1, 2)).trace
     for b in range(2):
         seen = [state for sample, state in model.states if sample == b]
         expected = [(2 if state.count(MASK) > LENGTH // 2 else 1) + 10 * b for state in seen]
         assert trace.num_evaluations[:, b].sum() == sum(expected)
         assert trace.num_states[:, b].sum() == len(seen)
-    with pytest.raises(ValueError, match=r"`evaluations` must be a function or None, got 2\."):
-        decode(model, scheduler, canvas(2), evaluations=2)
 
 
 def test_the_demo_model_looks_ahead_at_nearly_the_cost_of_its_greedy_rule():

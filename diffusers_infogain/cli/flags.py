@@ -154,6 +154,8 @@ def _add_image_call_flags(command: Parser) -> None:
     _add(command, "--guidance-schedule", nonempty, "constant, linear or cosine", "constant")
     text = "guide only while at least START and less than STOP of the image is decoded, as shares (default: 0 1)"
     _add(command, "--guidance-interval", number(0, 1), text, nargs=2, metavar=("START", "STOP"))
+    text = "compare candidates by their logits with the prompt alone, so that only the chosen one takes a negative row"
+    command.add_argument("--unguided-lookahead", action="store_true", help=text)
     _add(command, "--negative-prompt", utf8, "what to steer away from")
     _add_size_flags(command)
     _add_lookahead_flag(command)
@@ -294,7 +296,8 @@ def add_compare(command: Parser) -> None:
     _add_metric_flags(command)
     _add_model_flags(command)
     _add_output_flag(command, "outputs/comparison")
-    _add_samplers_flag(command, DEFAULT_SAMPLERS, of_call="num_beams / num_runs / guidance_scale / _schedule / _interval")
+    of_call = "num_beams / num_runs / guidance_scale / guidance_schedule / guidance_interval / guided_lookahead"
+    _add_samplers_flag(command, DEFAULT_SAMPLERS, of_call=of_call)
     _add(command, "--steps", integer(1), "numbers of steps", [8, 16], nargs="+")
     text = "of samplers that look ahead (default: the preset's, else the model's)"
     _add(command, "--num-candidates", integer(1, HIGHEST["num_candidates"]), text, nargs="+")

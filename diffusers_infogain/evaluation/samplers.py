@@ -16,7 +16,7 @@ from ..settings import SETTINGS
 SEARCHES = ("num_beams", "num_runs")
 """Settings of a sampler that are not the scheduler's but arguments of the pipeline's call."""
 
-GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval")
+GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval", "guided_lookahead")
 """Others of these, for images only."""
 
 LOOKS_BACK = ("retry_above_nats", "retry_below_nats", "retry_below_sigmas", "corrector")
@@ -152,6 +152,8 @@ def _setting(key: str, value: str, bounds: bool) -> str:
         return "token frequencies"
     if key in ("num_beams", "num_candidates"):
         return f"{value} {key.removeprefix('num_')}"
+    if key == "guided_lookahead":
+        return "guided lookahead" if value == "true" else "unguided lookahead"
     if key == "num_runs":
         return f"best of {value}"
     return f"{key.replace('_', ' ')} {value.replace(':', ' to ')}"

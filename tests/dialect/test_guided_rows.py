@@ -107,19 +107,38 @@ def test_known_tokens_that_differ_are_different_canvases(pipe):
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
-@pytest.mark.parametrize("search", [{}, {"num_beams": 2}, {"num_runs": 2}], ids=str)
-def test_an_image_is_the_same_alone_and_among_others_whatever_share_is_decoded_of_them(pipe, family, chunk, search):
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"num_beams": 2}, {"num_runs": 2}, {"guided_lookahead": False}, {"guided_lookahead": False, "num_runs": 2}],
+    ids=str,
+)
+def test_an_image_is_the_same_alone_and_among_others_and_every_row_is_counted(pipe, family, chunk, how):
     """Images begin with more or fewer known tokens, so that some are guided and some are not in the same batch."""
     pipe = with_scheduler(pipe, sampler="info_gain", num_candidates=3, entropy_bound=3.0)
     latents = torch.where(torch.arange(16) < 3 * torch.arange(4)[:, None], 1, pipe.scheduler.config.mask_token_id).view(4, 4, 4)
-    how = {"num_inference_steps": 8, "guidance_scale": 3.0, "guidance_interval": (0.2, 0.7), "lookahead_batch_size": chunk}
-    how |= search
+    how = {"num_inference_steps": 8, "guidance_scale": 3.0, "guidance_interval": (0.2, 0.7), "lookahead_batch_size": chunk, **how}
     prompts = [PROMPT[family], OTHER[family]]
+    seen = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+    )
     call_of_all = {"prompt": prompts, "num_images_per_prompt": 2, "latents": latents, "generator": seeded(*range(4))}
-    together = call(pipe, **call_of_all, **how).images
-    for i, image in enumerate(together):
-        alone = call(pipe, prompt=prompts[i // 2], latents=latents[i : i + 1], generator=seeded(i), **how).images[0]
-        assert torch.equal(alone, image)
+    together = call(pipe, **call_of_all, **how)
+    handle.remove()
+    assert together.trace.num_evaluations.sum() == sum(seen)
+    assert together.trace.num_states.sum() < sum(seen)
+    for i, image in enumerate(together.images):
+        alone = call(pipe, prompt=prompts[i // 2], latents=latents[i : i + 1], generator=seeded(i), **how)
+        assert torch.equal(alone.images[0], image)
+
+
+def test_a_lookahead_without_guidance_takes_a_negative_row_a_step(pipe, family):
+    pipe = with_scheduler(pipe, sampler="info_gain", certainty="uniform", entropy_bound=0, tokens_per_step=4)
+    trace = call(pipe, num_inference_steps=4, guidance_scale=3.0, guided_lookahead=False).trace
+    assert (trace.num_evaluations - trace.num_states).T.tolist() == [[1, 1, 1, 1]]
+    assert trace.num_states.sum() > 6
+    trace = call(pipe, num_inference_steps=4, guidance_scale=3.0).trace
+    assert torch.equal(trace.num_evaluations, 2 * trace.num_states)
 
 
 def test_a_condition_that_a_callback_changes_in_place_is_not_shared_any_more(pipe, family):
@@ -143,8 +162,12 @@ def test_a_condition_that_a_callback_changes_in_place_is_not_shared_any_more(pip
     assert rows[:2] == [2, 3]
 
 
-def test_images_record_the_interval(pipe, family):
-    image = call(pipe, guidance_scale=3.0, guidance_interval=(0.25, 1), output_type="pil").images[0]
-    assert json.loads(image.info["infogain"])["guidance_interval"] == [0.25, 1]
+def test_images_record_how_they_are_guided(pipe, family):
+    how = {"guidance_interval": (0.25, 1), "guided_lookahead": False}
+    image = call(pipe, guidance_scale=3.0, **how, output_type="pil").images[0]
+    recorded = json.loads(image.info["infogain"])
+    assert {name: recorded[name] for name in how} == {"guidance_interval": [0.25, 1], "guided_lookahead": False}
+    with pytest.raises(ValueError, match=r"`guided_lookahead` must be True or False, got 'no'\."):
+        call(pipe, guided_lookahead="no")
     with pytest.raises(ValueError, match=re.escape(INTERVAL_MESSAGE)):
         call(pipe, guidance_interval=(1, 0))
