@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .choices import PRESETS
     from .decoding import DecodingOutput, decode
+    from .denoising import Denoised
     from .image_pipeline import InfoGainPipelineOutput
     from .loading import load
-    from .lookahead import Denoised
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
     from .pipeline_infogain_lumina import InfoGainLuminaPipeline
     from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
@@ -59,7 +59,7 @@ _MODULES = {
     "PRESETS": "choices",
     "DecodingOutput": "decoding",
     "DecodingTrace": "trace",
-    "Denoised": "lookahead",
+    "Denoised": "denoising",
     "InfoGainLuminaPipeline": "pipeline_infogain_lumina",
     "InfoGainMMaDAPipeline": "pipeline_infogain_mmada",
     "InfoGainMaskGITPipeline": "pipeline_infogain_maskgit",

@@ -12,19 +12,14 @@ import torch
 from . import scoring
 from .candidates import Generators, split_generator
 from .checks import check_integer, check_tensor, check_type
-from .lookahead import CandidateIndex, Denoised, Lookahead
-from .masked_logits import Logits, MaskedLogits, codebook_rows, concatenate, replace_states, rows_at, take_states
+from .denoising import Denoise, Denoised, Guide, Model
+from .lookahead import CandidateIndex, Lookahead
+from .masked_logits import Logits, codebook_rows, rows_at, take_states
 from .printing import shown, summary
 from .proposal import InfoGainProposal
 from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
 from .trace import DecodingTrace, TraceRecorder
-
-Denoise = Callable[[torch.Tensor, torch.Tensor], Logits | Denoised]
-"""`denoise(tokens, sample_index)`: see `decode`."""
-
-Guide = Callable[[Logits, torch.Tensor, torch.Tensor], Denoised]
-"""`guide(logits, tokens, sample_index)`: see `decode`."""
 
 
 @dataclass
@@ -62,57 +57,6 @@ class DecodingStep:
 
 Callback = Callable[[DecodingStep], torch.Tensor | None]
 Interrupted = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model as the loops use it: states in, logits out, in chunks.
-
-    Attributes:
-        denoise, guide: As in `decode`.
-        mask_token_id: Marks the positions that have logits.
-        chunk: How many states go through `denoise` at once; None for all.
-    """
-
-    denoise: Denoise
-    guide: Guide | None
-    mask_token_id: int
-    chunk: int | None
-
-    def run(self, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
-        """Logits (R, L, V) of states (R, L) of the samples `sample_index` (R,), in one call."""
-        output = self.denoise(states, sample_index)
-        logits, num_evaluations = output if isinstance(output, Denoised) else (output, torch.ones_like(sample_index))
-        if isinstance(logits, torch.Tensor) and logits.ndim == 2:
-            logits = MaskedLogits.at(states == self.mask_token_id, logits)
-        return Denoised(logits, num_evaluations)
-
-    def logits(
-        self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor, known: Logits | None = None
-    ) -> Denoised:
-        """Logits (R, L, V) of the states where `where` (R,) is true; of others those `known`, or finite ones, never read."""
-        return self._in_chunks(self.run, where, states, sample_index, known=known)
-
-    def guided(self, logits: Logits, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> Denoised:
-        """The logits by which such states are decoded, from those of `logits`."""
-        guide = self.guide
-        if guide is None:
-            return Denoised(logits, torch.zeros_like(sample_index))
-        rows = torch.arange(len(states), device=states.device)
-        return self._in_chunks(lambda chosen, *part: guide(take_states(logits, chosen), *part), where, rows, states, sample_index)
-
-    def _in_chunks(
-        self, function: Callable[..., Denoised], where: torch.Tensor, *tensors: torch.Tensor, known: Logits | None = None
-    ) -> Denoised:
-        chosen = [tensor[where] for tensor in tensors]
-        size = self.chunk or len(chosen[0])
-        parts = [function(*part) for part in zip(*(tensor.split(size) for tensor in chosen), strict=True)]
-        num_evaluations = where.long()
-        num_evaluations[where] = torch.cat([part.num_evaluations for part in parts])
-        logits = concatenate([part.logits for part in parts])
-        if known is not None:
-            return Denoised(replace_states(known, where.nonzero()[:, 0], logits), num_evaluations)
-        return Denoised(take_states(logits, torch.where(where, where.cumsum(0) - 1, -1)), num_evaluations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,7 +285,7 @@ def attempt(
         unseen = active if plain is None else again
         num_evaluations = num_compared = torch.zeros_like(rows)
         num_passes = unseen.long()
-        if unseen.any():
+        if plain is None or unseen.any():
             plain, num_evaluations = run.model.logits(tokens, sample_index, unseen, plain)
         if logits is None:
             logits, more = run.model.guided(plain, tokens, sample_index, active)

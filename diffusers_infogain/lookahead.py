@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from . import scoring
+from .denoising import Denoised
 from .masked_logits import Logits, codebook_rows, concatenate, rows_at, take_states
 from .proposal import InfoGainProposal
 
 _SCORED_AT_ONCE = 1 << 22
 """Logits that are scored together: float32 copies of more are never made at once."""
-
-
-class Denoised(NamedTuple):
-    """What a model says of R states, and what that took.
-
-    Attributes:
-        logits: (R, L, V), or those at the masks only.
-        num_evaluations: (R,) long, the rows of the network that each state took: 2 with guidance, 0 if another's serve.
-    """
-
-    logits: Logits
-    num_evaluations: torch.Tensor
-
 
 CandidateIndex = tuple[torch.Tensor, torch.Tensor]
 """Sample and candidate, (K,) long each."""

@@ -10,7 +10,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from .candidates import Generators, split_generator
 from .checks import check_integer, check_type
-from .decoding import Callback, DecodingOutput, Denoise, Guide, Interrupted, Run, decode
+from .decoding import Callback, DecodingOutput, Interrupted, Run, decode
+from .denoising import Denoise, Guide
 from .masked_logits import Logits
 from .proposal import InfoGainProposal
 from .rules import Memory

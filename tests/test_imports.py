@@ -21,6 +21,7 @@ LAYERS = {
         "correctors",
         "migration",
         "proposal",
+        "denoising",
         "lookahead",
         "stock_scheduler",
         "scheduling_infogain",

@@ -64,7 +64,8 @@ def _demo(args: argparse.Namespace) -> None:
         right = torch.tensor([verdict.holds for verdict in verdicts[len(captions) :]]).double()
         error = (right.var() / len(right)).sqrt().item() if len(right) > 1 else float("nan")
         lines = [
-            f"{'at most ' if bounded else ''}{steps} steps: {result.num_evaluations.double().mean():.0f} NFE in "
+            f"{'at most ' if bounded else ''}{steps} steps: {result.num_states.double().mean():.0f} states, "
+            f"{result.num_evaluations.double().mean():.0f} NFE in "
             f"{result.sequential_passes.double().mean():.0f} sequential passes",
             f"{100 * right.mean():.0f} ± {100 * error:.0f} % of {len(right)} held-out prompts right",
             f"{result.cumulative_entropy[len(captions) :].mean():.1f} nats cumulative entropy",

@@ -59,8 +59,8 @@ def _generate(args: argparse.Namespace, prompts: list[str], settings: dict[str, 
     count = len(result.images)
     print(
         f"{count} images in {result.seconds:.1f} s ({result.seconds / count:.2f} s each), "
-        f"{result.num_evaluations.double().mean():.1f} NFE and {result.cumulative_entropy.mean():.1f} nats of cumulative "
-        f"entropy per image. Written to {folder}."
+        f"{result.num_states.double().mean():.1f} states, {result.num_evaluations.double().mean():.1f} NFE and "
+        f"{result.cumulative_entropy.mean():.1f} nats of cumulative entropy per image. Written to {folder}."
     )
 
 

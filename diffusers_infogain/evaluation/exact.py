@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ..choices import PRESETS
-from ..decoding import Denoise, decode
+from ..decoding import decode
+from ..denoising import Denoise
 from ..extras import missing
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler

@@ -40,8 +40,13 @@ class Generated:
     seconds: float
 
     @property
+    def num_states(self) -> torch.Tensor:
+        """States that went through the model per image, (N,)."""
+        return torch.cat([trace.num_states.sum(0) for trace in self.traces])
+
+    @property
     def num_evaluations(self) -> torch.Tensor:
-        """Model evaluations per image, (N,); guidance runs the model on twice as many rows."""
+        """NFE per image, (N,): rows of the network, two for a guided state."""
         return torch.cat([trace.num_evaluations.sum(0) for trace in self.traces])
 
     @property
