@@ -161,6 +161,21 @@ def _path(history: list[dict[str, torch.Tensor]], beam: torch.Tensor) -> TraceRe
     return recorder
 
 
+def _check_beams(scheduler: InfoGainScheduler, num_beams: int) -> None:
+    """Raises a ValueError if this is no scheduler for a beam search, or no number of beams."""
+    check_type("scheduler", scheduler, InfoGainScheduler, "an InfoGainScheduler")
+    if not scheduler.looks_ahead or not scheduler.objective.weighs_cost:
+        raise ValueError(
+            f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
+            f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
+        )
+    if scheduler.retries:
+        raise ValueError("The retries of the scheduler (`retry_...`) must be None for a beam search.")
+    if scheduler.config.corrector is not None:
+        raise ValueError(f"`corrector` of the scheduler must be None for a beam search, got {scheduler.config.corrector!r}.")
+    check_integer("num_beams", num_beams, 1)
+
+
 @torch.no_grad()
 def decode_beam(
     denoise: Denoise,
@@ -185,17 +200,7 @@ def decode_beam(
     Raises:
         ValueError: If the sampler is not "info_gain" with at least two candidates, or `num_beams` < 1.
     """
-    check_type("scheduler", scheduler, InfoGainScheduler, "an InfoGainScheduler")
-    if not scheduler.looks_ahead or not scheduler.objective.weighs_cost:
-        raise ValueError(
-            f"`scheduler` must use the sampler 'info_gain' with at least 2 candidates for a beam search, got "
-            f"{scheduler.config.sampler!r} with {scheduler.config.num_candidates}."
-        )
-    if scheduler.retries:
-        raise ValueError("The retries of the scheduler (`retry_...`) must be None for a beam search.")
-    if scheduler.config.corrector is not None:
-        raise ValueError(f"`corrector` of the scheduler must be None for a beam search, got {scheduler.config.corrector!r}.")
-    check_integer("num_beams", num_beams, 1)
+    _check_beams(scheduler, num_beams)
     options = (allowed, generator, lookahead_batch_size, grid, num_inference_steps, interrupted, guide)
     run = Run.begin(denoise, scheduler, tokens, *options)
     scheduler = run.scheduler
