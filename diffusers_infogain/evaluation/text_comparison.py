@@ -155,7 +155,7 @@ def run(
         for index, (problem, text) in enumerate(zip(batch, texts, strict=True)):
             right.append(problem.check(text))
             distinct[text] = distinct.get(text, False) or right[-1]
-            first.append(_product_first(problem, trace.selected[0, index]) if infilled else None)
+            first.append(_product_first(problem, trace.selected[:, index]) if infilled else None)
         entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
         states += trace.num_states.sum(0).tolist()
         evaluations += trace.num_evaluations.sum(0).tolist()
@@ -176,11 +176,16 @@ def run(
 
 
 def _product_first(problem: Any, selected: torch.Tensor) -> float | None:
-    """The share of the selected tokens that lie in the product, for an equation of which nothing is given."""
+    """The share of the first step's tokens that lie in the product, for an equation of which nothing is given.
+
+    Args:
+        selected: (T, L) bool, what each step decoded; nothing in the steps of a try that was given up.
+    """
     if not isinstance(problem, text_tasks.MultiplicationProblem) or problem.given != "nothing":
         return None
     equals = 1 + problem.template.index("=")  # the letter stands before the template
-    return (selected.nonzero()[:, 0] > equals).double().mean().item()
+    step, position = selected.nonzero(as_tuple=True)
+    return (position[step == step[0]] > equals).double().mean().item()
 
 
 def fill_in(pipe: Any, problems: Sequence[Any], seeds: list[int], **call: Any) -> tuple[list[str], DecodingTrace]:

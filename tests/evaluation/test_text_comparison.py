@@ -58,6 +58,18 @@ def test_answers_are_checked_and_the_first_decision_is_told(first, share):
     assert seen == [2_000_000 + i for i in range(5)]
 
 
+def test_the_first_decision_of_a_sample_that_was_begun_anew_is_that_of_its_last_try():
+    problems = text_comparison.problems_of("equation", 3)
+    traces = {False: fake_trace(3, 17, 1), True: fake_trace(3, 17, 8)}
+    for given_up, trace in traces.items():
+        if given_up:  # the first step of sample 1 decoded nothing that stayed, and its second one position 2
+            trace.selected[0, 1] = False
+            trace.selected[1, 1] = torch.arange(17) == 2
+        texts = ["03*05=0000001111"] * 3
+        record = text_comparison.run(cell("equation"), problems, lambda part, seeds, t=trace: (texts, t), 3)
+        assert record["product_first"] == ([1.0, 0.0, 1.0] if given_up else [0.0] * 3)
+
+
 def test_only_whole_equations_have_a_first_decision():
     for task in ("multiplication", "sudoku"):
         problems = text_comparison.problems_of(task, 2)
