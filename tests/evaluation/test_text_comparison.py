@@ -65,8 +65,7 @@ def test_the_first_decision_of_a_sample_that_was_begun_anew_is_that_of_its_last_
         if given_up:  # the first step of sample 1 decoded nothing that stayed, and its second one position 2
             trace.selected[0, 1] = False
             trace.selected[1, 1] = torch.arange(17) == 2
-        texts = ["03*05=0000001111"] * 3
-        record = text_comparison.run(cell("equation"), problems, lambda part, seeds, t=trace: (texts, t), 3)
+        record = text_comparison.run(cell("equation"), problems, lambda part, seeds, t=trace: (["03*05=0000001111"] * 3, t), 3)
         assert record["product_first"] == ([1.0, 0.0, 1.0] if given_up else [0.0] * 3)
 
 
