@@ -14,6 +14,7 @@ split="diffusers-infogain compare-text --device cpu --num-problems 100 --batch-s
 lazy=gain_reduction=sum,num_candidates=2
 pivot=info_gain:certainty=pivot,pivot_temperature=0,$lazy
 verify=entropy_bound=4,corrector=verify
+cold=top_p=0.9,token_temperature=0.7
 
 # The settings of the others.
 choose="$split --split choose --tokens-per-step 1 --output $output/choose/others --tasks equation sudoku --samplers"
@@ -30,9 +31,12 @@ for part in report final; do
     for task in equation sudoku; do
         table="$split --split $part --seeds 0 1 2 3 4 5 --tasks $task --rivals $output/choose/$task --output $output/$part/$task"
         $table --tokens-per-step 4 --samplers left:top_p=0.9
-        $table --tokens-per-step 1 --samplers left:entropy_bound=0.1,top_p=0.9 pivot:entropy_bound=0.1,token_temperature=0.7 \
-            entropy:entropy_bound=0.1,top_p=0.9,token_temperature=0.7 left:entropy_bound=0.1,retry_above_nats=15 \
-            $pivot,entropy_bound=0.1,lazy_threshold=-1,retry_below_sigmas=-2 default --everything
+        $table --tokens-per-step 1 --samplers left:entropy_bound=0.1,{top_p=0.9,token_temperature=0.7,retry_above_nats=15} \
+            pivot:entropy_bound=0.1,{token_temperature=0.7,retry_below_sigmas=-2} klass:entropy_bound=0.25,$cold \
+            entropy:entropy_bound=0.1,$cold info_gain:certainty=entropy,position_temperature=0,$lazy,lazy_threshold=-1,entropy_bound=0.1,$cold \
+            $pivot,entropy_bound=0.1,lazy_threshold=-1,retry_below_sigmas=-2 \
+            $pivot,entropy_bound=0.1,lazy_threshold=-1,num_runs=4,best_run_by=entropy_and_likelihood
+        $table --tokens-per-step 1 --seeds 0 1 2 --samplers default --everything
     done
     diffusers-infogain exact --split $part --seeds 0 1 2 --samplers pivot:entropy_bound=0.25,top_p=0.9 \
         $pivot,entropy_bound=0.1,lazy_threshold=-1,retry_below_sigmas=-2 maskgit:entropy_bound=4 maskgit:$verify uniform:$verify \
