@@ -7,8 +7,8 @@ Every greedy rule is combined with entropy bounds, top_p and token temperatures,
 on few images, with guidance first and the better half of them without guidance too, and those that do best for their cost on
 more and more images (successive halving, Jamieson and Talwalkar 2016). A setting's gap is the accuracy by which it stays behind
 the best setting that costs no more than it; costs are NFE or sequential passes, whichever gap is smaller. The settings with the
-smallest gaps go on to the next round: of equal ones the more accurate first, then the cheaper. Can be stopped and started
-again.
+smallest gaps go on to the next round, of equal ones the cheaper, unless less than half of their images are right. Rules that
+were the best of earlier comparisons stay in all rounds. Can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ COSTS = ("num_evaluations", "sequential_passes")
 
 Setting = tuple[str, float]
 """A sampler as `compare` takes it, and a guidance scale."""
+
+KNOWN: tuple[Setting, ...] = (
+    ("maskgit:entropy_bound=0.25", GUIDANCE_SCALE),
+    ("maskgit:entropy_bound=0.5", GUIDANCE_SCALE),
+    ("pivot:entropy_bound=0.25,top_p=0.9", GUIDANCE_SCALE),
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,9 @@ def gap(group: Group, groups: Sequence[Group]) -> float:
 
 def smallest_gaps(groups: Sequence[Group], number: int) -> list[Setting]:
     """The settings that go on to the next round."""
-    ranked = sorted(groups, key=lambda group: (gap(group, groups), -RIGHT.rank(group), group.value("num_evaluations")))
-    return [(group["sampler"], group["guidance_scale"]) for group in ranked[:number]]
+    ranked = sorted(groups, key=lambda group: (gap(group, groups), group.value("num_evaluations")))
+    good = [group for group in ranked if RIGHT.rank(group) >= 0.5]
+    return [(group["sampler"], group["guidance_scale"]) for group in good[:number]]
 
 
 def compare(settings: Sequence[Setting], step: Round, folder: Path) -> None:
@@ -117,7 +124,8 @@ def choose(folder: Path) -> None:
     groups = measure(guided, SCREENING, folder)
     groups += measure([(name, NO_GUIDANCE) for name, _ in smallest_gaps(groups, len(guided) // 2)], SCREENING, folder)
     for step in ROUNDS:
-        groups = measure(smallest_gaps(groups, step.num_settings), step, folder)
+        settings = [*smallest_gaps(groups, step.num_settings), *KNOWN]
+        groups = measure(list(dict.fromkeys(settings)), step, folder)
 
 
 def main() -> None:

@@ -182,13 +182,13 @@ def test_settings_with_the_smallest_gaps_go_on(choose_settings, monkeypatch, tmp
     monkeypatch.setattr(choose_settings, "all_settings", lambda: [(name, 2.0) for name in costs])
     monkeypatch.setattr(choose_settings, "compare", compare)
     monkeypatch.setattr(choose_settings, "ROUNDS", rounds)
+    monkeypatch.setattr(choose_settings, "KNOWN", (("a", 2.0),))
     choose_settings.choose(tmp_path)
     assert asked[0] == [(name, 2.0) for name in costs]
-    # None is behind what costs no more: "c" is the best with two passes, "e" with one, "a" with the least NFE.
-    assert asked[1] == [("b", 1.0), ("d", 1.0)]
-    # "a" is now behind "b" without guidance, and is left out though it is better than "e".
-    assert asked[2] == [("b", 1.0), ("b", 2.0), ("d", 1.0), ("d", 2.0), ("c", 2.0), ("e", 2.0)]
-    assert asked[3] == [("b", 1.0), ("b", 2.0)]
+    # None is behind what costs no more; "d" is as good as "b" for more, and of "a" and "e" too few are right.
+    assert asked[1] == [("b", 1.0), ("c", 1.0)]
+    assert asked[2] == [("b", 1.0), ("c", 1.0), ("b", 2.0), ("c", 2.0), ("d", 2.0), ("a", 2.0)]
+    assert asked[3] == [("b", 1.0), ("c", 1.0), ("a", 2.0)]
 
 
 def test_a_new_rule_decodes(run):
