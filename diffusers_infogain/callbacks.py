@@ -26,7 +26,7 @@ class CallState:
     Attributes:
         guidance_scale: As given to the call; a change takes effect in the next step.
         unguided: Largest guidance scale that switches guidance off.
-        num_timesteps: Planned number of steps; after the call, the number that it took (an entropy bound can end it early).
+        num_timesteps: The most steps there may be; after the call, the number that it took (an entropy bound can end it early).
         interrupt: Set it to True to end the decoding before the next step.
         conditions: Tensors that the model is conditioned on, by name; callbacks can replace them.
     """

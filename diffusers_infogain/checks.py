@@ -85,10 +85,11 @@ def check_temperature(name: str, value: Any, *, positive_ends: bool = False) -> 
     return pair
 
 
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raises a ValueError that names the argument if the value is not one of these strings."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}.")
+def check_choice(name: str, value: object, allowed: Sequence[str], *, optional: bool = False) -> None:
+    """Raises a ValueError that names the argument if the value is not one of these strings, nor None where `optional`."""
+    if (optional and value is None) or (isinstance(value, str) and value in allowed):
+        return
+    raise ValueError(f"`{name}` must be one of {', '.join(allowed)}{' or None' if optional else ''}, got {shown(value)}.")
 
 
 def check_known(owner: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -137,7 +137,7 @@ class ImageCall:
             self.check_latents(self.latents)
         self.state = CallState(self.guidance_scale, unguided=1 - self.pipe.guidance_offset)
         self.scheduler = self._own_scheduler()
-        self.state.num_timesteps = len(self.scheduler.timesteps)
+        self.state.num_timesteps = len(self.scheduler.all_timesteps)
         side = self.canvas.side
         if self.canvas.only_side and self.grid != (side, side):
             raise ValueError(

@@ -47,8 +47,8 @@ class Setting:
             check_bool(name, value)
         elif self.type == "temperature":
             check_temperature(name, value, positive_ends=self.exclusive)
-        elif self.choices and not (self.optional and value is None):
-            check_choice(name, value, self.choices)
+        elif self.choices:
+            check_choice(name, value, self.choices, optional=self.optional)
         elif self.type is str:
             check_type(name, value, (str, type(None)), "the path of a file, as a string, or None")
 

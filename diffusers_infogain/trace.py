@@ -46,7 +46,7 @@ class DecodingTrace:
 
     @property
     def cumulative_entropy(self) -> torch.Tensor:
-        """H~ = Σ_t C(a_t | z_t) per sample (B,), over every commit."""
+        """H~ = Σ_t C(a_t | z_t) per sample (B,), over every commit, also of tokens that a corrector masked again later."""
         return self.cost.sum(0)
 
     @property

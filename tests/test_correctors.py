@@ -509,7 +509,7 @@ def test_an_interruption_keeps_what_is_decoded(name):
 
 
 ERRORS = [
-    ({"corrector": "gibbs"}, "`corrector` must be one of verify, remdm_conf, remdm_loop, p2, got 'gibbs'."),
+    ({"corrector": "gibbs"}, "`corrector` must be one of verify, remdm_conf, remdm_loop, p2 or None, got 'gibbs'."),
     ({"verify_threshold": 1.5}, "`verify_threshold` must be a number in [0, 1], got 1.5."),
     ({"verify_classes": 1}, "`verify_classes` must be an integer >= 2, got 1."),
     ({"remdm_eta": 2}, "`remdm_eta` must be a number in [0, 1] or None, got 2."),
