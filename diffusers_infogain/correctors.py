@@ -264,11 +264,11 @@ def mask_next_class(
     # Classes without a position are skipped.
     ahead = members.any(-1) & (numbers >= next_class[:, None]) & verified[:, None]
     chosen, found = ahead.int().argmax(-1), ahead.any(-1)
-    doubted = members[torch.arange(len(tokens), device=tokens.device), chosen] & found[:, None] & ~masked
+    doubted = members[torch.arange(len(tokens), device=tokens.device), chosen] & found[:, None]
     progress = {
         "next_class": torch.where(found, chosen + 1, next_class),
         "own_step": own_step + verified.long(),
-        "doubted": torch.where(doubted, tokens, config.mask_token_id),
+        "doubted": torch.where(doubted, tokens, config.mask_token_id),  # of members that are masked already there is no token
     }
     tokens = tokens.masked_fill(doubted, config.mask_token_id)
     return tokens, verified & (masked | doubted).any(-1), replace(memory, sample={**memory.sample, **progress})

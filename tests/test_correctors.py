@@ -237,6 +237,21 @@ def test_verify_mends_what_was_drawn_independently_and_keeps_the_distribution_ev
     assert is_uniform(verified.tokens[valid[1]])
 
 
+def test_candidates_are_not_compared_while_a_sample_is_verified_beside_one_that_looks_ahead():
+    scheduler = make_scheduler(MASK, 8, sampler="info_gain", corrector="verify", verify_threshold=1.0)
+    tokens = canvas(2)
+    tokens[0, torch.arange(LENGTH).remainder(6) > 2] = 1  # a class has several of what is left, of which a step draws one
+    together = run(scheduler, tokens, [1, 2])
+    for b in range(2):
+        alone = run(scheduler, tokens[b : b + 1], [1 + b])
+        assert torch.equal(alone.tokens[0], together.tokens[b])
+        assert alone.trace.num_states.sum() == together.trace.num_states[:, b].sum()
+    num_masked = (tokens[0] == MASK).sum()
+    first_verified = int((together.trace.num_decoded[:, 0].cumsum(0) < num_masked).sum()) + 1
+    assert together.trace.num_states[first_verified:, 0].max() == 1
+    assert together.trace.num_states[first_verified:, 1].max() > 1
+
+
 def test_rows_of_verify_are_those_of_the_draft_and_one_a_class_if_what_fails_is_within_the_bound():
     scheduler = make_scheduler(MASK, 4, sampler="maskgit", entropy_bound=1e6, corrector="verify")
     output = run(scheduler, canvas(3), [1, 2, 3])
