@@ -42,15 +42,14 @@ def canvas(batch: int) -> torch.Tensor:
     return torch.full((batch, LENGTH), MASK)
 
 
-def by_hand(model: Guided, scheduler: InfoGainScheduler, sample: int) -> tuple[torch.Tensor, int]:
-    """The tokens of a sample by the definition, and how many states were guided."""
-    tokens, index, memory, guided = canvas(1), torch.tensor([sample]), None, 0
+def by_hand(model: Guided, scheduler: InfoGainScheduler, sample: int) -> tuple[torch.Tensor, list[float]]:
+    """The tokens of a sample by the definition, and the gain of every guided state."""
+    tokens, index, memory, gains = canvas(1), torch.tensor([sample]), None, []
     generator = generators(sample)
     plain = model.plain(tokens, index)
     for timestep in scheduler.timesteps:
         if not (tokens == MASK).any():
             break
-        guided += 1
         proposal = scheduler.propose(
             3 * plain - 2 * model.other(tokens, index), timestep, tokens, generator=generator, memory=memory
         )
@@ -61,9 +60,11 @@ def by_hand(model: Guided, scheduler: InfoGainScheduler, sample: int) -> tuple[t
         if proposal.needs_lookahead:
             candidates = proposal.candidates.flatten(0, 1)
             lookahead = model.plain(candidates, index.expand(len(candidates)))[None]
-        tokens = scheduler.select(lookahead, timestep, proposal).prev_sample
+        output = scheduler.select(lookahead, timestep, proposal)
+        gains.append(float(output.gain[0, output.winner]))
+        tokens = output.prev_sample
         plain = model.plain(tokens, index)
-    return tokens[0], guided
+    return tokens[0], gains
 
 
 @pytest.mark.parametrize("reduction", ["kl", "sum", "mean"])
@@ -76,8 +77,10 @@ def test_candidates_are_compared_by_what_the_plain_model_says_before_and_after(r
     output = decode(model.denoise, scheduler, canvas(3), **options)
     guided = torch.zeros(3, dtype=torch.long)
     for sample in range(3):
-        tokens, guided[sample] = by_hand(Guided(), scheduler, sample)
+        tokens, gains = by_hand(Guided(), scheduler, sample)
         assert torch.equal(output.tokens[sample], tokens)
+        assert output.trace.gain[:-1, sample].tolist() == pytest.approx(gains[:-1], rel=1e-5)
+        guided[sample] = len(gains)
     # Every guided row counts 5 here, every other one 1.
     seen = torch.tensor([state[0] for state in model.seen]).bincount()
     assert torch.equal(output.trace.num_states.sum(0), seen)
@@ -132,6 +135,13 @@ def test_one_beam_and_one_run_are_the_sampler(reduction):
         assert torch.equal(output.tokens, expected.tokens)
         for name in ("num_states", "num_evaluations", "num_passes"):
             assert torch.equal(getattr(output.trace, name), getattr(expected.trace, name)), name
+
+
+def test_every_run_is_guided_as_its_sample():
+    model = Guided()
+    scheduler = make_scheduler(MASK, STEPS, num_candidates=3, entropy_bound=0)
+    decode_best_of(model.denoise, scheduler, canvas(3), num_runs=2, generator=generators(0, 1, 2), guide=model.guide)
+    assert [state[0] for state in model.guided][:6] == [0, 0, 1, 1, 2, 2]
 
 
 def test_another_try_guides_the_canvas_no_more():
