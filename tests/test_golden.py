@@ -112,9 +112,11 @@ def make_proposal(
         candidates=candidates[None],
         selected=selected[None],
         cost=scoring.action_cost(entropies[:, None], selected[None]),
-        log_likelihood=torch.zeros(1, len(candidates)),
+        log_probability=torch.zeros(1, len(candidates)),
         needs_lookahead=True,
         masked=masked,
+        remasked=torch.zeros_like(masked),
+        compared=torch.ones(1, dtype=torch.bool),
         entropies=entropies,
         duplicate_of=torch.arange(len(candidates))[None],
     )

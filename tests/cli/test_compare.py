@@ -34,7 +34,8 @@ def test_a_comparison_writes_figures_table_plots_and_images_and_makes_only_what_
         assert group["figures"]["right"]["n"] == 8
     run = results["runs"][-1]
     assert run["scheduler"]["gain_reduction"] == "mean"
-    assert (run["num_evaluations"] - 1) <= 3
+    assert run["num_states"] - 1 <= 3
+    assert run["num_states"] < run["num_evaluations"] < 2 * run["num_states"]
     assert len(run["right"]) == len(run["cumulative_entropies"]) == 4
     assert "| 2 | info_gain:gain_reduction=mean, N 3 |" in (folder / "table.md").read_text()
     assert "accuracy (%)" in out
