@@ -152,8 +152,8 @@ def _add_image_call_flags(command: Parser) -> None:
     text = "strength of guidance (default: the model's, 1.2 for demo)"
     _add(command, "--guidance-scale", number(-LARGEST_NUMBER), text)
     _add(command, "--guidance-schedule", nonempty, "constant, linear or cosine", "constant")
-    text = "guide only while at least START and less than STOP of the image is decoded, as shares (default: 0 1)"
-    _add(command, "--guidance-interval", number(0, 1), text, nargs=2, metavar=("START", "STOP"))
+    text = "two shares, start and stop: guide only while at least start and less than stop of the image is decoded"
+    _add(command, "--guidance-interval", number(0, 1), text, [0.0, 1.0], nargs="+")
     text = "compare candidates by their logits with the prompt alone, so that only the chosen one takes a negative row"
     command.add_argument("--unguided-lookahead", action="store_true", help=text)
     _add(command, "--negative-prompt", utf8, "what to steer away from")
