@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--world", type=Path, default=Path("runs/emoji"), help="folder of world.py; checkpoints go there too")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the autocast convolutions")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1200, help="the loss needs 1200, the judge 6000")
+    parser.add_argument("--steps", type=int, default=2500, help="the loss needs about 1100, the judge 2500")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     args = parser.parse_args()
