@@ -31,7 +31,7 @@ def compare_text(args: argparse.Namespace) -> None:
     tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
-    samplers = [parse_sampler(name, of_text=True) for name in args.samplers]
+    samplers = [parse_sampler(name, guided=False) for name in args.samplers]
     cells = text_comparison.grid(tasks, samplers, args.tokens_per_step, args.seeds)
     problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed, args.split) for task in tasks}
     for seed in args.seeds:  # checked before a model is loaded

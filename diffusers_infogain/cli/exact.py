@@ -15,4 +15,4 @@ def exact(args: argparse.Namespace) -> None:
     if args.samplers is None:
         print(compare_exact(args.num_samples, seeds))
     else:
-        print(compare_samplers([parse_sampler(name) for name in args.samplers], args.num_samples, seeds))
+        print(compare_samplers([parse_sampler(name, guided=False) for name in args.samplers], args.num_samples, seeds))

@@ -52,7 +52,7 @@ class SamplerSpec:
         return replace(self, scheduler={**{name: own[name] for name in SETTINGS}, **self.scheduler})
 
 
-def parse_sampler(text: str, *, of_text: bool = False) -> SamplerSpec:
+def parse_sampler(text: str, *, guided: bool = True) -> SamplerSpec:
     """Parses a sampler or preset with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
 
     "default" stands for the pipeline's own sampler (see `SamplerSpec.for_pipeline`). A pair is written start:end, as in
@@ -60,7 +60,7 @@ def parse_sampler(text: str, *, of_text: bool = False) -> SamplerSpec:
     arguments of an image pipeline's call, such as "guidance_interval=0.25:1".
 
     Args:
-        of_text: Whether it is for text, which is not guided.
+        guided: Whether settings of guidance are allowed: for images, but not for text and exact models.
 
     Raises:
         ValueError: For an unknown name or setting, a setting that is not of the form key=value, or a wrong one of guidance. The
@@ -70,7 +70,7 @@ def parse_sampler(text: str, *, of_text: bool = False) -> SamplerSpec:
     if name not in SAMPLERS and name not in PRESETS:
         raise ValueError(f"A sampler must be one of {', '.join((*SAMPLERS, *PRESETS))}, got {name!r} in {text!r}.")
     settings: dict[str, Any] = {} if name == DEFAULT else dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
-    of_call = SEARCHES if of_text else (*SEARCHES, *GUIDANCE)
+    of_call = (*SEARCHES, *GUIDANCE) if guided else SEARCHES
     known = (*SETTINGS, *of_call)
     for pair in rest.split(",") if rest else ():
         key, equals, value = pair.partition("=")

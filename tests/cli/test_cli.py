@@ -182,6 +182,14 @@ def test_demo_draws_the_grid(capsys, tmp_path):
     assert min(picture.size) > 500
 
 
+@pytest.mark.parametrize("command", ["exact", "compare-text"])
+def test_what_is_not_guided_has_no_settings_of_guidance(capsys, command):
+    code, _, err = run(capsys, command, "--samplers", "maskgit:guidance_scale=2")
+    assert code == 2
+    assert "A sampler's setting must be one of" in err
+    assert "num_beams, num_runs, got 'guidance_scale' in 'maskgit:guidance_scale=2'." in err
+
+
 def test_exact_prints_tables(capsys):
     code, out, _ = run(capsys, "exact", "--num-samples", 3)
     assert code == 0

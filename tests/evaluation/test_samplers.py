@@ -41,7 +41,7 @@ def test_a_sampler_that_is_none(text, message):
 def test_text_has_no_guidance():
     message = "A sampler's setting must be one of masking_schedule, .*num_beams, num_runs, got 'guidance_scale'"
     with pytest.raises(ValueError, match=message):
-        parse_sampler("maskgit:guidance_scale=2", of_text=True)
+        parse_sampler("maskgit:guidance_scale=2", guided=False)
 
 
 @pytest.mark.parametrize(
