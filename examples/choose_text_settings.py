@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from statistics import fmean
 
 import torch
 
-from diffusers_infogain import InfoGainTextPipeline, cli
+from diffusers_infogain import InfoGainTextPipeline
 from diffusers_infogain.evaluation import exact, text_comparison, text_tasks
 from diffusers_infogain.evaluation.samplers import parse_sampler
 from diffusers_infogain.evaluation.splits import seed_of_split
@@ -100,7 +102,8 @@ def measure_text(task: str, settings: Sequence[Setting], num: int, seeds: Sequen
         names = [name for name, own in settings if own == count]
         arguments = ["--tasks", task, "--split", SPLIT, "--num-problems", num, "--batch-size", num, "--tokens-per-step", count]
         arguments += ["--device", "cpu", "--output", folder, "--seeds", *seeds, "--samplers", *names]
-        if code := cli.main(["compare-text", *map(str, arguments)]):
+        command = [sys.executable, "-m", "diffusers_infogain.cli", "compare-text", *map(str, arguments)]
+        if code := subprocess.run(command, check=False).returncode:
             raise SystemExit(code)
     records = text_comparison.read_records(folder / "results.jsonl", num)
     measured = []
