@@ -59,11 +59,11 @@ def main() -> None:
             seconds.append(now() - start)
             shares.append(1 - spent[0] / seconds[-1])
     shares, seconds = torch.tensor(shares), torch.tensor(seconds)
-    evaluations = output.trace.num_evaluations.sum(0).double().mean()
+    states, evaluations = (counts.sum(0).double().mean() for counts in (output.trace.num_states, output.trace.num_evaluations))
     print(
         f"{args.runs} runs of {args.batch_size} images, {args.steps} steps, {args.num_candidates} candidates, "
-        f"{evaluations:.0f} NFE per image: {seconds.mean():.3f} ± {seconds.std():.3f} s, of which {100 * shares.mean():.1f} ± "
-        f"{100 * shares.std():.1f} % outside the transformer"
+        f"{states:.0f} states and {evaluations:.1f} NFE per image: {seconds.mean():.3f} ± {seconds.std():.3f} s, of which "
+        f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f} % outside the transformer"
     )
 
 

@@ -69,8 +69,9 @@ def test_benchmark_prints_the_share_outside_the_model(run):
     out = run(
         "benchmark_decision_time.py", "--batch-size", 2, "--num-candidates", 2, "--steps", 3, "--runs", 2, "--device", "cpu"
     )
-    # One row for the empty canvas, two for each of the two steps that look ahead (fewer where candidates coincide).
-    assert "2 runs of 2 images, 3 steps, 2 candidates, 5 NFE per image" in out
+    # The empty canvas, and two candidates in each of the two steps that look ahead (fewer where candidates coincide). With
+    # guidance each is two rows, but the two images of one prompt share those of the empty canvas.
+    assert "2 runs of 2 images, 3 steps, 2 candidates, 5 states and 9.0 NFE per image" in out
     assert "% outside the transformer" in out
 
 

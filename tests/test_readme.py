@@ -34,7 +34,9 @@ def page_text(page: str) -> str:
 def test_python_examples_run(page, stock_repository, tmp_path, monkeypatch):
     """One after the other in one namespace; real checkpoints are replaced by a tiny one of the same format, on a CPU."""
     code = "\n".join(blocks(page_text(page), "python"))
-    code = code.replace("amused/amused-256", Path(stock_repository).as_posix()).replace('"cuda"', '"cpu"')
+    for trained in ("amused/amused-256", "runs/emoji/model"):
+        code = code.replace(trained, Path(stock_repository).as_posix())
+    code = code.replace('"cuda"', '"cpu"')
     if "LLaDA" in code:
         demo = InfoGainTextPipeline.from_pretrained("demo-text")
         demo.tokenizer.chat_template = "S"
