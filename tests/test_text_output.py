@@ -49,9 +49,9 @@ def trace_of(samples: int, length: int, candidates: int) -> DecodingTrace:
     shape = (2, samples)
     numbers = torch.arange(1, 2 * samples + 1).view(shape)
     fields = dict.fromkeys(DecodingTrace.__dataclass_fields__, numbers)
-    reals = {name: numbers.float() for name in ("cost", "gain")}
+    reals = {name: numbers.float() for name in ("cost", "gain", "log_probability")}
     objective = numbers[..., None].expand(*shape, candidates).float()
-    masks = {"selected": torch.ones(*shape, length, dtype=torch.bool), "starts": torch.ones(shape, dtype=torch.bool)}
+    masks = {"selected": torch.ones(*shape, length, dtype=torch.bool)}
     return DecodingTrace(**{**fields, **reals, **masks, "objective": objective})
 
 

@@ -167,7 +167,8 @@ def load_world(folder: Path) -> tuple[np.ndarray, list[Picture]]:
     pictures = [
         Picture(**{key: p[key] for key in Picture.__dataclass_fields__}) for p in read_json(folder / "world.json")["pictures"]
     ]
-    return np.load(folder / "pictures.npy"), pictures
+    # Not `np.load`, which takes pickles into account.
+    return np.array(np.lib.format.open_memmap(folder / "pictures.npy", mode="r")), pictures
 
 
 def main() -> None:
