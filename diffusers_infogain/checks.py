@@ -184,7 +184,7 @@ def check_search(num_beams: int, num_runs: int, callback: object, scheduler: Any
         raise ValueError("`callback_on_step_end` must be None with `num_beams` or `num_runs` above 1.")
     if scheduler.retries and (callback is not None or num_beams > 1):
         name, allowed = ("num_beams", "1") if num_beams > 1 else ("callback_on_step_end", "None")
-        raise ValueError(f"`{name}` must be {allowed} with a scheduler that begins unlikely samples anew (`retry_below_...`).")
+        raise ValueError(f"`{name}` must be {allowed} with a scheduler that begins unlikely samples anew (`retry_...`).")
     if num_beams > 1 and scheduler.config.corrector is not None:
         raise ValueError(f"`num_beams` must be 1 with the corrector {scheduler.config.corrector!r}, got {num_beams}.")
 

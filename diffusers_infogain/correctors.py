@@ -18,6 +18,7 @@ from .masked_logits import Logits, MaskedLogits, codebook_rows, rows_at
 from .rules import Memory
 from .schedules import mask_ratio
 from .scoring import log_probability
+from .settings import RETRY_LIMITS
 
 
 def residue_classes(length: int, grid: tuple[int, int] | None, num_classes: int) -> torch.Tensor:
@@ -213,7 +214,7 @@ def check_settings(config: Any, entropy_bound: float) -> None:
         )
     if name is None:
         return
-    for setting in ("retry_above_nats", "retry_below_nats", "retry_below_sigmas"):
+    for setting in RETRY_LIMITS:
         if config[setting] is not None:
             raise ValueError(f"`{setting}` must be None with the corrector {name!r}, got {config[setting]}.")
     if CORRECTORS[name].loops and config.tokens_per_step is not None:

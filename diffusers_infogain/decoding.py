@@ -436,7 +436,7 @@ def decode(
     run = Run.begin(denoise, scheduler, tokens, *options)
     if run.scheduler.retries:
         if callback is not None:
-            raise ValueError("`callback` must be None with a scheduler that begins samples anew (`retry_below_...`).")
+            raise ValueError("`callback` must be None with a scheduler that begins samples anew (`retry_...`).")
         return _decode_with_retries(run, tokens)
     samples = torch.arange(len(tokens), device=tokens.device)
     result = attempt(run, tokens, samples, callback=callback)

@@ -35,8 +35,8 @@ from .components import (
     scale_factor,
 )
 from .decoding import DecodingOutput, DecodingStep
+from .denoising import Denoised
 from .image_call import CALL_OPTIONS, Canvas, Condition, ImageCall, check_one_each
-from .lookahead import Denoised
 from .masked_logits import Logits, MaskedLogits, split_states, take_states
 from .pictures import Picture
 from .printing import summary

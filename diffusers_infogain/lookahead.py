@@ -160,15 +160,14 @@ class Lookahead:
         kept: list[_Kept] = []
         columns = torch.arange(known.shape[1], device=known.device)
         undecided = torch.ones_like(finished[:, 0])
+        self.gain, self.objective = objective(evidence, proposal)
         for turn in [columns] if accepted_from is None else columns.split(1):
             reached = undecided[:, None] & torch.isin(columns, turn)
             known |= reached & finished
             samples, candidate_index = (reached & proposal.distinct).nonzero(as_tuple=True)
-            self.gain, self.objective = objective(evidence, proposal)
             size = chunk or max(len(samples), 1)
-            for candidates in zip(samples.split(size), candidate_index.split(size), strict=True):
-                if not len(candidates[0]):
-                    continue
+            for start in range(0, len(samples), size):
+                candidates = samples[start : start + size], candidate_index[start : start + size]
                 logits, num_evaluations[candidates] = run(candidates)
                 evidence[candidates] = objective.evidence(logits, proposal, candidates, step_index)
                 known[candidates] = True

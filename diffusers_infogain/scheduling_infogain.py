@@ -22,7 +22,7 @@ from .migration import with_split_settings
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
 from .rules import RULES, SAMPLERS, Memory, Rule, Sampler, Step, check_combination, commit_early
-from .settings import SETTINGS
+from .settings import RETRY_LIMITS, SETTINGS
 from .stock_scheduler import StockSchedulerMixin
 
 MOST_STEPS = 10**6
@@ -213,8 +213,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
     @property
     def retries(self) -> bool:
         """Whether unlikely samples are begun anew."""
-        limits = (self.config.retry_above_nats, self.config.retry_below_nats, self.config.retry_below_sigmas)
-        return self.config.num_tries > 1 and limits != (None, None, None)
+        return self.config.num_tries > 1 and any(self.config[limit] is not None for limit in RETRY_LIMITS)
 
     @property
     def corrector(self) -> Corrector:

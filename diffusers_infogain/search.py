@@ -289,19 +289,19 @@ def decode_best_of(
         interrupted=interrupted,
         guide=guide and (lambda logits, states, sample_index: guide(logits, states, sample_index // num_runs)),
     )
-    trace = output.trace
+    runs = output.trace
     scores = {
-        "cumulative_entropy": -trace.cumulative_entropy,
-        "log_likelihood": trace.log_likelihood,
-        "entropy_and_likelihood": trace.log_likelihood - trace.cumulative_entropy,
+        "cumulative_entropy": -runs.cumulative_entropy,
+        "log_likelihood": runs.log_likelihood,
+        "entropy_and_likelihood": runs.log_likelihood - runs.cumulative_entropy,
     }
     score = scores[scheduler.config.best_run_by].view(batch, num_runs)
     winner = (score >= score.amax(1, keepdim=True) - 1e-4).int().argmax(1)
     best = torch.arange(batch) * num_runs + winner
-    trace = output.trace.take(best)
+    trace = runs.take(best)
     for name in ("num_compared", "num_states", "num_evaluations"):
-        setattr(trace, name, getattr(output.trace, name).view(-1, batch, num_runs).sum(-1))
-    trace.num_passes = output.trace.num_passes.view(-1, batch, num_runs).amax(-1)  # the runs go side by side
+        setattr(trace, name, getattr(runs, name).view(-1, batch, num_runs).sum(-1))
+    trace.num_passes = runs.num_passes.view(-1, batch, num_runs).amax(-1)  # the runs go side by side
     return DecodingOutput(output.tokens[best.to(tokens.device)], trace, run.seeds)
 
 

@@ -82,6 +82,8 @@ MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
 RUN_SCORES = ("cumulative_entropy", "log_likelihood", "entropy_and_likelihood")
 CORRECTORS = ("verify", "remdm_conf", "remdm_loop", "p2")
+RETRY_LIMITS = ("retry_above_nats", "retry_below_nats", "retry_below_sigmas")
+"""The settings that begin samples anew; None where they do not."""
 
 _OF_KLASS = "of the samplers klass and klass_parallel"
 _OF_REMDM = "of the corrector remdm_loop"

@@ -11,7 +11,7 @@ from ..choices import PRESETS
 from ..guidance import check_guidance
 from ..rules import SAMPLERS
 from ..scheduling_infogain import InfoGainScheduler
-from ..settings import SETTINGS
+from ..settings import RETRY_LIMITS, SETTINGS
 
 SEARCHES = ("num_beams", "num_runs")
 """Settings of a sampler that are not the scheduler's but arguments of the pipeline's call."""
@@ -19,7 +19,7 @@ SEARCHES = ("num_beams", "num_runs")
 GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval", "guided_lookahead")
 """Others of these, for images only."""
 
-LOOKS_BACK = ("retry_above_nats", "retry_below_nats", "retry_below_sigmas", "corrector")
+LOOKS_BACK = (*RETRY_LIMITS, "corrector")
 """The settings by which a sampler goes back on what it has decoded; None where it does not."""
 
 DEFAULT = "default"
