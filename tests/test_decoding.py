@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers.reference import plain_entropy
-from helpers.sampling import HashModel, generators, make_scheduler, random_logits
+from helpers.sampling import HashModel, assert_the_same_alone, generators, make_scheduler, random_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,16 +93,7 @@ def test_no_mask_is_left_and_the_trace_adds_up(case):
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.none() | st.integers(1, 7))
 def test_a_sample_is_the_same_alone_and_in_any_batch_for_any_chunk(case, chunk):
-    scheduler, tokens, seeds = case
-    together = run(scheduler, tokens, seeds, lookahead_batch_size=chunk)
-    for b, seed in enumerate(seeds):
-        alone = run(scheduler, tokens[b : b + 1], [seed])
-        assert torch.equal(alone.tokens[0], together.tokens[b])
-        steps = len(alone.trace.selected)
-        assert torch.equal(alone.trace.selected[:, 0], together.trace.selected[:steps, b])
-        assert not together.trace.selected[steps:, b].any()
-        assert alone.trace.cumulative_entropy[0].item() == pytest.approx(together.trace.cumulative_entropy[b].item(), rel=1e-6)
-        assert alone.trace.num_evaluations.sum() == together.trace.num_evaluations[:, b].sum()
+    assert_the_same_alone(run, *case, chunk)
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,12 +6,13 @@ import functools
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
-from diffusers_infogain import InfoGainScheduler
+from diffusers_infogain import DecodingOutput, InfoGainScheduler
 from diffusers_infogain.token_frequencies import save_token_frequencies
 
 MODULUS = 4099
@@ -86,3 +87,22 @@ class HashModel:
 
     def rows_of(self, sample: int) -> int:
         return Counter(row for row, _ in self.states)[sample]
+
+
+def assert_the_same_alone(
+    run: Callable[..., DecodingOutput],
+    scheduler: InfoGainScheduler,
+    tokens: torch.Tensor,
+    seeds: Sequence[int],
+    chunk: int | None,
+) -> None:
+    """Every sample that `run(scheduler, tokens, seeds)` decodes together in chunks is the same alone, and takes as much."""
+    together = run(scheduler, tokens, seeds, lookahead_batch_size=chunk)
+    for b, seed in enumerate(seeds):
+        alone = run(scheduler, tokens[b : b + 1], [seed])
+        assert torch.equal(alone.tokens[0], together.tokens[b])
+        steps = len(alone.trace.selected)
+        assert torch.equal(alone.trace.selected[:, 0], together.trace.selected[:steps, b])
+        assert not together.trace.selected[steps:, b].any()
+        assert alone.trace.cumulative_entropy[0].item() == pytest.approx(together.trace.cumulative_entropy[b].item(), rel=1e-6)
+        assert alone.trace.num_evaluations.sum() == together.trace.num_evaluations[:, b].sum()
