@@ -128,8 +128,7 @@ class Lookahead:
             candidates the first one's logits are kept.
         chunk: How many candidates are run at once; by default all.
         step_index: For error messages.
-        accepted_from: Run the candidates one after the other, and stop at the first one with this objective, or with nothing
-            masked. None: run them all.
+        accepted_from: Run the candidates one after the other, and stop at the first one with this objective. None: run them all.
 
     Attributes:
         gain, objective: (B, N), as `Objective` gives them; NaN for candidates that were not looked at.
@@ -180,8 +179,7 @@ class Lookahead:
                 kept = [left for part in (*kept, _Kept(*candidates, logits)) if (left := part.only(first)) is not None]
                 del logits  # before the next ones are made
             if accepted_from is not None:
-                accepted = (self.objective >= accepted_from) | finished
-                undecided &= ~(reached & accepted).any(-1)
+                undecided &= ~(reached & (self.objective >= accepted_from)).any(-1)
         unknown = ~self._shared(known)
         self.winner = self.objective.masked_fill(unknown, -torch.inf).argmax(1)
         self.gain = self.gain.masked_fill(unknown, torch.nan)

@@ -55,8 +55,10 @@ def decode_lazily(model, scheduler, tokens, generator, threshold):
 
 @pytest.mark.parametrize("certainty", ["maskgit", "pivot", "uniform"])
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.7, 1e6])
-def test_the_first_candidate_that_is_good_enough_is_taken(certainty, threshold):
+@pytest.mark.parametrize("bound", [0, 5.0])
+def test_the_first_candidate_that_is_good_enough_is_taken(certainty, threshold, bound):
     config = {"sampler": "info_gain", "certainty": certainty, "num_candidates": 4, "lazy_threshold": threshold}
+    config["entropy_bound"] = bound
     for seed in range(12):
         model = HashModel(LENGTH, CODES, seed=seed, scale=1.5)
         scheduler = make_scheduler(MASK, 5, **config)
