@@ -103,10 +103,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(errors.USAGE, f"{self.prog}: error: {errors.one_sentence(message)} (see {self.prog} --help)\n")
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like an interruption by the user, so that temporary files and locks are cleaned up."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of all commands; the parsed `command` is the command's name."""
     from .. import __version__
@@ -130,8 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: For `--help`, `--version` and invalid flags (code 2).
     """
     args = None
+    received: list[int] = []
     try:
-        with _sigterm_interrupts():
+        with _signals_interrupt(received):
             parser = build_parser()
             args = parser.parse_args(arguments)
             if args.command is None:
@@ -142,11 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
     except BrokenPipeError:
         return _NOBODY_READS
-    except KeyboardInterrupt as interruption:
-        terminated = isinstance(interruption, _Terminated)
-        print(f"diffusers-infogain: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
-        return _TERMINATED if terminated else _INTERRUPTED
+    except KeyboardInterrupt:
+        return _interrupted(received)
     except Exception as error:
+        if received:  # Compiled code that calls Python replaces any exception by one of its own, an interruption, too.
+            return _interrupted(received)
         if os.environ.get(errors.TRACEBACK):
             traceback.print_exc()
         sentence, code = errors.explain(error, args)
@@ -154,6 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     finally:
         _leave_nothing_to_flush()
+
+
+def _interrupted(received: Sequence[int]) -> int:
+    terminated = signal.SIGTERM in received
+    print(f"diffusers-infogain: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+    return _TERMINATED if terminated else _INTERRUPTED
 
 
 def _leave_nothing_to_flush() -> None:
@@ -178,17 +181,26 @@ def _run(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM raise `_Terminated` within the block, unless it has another handler or this is not the main thread."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+def _signals_interrupt(received: list[int]) -> Iterator[None]:
+    """Makes SIGTERM interrupt the block like SIGINT, so that temporary files and locks are cleaned up.
+
+    Changes nothing in other threads than the main one, or for a signal that has a handler of the user's.
+
+    Args:
+        received: Gets the numbers of the signals that arrived.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    replaced = {number: handler for number, handler in usual.items() if in_main_thread and signal.getsignal(number) == handler}
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
+        received.append(number)
+        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in replaced:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)

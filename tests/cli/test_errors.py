@@ -200,20 +200,46 @@ def test_an_interruption_has_its_own_code(capsys, monkeypatch):
     assert run(capsys, "exact") == (130, "", "diffusers-infogain: interrupted\n")
 
 
-def test_sigterm_cleans_up_like_an_interruption(capsys, monkeypatch):
+SIGNALS = pytest.mark.parametrize(("number", "code", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+
+
+@SIGNALS
+def test_a_signal_cleans_up_before_the_end(number, code, word, capsys, monkeypatch):
     cleaned = []
+    before = signal.getsignal(signal.Signals[number])
 
     def wait(*arguments):
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.Signals[number])
             time.sleep(30)
         finally:
             cleaned.append(True)
 
     monkeypatch.setattr("diffusers_infogain.evaluation.exact.compare_exact", wait)
-    assert run(capsys, "exact") == (143, "", "diffusers-infogain: terminated\n")
+    assert run(capsys, "exact") == (code, "", f"diffusers-infogain: {word}\n")
     assert cleaned == [True]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.Signals[number]) == before
+
+
+@SIGNALS
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_no_error(number, code, word, capsys, monkeypatch):
+    """torch.tensor asks a sequence for its length, and whatever that raises, reports a TypeError."""
+
+    class Sequence:
+        def __getitem__(self, index):
+            return 0
+
+        def __len__(self):
+            os.kill(os.getpid(), signal.Signals[number])
+            return 1
+
+    def load(*arguments):
+        with pytest.raises(TypeError):
+            torch.tensor(Sequence())
+        torch.tensor(Sequence())
+
+    monkeypatch.setattr("diffusers_infogain.evaluation.exact.compare_exact", load)
+    assert run(capsys, "exact") == (code, "", f"diffusers-infogain: {word}\n")
 
 
 @pytest.mark.parametrize("arguments", [["samplers"], ["--help"], ["generate", "--help"]], ids=" ".join)
