@@ -36,8 +36,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "token_temperature": 0.4,
         "position_temperature": 0.4,
         "gain_reduction": "mean",
+        "top_p": 1.0,
         "entropy_bound": 0,
+        "lazy_threshold": None,
+        "best_run_by": "cumulative_entropy",
     },
+    "fast": DEFAULTS | {"sampler": "halton", "top_p": 0.9, "entropy_bound": 0.5},
     "maskgit_halton": DEFAULTS
     | {
         "sampler": "halton",
@@ -47,15 +51,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "masking_schedule": "arccos",
         "halton_randomize": True,
     },
+    "text": DEFAULTS
+    | {
+        "masking_schedule": "even",
+        "certainty": "pivot",
+        "num_candidates": 2,
+        "pivot_temperature": 0.0,
+        "top_p": 1.0,
+        "entropy_bound": 0.1,
+        "lazy_threshold": -1.0,
+        "retry_below_sigmas": -2.0,
+    },
+    "text_fast": DEFAULTS | {"masking_schedule": "even", "sampler": "left", "top_p": 0.9, "entropy_bound": 0.1},
 }
 """Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
 "maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last). A preset
 says every setting but those of the model (`mask_token_id`, `pc_frequencies`), so it takes none over from the config."""
 
 PRESET_DESCRIPTIONS: dict[str, str] = {
-    "default": "info_gain as the image pipelines have it: divergence as the gain, and an entropy bound",
+    "default": "info_gain as the image pipelines have it: in Halton's order, and looking ahead lazily",
+    "fast": "the same without looking ahead",
     "paper": "info_gain as arXiv 2602.18176 has it for images",
     "maskgit_halton": "halton as arXiv 2503.17076 has it for ImageNet",
+    "text": "info_gain as the text pipeline has it: pivot proposes, and unlikely texts are begun anew",
+    "text_fast": "left to right, as many tokens at a time as an entropy bound allows",
 }
 
 CACHES = ("none", "exact", "prefix")

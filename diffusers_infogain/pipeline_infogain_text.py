@@ -27,10 +27,6 @@ from .scheduling_infogain import InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, TextGeneration
 from .text_output import InfoGainTextOutput, TextBlock
 
-DEFAULT_SCHEDULER: dict[str, Any] = {**PRESETS["paper"], "gain_reduction": "sum", "masking_schedule": "even"}
-"""Settings of a new pipeline's scheduler: those of the paper, but with the gain summed over the masks (see docs/results.md) and
-tokens shared evenly over the steps, as in the published loops for text."""
-
 Messages = list[dict[str, str]]
 
 
@@ -113,7 +109,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         opened = open_text_model(repository, **hub)
         components = {
             "tokenizer": opened.tokenizer,
-            "scheduler": InfoGainScheduler(mask_token_id=opened.family.mask_token_id, **DEFAULT_SCHEDULER),
+            "scheduler": InfoGainScheduler(mask_token_id=opened.family.mask_token_id, **PRESETS["text"]),
             "family": asdict(opened.family),
         }
         return PublishedPipeline(cls, {} if "model" in without else {"model": opened.source}, components)

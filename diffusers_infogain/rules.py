@@ -7,6 +7,7 @@ To add one, write a function, register it with `@rule("name")`, and give it a li
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -161,6 +162,7 @@ class Sampler:
         looks_ahead: Whether candidates are compared by how uncertain they leave the rest.
         weighs_cost: Whether they are compared by J, not just by the remaining uncertainty.
         entropy_bound: Default of the setting, in nats; 0 for no bound.
+        top_p: Default of the setting; 1 for the whole distribution.
         bound_only: Whether the bound alone decides how many positions are decoded, ignoring the schedule.
         ready: (M,) bool, positions to decode right away, however many there are. The schedule remains the slowest pace.
         remember: What `ready` needs to know about this step in the next one.
@@ -170,6 +172,7 @@ class Sampler:
     looks_ahead: bool = False
     weighs_cost: bool = True
     entropy_bound: float = 0.0
+    top_p: float = 1.0
     bound_only: bool = False
     ready: Phi | None = None
     remember: Remember = _nothing
@@ -177,8 +180,8 @@ class Sampler:
 
 RULES: dict[str, Rule] = {}
 SAMPLERS: dict[str, Sampler] = {
-    "info_gain": Sampler(None, looks_ahead=True, entropy_bound=0.5),
-    "lookum": Sampler(None, looks_ahead=True, weighs_cost=False, entropy_bound=0.5),
+    "info_gain": Sampler(None, looks_ahead=True, entropy_bound=0.5, top_p=0.9),
+    "lookum": Sampler(None, looks_ahead=True, weighs_cost=False, entropy_bound=0.5, top_p=0.9),
 }
 
 
@@ -238,11 +241,17 @@ def _halton_starts(config: Any, generator: Generators, batch_size: int, length: 
     return {"halton_start": draw_integers(generator, batch_size, length)} if config.halton_randomize else {}
 
 
+def _usual_grid(length: int) -> tuple[int, int]:
+    """A square if the length is a square number, else a line."""
+    side = math.isqrt(length)
+    return (side, side) if side**2 == length else (1, length)
+
+
 @rule("halton", on_grid=True, begin=_halton_starts)
 def halton(step: Step) -> torch.Tensor:
     """Minus the rank in a Halton sequence over the grid (arXiv 2503.17076), wrapping around from each sample's start."""
     length = step.masked.shape[1]
-    height, width = step.grid or (round(length**0.5), round(length**0.5))
+    height, width = step.grid or _usual_grid(length)
     if height * width != length:
         raise ValueError(f"`grid` must be given as (height, width) with {length} cells for the halton order, got {step.grid}.")
     rank = halton_order(height, width).to(step.masked.device).expand(step.masked.shape)

@@ -58,7 +58,8 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         choice_temperature: τ_pos of "maskgit": the factor on the Gumbel noise of every candidate. Annealed likewise.
         pivot_temperature: τ_pos of "pivot", in nats: later candidates draw the pivot in proportion to exp(H / τ_pos).
         top_k: Draw tokens from this many of the most probable ones. Scores always use the whole distribution.
-        top_p: Draw tokens from the smallest set that holds this much probability.
+        top_p: Draw tokens from the smallest set that holds this much probability; 1 is all of it. None: the sampler's own, 0.9
+            for "info_gain" and "lookum", 1 for the others.
         confidence_threshold: γ. Positions with a probability above it (at most k_t, the most confident) are in every candidate
             with their most probable token. A step that they fill needs no lookahead.
         parallel_threshold: γ of "confidence_parallel" and "klass_parallel", which decode every position above it with its drawn
@@ -74,8 +75,8 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             "entropy_bound", off for the others.
         lazy_threshold: "info_gain" looks at one candidate after the other, and takes the first with J >= this, in nats, or else
             the best. What it takes is the state that the next step begins with, so only rejected candidates cost something. With
-            "sum" and 0, it rejects what leaves it more uncertain about the rest. Beam search compares all candidates. Not with
-            "kl", whose J is never negative.
+            "sum" and 0, it rejects what leaves it more uncertain about the rest. None compares all of them, as beam search always
+            does. It must be None with "kl", whose J is never negative.
         best_run_by: What best-of-N keeps: the smallest "cumulative_entropy" H~ = Σ H_l, the largest "log_likelihood"
             S = Σ log p_l(v_l), or the smallest H~ - S, "entropy_and_likelihood".
         num_tries: How often a sample is begun at most if one of the next three is set. The last try is always kept.
@@ -118,7 +119,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         masking_schedule: str = "cosine",
         tokens_per_step: int | None = None,
         sampler: str = "info_gain",
-        certainty: str = "maskgit",
+        certainty: str = "halton",
         num_candidates: int = 4,
         token_temperature: float | tuple[float, float] = 1.0,
         position_temperature: float | tuple[float, float] = 0.4,
@@ -130,10 +131,10 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         parallel_threshold: float = 0.9,
         parallel_factor: float = 1.0,
         gain_weight: float = 1.0,
-        gain_reduction: str = "kl",
+        gain_reduction: str = "sum",
         entropy_bound: float | None = None,
-        lazy_threshold: float | None = None,
-        best_run_by: str = "cumulative_entropy",
+        lazy_threshold: float | None = -5.0,
+        best_run_by: str = "entropy_and_likelihood",
         num_tries: int = 3,
         retry_above_nats: float | None = None,
         retry_below_nats: float | None = None,
@@ -209,6 +210,11 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         """The bound in use, in nats; 0 for none."""
         bound = self.config.entropy_bound
         return self._sampler.entropy_bound if bound is None else bound
+
+    @property
+    def top_p(self) -> float:
+        """The probability in use; 1 for the whole distribution."""
+        return self._sampler.top_p if self.config.top_p is None else self.config.top_p
 
     @property
     def retries(self) -> bool:
@@ -442,7 +448,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         return Step(
             logits=rows,
             entropies=scoring.entropy(rows),
-            tokens=draw.sample_tokens(rows, uniform[..., 0], token_temperature, config.top_k, config.top_p),
+            tokens=draw.sample_tokens(rows, uniform[..., 0], token_temperature, config.top_k, self.top_p),
             uniform=uniform[..., 1],
             temperature=temperature[masked][:, None],
             masked=masked,

@@ -95,7 +95,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "tokens_per_step": Setting(int, None, "fixed number of tokens per step, instead of the schedule", lowest=1, optional=True),
     "sampler": Setting("name", "info_gain", "rule that picks the tokens to decode; `diffusers-infogain samplers` lists them"),
-    "certainty": Setting("name", "maskgit", "rule that proposes positions for the lookahead samplers"),
+    "certainty": Setting("name", "halton", "rule that proposes positions for the lookahead samplers"),
     "num_candidates": Setting(int, 4, "actions compared per step", lowest=1),
     "token_temperature": Setting("temperature", 1.0, "of the token draws; 0 takes the most probable token", exclusive=True),
     "position_temperature": Setting(
@@ -107,7 +107,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "top_k": Setting(int, None, "draw from the k most probable tokens", lowest=1, optional=True),
     "top_p": Setting(
-        float, None, "draw from the smallest set of tokens with this probability", highest=1, exclusive=True, optional=True
+        float,
+        None,
+        "draw from the smallest set of tokens with this probability; 1: off",
+        highest=1,
+        exclusive=True,
+        optional=True,
     ),
     "confidence_threshold": Setting(
         float, None, "commit tokens above this probability without lookahead", highest=1, optional=True
@@ -119,7 +124,7 @@ SETTINGS: dict[str, Setting] = {
         float, 1.0, "of the samplers factor_parallel and frechet_parallel: how much doubt the tokens of a step may add up to"
     ),
     "gain_weight": Setting(float, 1.0, "weight of the information gain against the cost"),
-    "gain_reduction": Setting("name", "kl", "what the lookahead counts as gain", choices=GAIN_REDUCTIONS),
+    "gain_reduction": Setting("name", "sum", "what the lookahead counts as gain", choices=GAIN_REDUCTIONS),
     "entropy_bound": Setting(
         float,
         None,
@@ -128,13 +133,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "lazy_threshold": Setting(
         float,
-        None,
+        -5.0,
         "look at the candidates of info_gain one after the other, and take the first whose objective is at least this, in nats",
         lowest=-LARGEST_NUMBER,
         optional=True,
     ),
     "best_run_by": Setting(
-        "name", "cumulative_entropy", "by what the best of several runs (num_runs) is chosen", choices=RUN_SCORES
+        "name", "entropy_and_likelihood", "by what the best of several runs (num_runs) is chosen", choices=RUN_SCORES
     ),
     "num_tries": Setting(int, 3, "how often a sample is begun at most, where one of the limits retry_... is set", lowest=1),
     "retry_above_nats": Setting(

@@ -122,7 +122,8 @@ class TextGeneration:
             )
         if scheduler.rule.on_grid:
             raise ValueError(
-                f"`sampler` and `certainty` must be others than {scheduler.rule.name!r} for text, which has no grid."
+                f"`sampler` and `certainty` must be others than {scheduler.rule.name!r} for text, which has no grid; "
+                "PRESETS['text'] has settings for text."
             )
         trained = self.family.block_length
         if trained is not None and self.block_length is not None and self.block_length % trained:

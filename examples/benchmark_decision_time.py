@@ -27,7 +27,7 @@ def main() -> None:
     pipe = InfoGainPipeline.from_pretrained("demo").to(args.device)
     pipe.set_progress_bar_config(disable=True)
     # Without an entropy bound every run takes all steps, so that runs are comparable.
-    settings = {"num_candidates": args.num_candidates, "entropy_bound": 0}
+    settings = {"num_candidates": args.num_candidates, "certainty": "maskgit", "entropy_bound": 0, "lazy_threshold": None}
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
     spent = [0.0]
     started = [0.0]

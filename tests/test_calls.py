@@ -18,7 +18,7 @@ from helpers.amused import make_components
 from helpers.checkpoints import make_llama, make_lumina_pipeline, make_mmada_pipeline, make_word_tokenizer
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
-from helpers.sampling import generators
+from helpers.sampling import EAGER, generators
 
 from diffusers_infogain import (
     InfoGainMaskGITPipeline,
@@ -37,7 +37,7 @@ def make_text_pipeline() -> InfoGainTextPipeline:
     tokenizer.pad_token = "<|endoftext|>"
     model = make_llama(WORDS)
     model.config.mask_token_id = MASK
-    return InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(mask_token_id=MASK, token_temperature=0.9))
+    return InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(MASK, **EAGER, token_temperature=0.9))
 
 
 MAKERS: dict[str, Callable[[Path], Any]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline
 from helpers.memory import LargestTensors
-from helpers.sampling import generators
+from helpers.sampling import EAGER, generators
 from transformers import LlamaForCausalLM
 
 from diffusers_infogain import InfoGainScheduler, decode
@@ -156,7 +156,7 @@ def test_offloading_and_half_precision_give_images(pipe, family):
 
 @pytest.mark.parametrize("reduction", ["kl", "sum"])
 def test_no_tensor_is_larger_than_rows_times_masks_times_codes(pipe, reduction):
-    pipe.scheduler = InfoGainScheduler(mask_token_id=MASK, num_candidates=8, gain_reduction=reduction, entropy_bound=0)
+    pipe.scheduler = InfoGainScheduler(MASK, **EAGER | {"num_candidates": 8, "gain_reduction": reduction, "entropy_bound": 0})
     # Few masks among many known tokens: nothing has a row for a known one.
     latents = torch.arange(64).view(1, 8, 8) % CODES
     latents[0, 7] = MASK

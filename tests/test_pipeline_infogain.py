@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.callbacks import PipelineCallback
 from helpers.amused import CODEBOOK_SIZE, GRID, make_components
-from helpers.sampling import generators
+from helpers.sampling import EAGER, generators
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler
 from diffusers_infogain.candidates import split_generator
@@ -256,6 +256,7 @@ def test_the_unconditional_half_of_a_batch_comes_first(pipe):
 @pytest.mark.parametrize("lookahead_batch_size", [None, 1, 3])
 @pytest.mark.parametrize(("scale", "rows_per_state"), [(1.0, 1), (3.0, 2)])
 def test_the_trace_counts_the_rows_that_went_through_the_model(pipe, scale, rows_per_state, lookahead_batch_size):
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **EAGER)
     kwargs = {"guidance_scale": scale, "num_images_per_prompt": 2, "latents": partly_masked(5, 16)}
     expected = tokens_of(pipe, generator=generators(1, 2), **kwargs)
     rows = count_rows(pipe.transformer)
@@ -477,6 +478,7 @@ def test_a_call_changes_nothing_that_it_was_given(components, dtype):
 
 
 def test_a_search_over_the_pipelines_model_is_the_decoding_functions(exact_pipe):
+    exact_pipe.scheduler = InfoGainScheduler.from_config(exact_pipe.scheduler.config, **EAGER)
     call = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
     plain = exact_pipe(["a", "b"], generator=generators(0, 1), **call)
     best = exact_pipe(["a", "b"], generator=generators(0, 1), num_runs=3, **call)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.callbacks import PipelineCallback
 from helpers.checkpoints import make_word_tokenizer
-from helpers.sampling import generators
+from helpers.sampling import EAGER, generators
 from helpers.text_pipelines import BOS, EOS, MASK, PROMPTS, WORDS, make_block_pipe, make_model, make_pipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -282,7 +282,7 @@ def test_a_length_limit_counts_from_where_positions_begin():
     config = RobertaConfig(vocab_size=WORDS, max_position_embeddings=18, pad_token_id=1, **sizes)
     family = TextFamily("masked_lm", MASK, eos_token_ids=(EOS,))
     model = RobertaForMaskedLM(config).eval()
-    tokenizer, scheduler = make_word_tokenizer(WORDS, BOS, EOS), InfoGainScheduler(mask_token_id=MASK)
+    tokenizer, scheduler = make_word_tokenizer(WORDS, BOS, EOS), InfoGainScheduler(MASK, **EAGER)
     pipe = InfoGainTextPipeline(model, tokenizer, scheduler, asdict(family))
     assert pipe("a cat", max_new_tokens=14).attention_mask.sum() == 16
     with pytest.raises(ValueError, match="make 17 tokens; the model takes 16"):
@@ -484,7 +484,7 @@ def test_arguments_that_do_not_fit_are_named(pipe, arguments, text):
 
 
 def test_a_foreign_mask_id_is_refused(pipe):
-    pipe.scheduler = InfoGainScheduler(mask_token_id=3)
+    pipe.scheduler = InfoGainScheduler(3, **EAGER)
     with pytest.raises(ValueError, match="`mask_token_id` of the scheduler must be the model's, 22, got 3"):
         pipe("a cat", max_new_tokens=2)
 

@@ -207,7 +207,10 @@ def test_step_follows_the_grid_that_is_not_a_square():
     proposal = scheduler.propose(torch.zeros(1, 12, MASK), 3, torch.full((1, 12), MASK), grid=(2, 6))
     assert torch.equal((sample != MASK).flatten(1), proposal.selected[:, 0])
     with pytest.raises(ValueError, match=r"`grid` must be given as \(height, width\) with 12 cells"):
-        scheduler.propose(torch.zeros(1, 12, MASK), 3, torch.full((1, 12), MASK))
+        scheduler.propose(torch.zeros(1, 12, MASK), 3, torch.full((1, 12), MASK), grid=(3, 5))
+    line = scheduler.propose(torch.zeros(1, 12, MASK), 3, torch.full((1, 12), MASK))  # without a grid
+    assert line.selected[0, 0].sum() == 2
+    assert line.selected[0, 0].nonzero().diff(dim=0).item() > 2
 
 
 @pytest.mark.parametrize("sampler", ["info_gain", "lookum"])
@@ -340,6 +343,10 @@ def test_samplers_that_look_ahead_have_a_bound_of_their_own_and_greedy_rules_are
     }
     assert InfoGainScheduler(mask_token_id=4, entropy_bound=0).entropy_bound == 0
     assert InfoGainScheduler(mask_token_id=4, sampler="maskgit", entropy_bound=0.25).entropy_bound == 0.25
+    shares = {sampler: InfoGainScheduler(mask_token_id=4, sampler=sampler).top_p for sampler in SAMPLERS}
+    assert {sampler: share for sampler, share in shares.items() if share < 1} == {"info_gain": 0.9, "lookum": 0.9}
+    assert InfoGainScheduler(mask_token_id=4, top_p=1.0).top_p == 1
+    assert InfoGainScheduler(mask_token_id=4, sampler="maskgit", top_p=0.5).top_p == 0.5
 
 
 def test_presets_are_settings_of_the_scheduler():

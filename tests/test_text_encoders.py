@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.masked_lm import VOCABULARY, tiny_model, word_tokenizer, write_masked_lm
-from helpers.sampling import generators
+from helpers.sampling import EAGER, generators
 
 from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline
 
@@ -21,7 +21,7 @@ def make_pipe(model_type: str = "bert", ends: bool = True, banned: tuple[int, ..
     model = tiny_model(model_type)
     bias = next(value for name, value in model.named_parameters() if name.endswith("bias") and value.shape == (VOCABULARY,))
     bias.data[list(banned)] = NEVER
-    scheduler = InfoGainScheduler(mask_token_id=MASK, masking_schedule="even", **{"entropy_bound": 0, **settings})
+    scheduler = InfoGainScheduler(MASK, masking_schedule="even", **EAGER | {"entropy_bound": 0} | settings)
     pipe = InfoGainTextPipeline(model, word_tokenizer(ends), scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe

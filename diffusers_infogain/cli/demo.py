@@ -20,8 +20,8 @@ from .generate import save_once
 DEMO_SAMPLERS: dict[str, dict[str, Any]] = {
     "confidence": {"sampler": "confidence"},
     "maskgit": {"sampler": "maskgit"},
-    "maskgit, bounded": {"sampler": "maskgit", "entropy_bound": 0.25},
-    "info_gain": {"sampler": "info_gain"},
+    "halton, bounded": {"sampler": "halton", "top_p": 0.9, "entropy_bound": 0.5},
+    "info_gain": {"sampler": "info_gain", "lazy_threshold": 3.0},
 }
 MORE_STEPS = 4
 DEMO_PROMPTS = (

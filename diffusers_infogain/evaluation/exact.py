@@ -142,6 +142,8 @@ def _look(gain_reduction: str, certainty: str, *, bound: float = 0, n: int = 8, 
         "entropy_bound": bound,
         "num_candidates": n,
         "token_temperature": temperature,
+        "top_p": 1.0,
+        "lazy_threshold": None,
     }
 
 

@@ -103,9 +103,10 @@ def generation_settings(given: Mapping[str, Any], max_gen_toks: int, greedy_toke
     if sampled:
         if temperature == 0:
             raise ValueError("`temperature` must be above 0 with `do_sample` = True, got 0.")
-        # lm-eval's backends write "off" as 0, -1 or 1.0
-        off: dict[str, tuple[Any, ...]] = {"top_k": (0, -1), "top_p": (1,)}
-        scheduler = {key: None if given[key] in off[key] else given[key] for key in off if given.get(key) is not None}
+        # lm-eval's backends write "off" as 0 or -1
+        scheduler = {key: given[key] for key in ("top_k", "top_p") if given.get(key) is not None}
+        if scheduler.get("top_k") in (0, -1):
+            scheduler["top_k"] = None
         scheduler |= {} if temperature is None else {"token_temperature": float(temperature)}
     elif greedy_tokens:
         scheduler = {"token_temperature": 0.0}

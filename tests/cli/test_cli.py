@@ -175,7 +175,7 @@ def test_demo_draws_the_grid(capsys, tmp_path):
     assert code == 0
     for name in ("confidence", "maskgit"):
         assert f"{name}: 2 steps: 2 states, 3 NFE in 2 sequential passes" in out  # all prompts share a negative row
-    for name in ("maskgit, bounded", "info_gain"):
+    for name in ("halton, bounded", "info_gain"):
         assert f"{name}: at most 8 steps: " in out
     assert "of 4 held-out prompts right" in out
     picture = Image.open(tmp_path / "demo.png")

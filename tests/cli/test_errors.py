@@ -200,13 +200,20 @@ def test_an_interruption_has_its_own_code(capsys, monkeypatch):
     assert run(capsys, "exact") == (130, "", "diffusers-infogain: interrupted\n")
 
 
+def usual_handler(request, number):
+    """Python's own, which a shell that starts the tests in the background replaces; returned, and left behind as it was."""
+    handler = signal.default_int_handler if number == "SIGINT" else signal.SIG_DFL
+    before = signal.signal(signal.Signals[number], handler)
+    request.addfinalizer(lambda: signal.signal(signal.Signals[number], before))
+    return handler
+
+
 SIGNALS = pytest.mark.parametrize(("number", "code", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
 
 
 @SIGNALS
-def test_a_signal_cleans_up_before_the_end(number, code, word, capsys, monkeypatch):
-    cleaned = []
-    before = signal.getsignal(signal.Signals[number])
+def test_a_signal_cleans_up_before_the_end(number, code, word, capsys, monkeypatch, request):
+    cleaned, before = [], usual_handler(request, number)
 
     def wait(*arguments):
         try:
@@ -222,8 +229,9 @@ def test_a_signal_cleans_up_before_the_end(number, code, word, capsys, monkeypat
 
 
 @SIGNALS
-def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_no_error(number, code, word, capsys, monkeypatch):
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_no_error(number, code, word, capsys, monkeypatch, request):
     """torch.tensor asks a sequence for its length, and whatever that raises, reports a TypeError."""
+    usual_handler(request, number)
 
     class Sequence:
         def __getitem__(self, index):

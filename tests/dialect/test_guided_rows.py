@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from helpers.dialect import CLIP_FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, seeded
+from helpers.sampling import EAGER
 
 from diffusers_infogain import InfoGainScheduler
 
@@ -15,7 +16,7 @@ INTERVAL_MESSAGE = "`guidance_interval` must be a pair (start, stop) with 0 <= s
 
 
 def with_scheduler(pipe, **settings):
-    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
+    pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **EAGER | settings)
     return pipe
 
 

@@ -116,7 +116,7 @@ def test_a_request_sets_the_temperature_for_itself_only(adapter):
     sampled = {"max_gen_toks": 4, "do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 1.0}
     model = Watched(pipe)
     texts = model.generate_until(requests_of(["a cat"], GREEDY) + requests_of(["a cat"], sampled), disable_tqdm=True)
-    assert seen == [(6, {}), (4, {"token_temperature": 0.5, "top_k": 3, "top_p": None})]
+    assert seen == [(6, {}), (4, {"token_temperature": 0.5, "top_k": 3, "top_p": 1.0})]
     assert pipe.scheduler.config.token_temperature == 0.8
     assert all(len(text.split()) <= most for text, most in zip(texts, (6, 4), strict=True))
     greedy = Watched(pipe, greedy_tokens=True)

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,9 +52,19 @@ def frequencies_file() -> str:
     return f"{_frequencies_folder().name}/frequencies.safetensors"
 
 
+EAGER: dict[str, Any] = {
+    "certainty": "maskgit",
+    "gain_reduction": "kl",
+    "top_p": 1.0,
+    "lazy_threshold": None,
+    "best_run_by": "cumulative_entropy",
+}
+"""Settings that compare all candidates, of any canvas, and draw from whole distributions."""
+
+
 def make_scheduler(mask_token_id: int, steps: int, temperature: float | None = None, **config) -> InfoGainScheduler:
-    """A scheduler that follows its schedule alone, with 8 candidates and the gain "sum", where `config` says nothing else."""
-    plain = {"num_candidates": 8, "gain_reduction": "sum"}
+    """A scheduler that follows its schedule alone, and compares all of 8 candidates, where `config` says nothing else."""
+    plain = EAGER | {"num_candidates": 8, "gain_reduction": "sum"}
     if config.get("sampler") != "entropy_bound":
         plain["entropy_bound"] = 0
     if "pc_sampler" in (config.get("sampler"), config.get("certainty")):

@@ -12,6 +12,7 @@ from diffusers_infogain.models.llada import BidirectionalLlama
 from diffusers_infogain.models.text_family import TextFamily
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
 from helpers.checkpoints import make_word_tokenizer
+from helpers.sampling import EAGER
 
 WORDS, BOS, EOS, MASK = 24, 20, 21, 22
 PROMPTS = ["a red cat", "dogs", "the mat on fog"]
@@ -45,7 +46,7 @@ def make_pipe(seed: int = 0, **scheduler: object) -> InfoGainTextPipeline:
     tokenizer = make_word_tokenizer(WORDS, BOS, EOS)
     tokenizer.pad_token = "<|endoftext|>"
     settings = {"masking_schedule": "linear", "entropy_bound": 0, **scheduler}
-    pipe = InfoGainTextPipeline(make_model(seed), tokenizer, InfoGainScheduler(mask_token_id=MASK, **settings))
+    pipe = InfoGainTextPipeline(make_model(seed), tokenizer, InfoGainScheduler(MASK, **EAGER | settings))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -67,6 +68,6 @@ def make_block_pipe(shifted: bool = False, **scheduler: object) -> InfoGainTextP
     if shifted:
         family = TextFamily("dream", MASK, shifted=True, eos_token_ids=(EOS,))
     settings = {"masking_schedule": "linear", "entropy_bound": 0, "token_temperature": 0.8, **scheduler}
-    pipe = InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(mask_token_id=MASK, **settings), asdict(family))
+    pipe = InfoGainTextPipeline(model, tokenizer, InfoGainScheduler(MASK, **EAGER | settings), asdict(family))
     pipe.set_progress_bar_config(disable=True)
     return pipe
