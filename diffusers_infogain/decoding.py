@@ -419,7 +419,7 @@ def decode(
         lookahead_batch_size: The most states that go through `denoise` at once; by default all candidates of all samples.
         callback: Called after each step with a `DecodingStep`. Tokens that it returns, or changes in place, replace the state,
             whose logits are then computed anew.
-        grid: (height, width) of the tokens, for the halton order; by default a square.
+        grid: (height, width) of the tokens, for the halton order; by default a square, or a line if L is no square number.
         num_inference_steps: Decode in this many steps, with a copy of the scheduler, so that one may serve several threads.
         interrupted: Asked before every step; True ends the decoding, and what is masked stays masked.
         guide: For a lookahead without guidance. `denoise` then returns the logits that candidates are compared by, and

@@ -18,7 +18,7 @@ from . import checks, correctors, schedules, scoring
 from .correctors import CORRECTORS, Correction, Corrector
 from .lookahead import Objective
 from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_tokens, codebook_rows, rows_at, take_states
-from .migration import with_split_settings
+from .migration import as_saved
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
 from .rules import RULES, SAMPLERS, Memory, Rule, Sampler, Step, check_combination, commit_early
@@ -188,7 +188,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
                 raise ValueError(f"`config` must have strings as its keys, got {shown(list(config))}.")
             # diffusers lists there what was not given by keyword, and drops it: positional arguments as well.
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
-            config = with_split_settings(config)
+            config = as_saved(config)
         return super().from_config(config, return_unused_kwargs, **settings)
 
     @property
@@ -352,7 +352,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             memory: `memory` of the proposal before; None in the first step of the samples.
             initial_masks: (B,) masked positions before the first step. Without it the schedule goes by what is left, which is
                 exact for canvases that were masked completely, and nearly so otherwise.
-            grid: (height, width) of the tokens, for "halton"; by default a square.
+            grid: (height, width) of the tokens, for "halton"; by default a square, or a line if L is no square number.
 
         Raises:
             ValueError: For shapes that do not fit, an unknown timestep, or logits that are NaN, +inf or -inf for all tokens.

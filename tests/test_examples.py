@@ -87,16 +87,10 @@ def test_text_benchmark_prints_time_and_rows(run):
 def test_the_pictures_and_the_table_of_the_results_are_made_from_their_figures(run, tmp_path):
     results = EXAMPLES.parent / "docs" / "results"
     shutil.copy(results / "results.json", tmp_path)
-    out = run("draw_results.py", tmp_path)
+    run("draw_results.py", tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {path.name for path in results.glob("*.png")} - {"text_variety.png"}
+    assert drawn == {path.name for path in results.glob("*.png")}
     assert (tmp_path / "demo_table.md").read_bytes() == (results / "demo_table.md").read_bytes()
-    # one r, in the pictures and in the text
-    found = re.search(r"r = (-0.\d+) \(95 % interval (-0.\d+) to (-0.\d+)\) over (\d+) configurations", out)
-    text = (results.parent / "results.md").read_text(encoding="utf-8")
-    r, low, high, n = found.groups()
-    assert f"Over the {n} configurations, Pearson's r between prompt accuracy and cumulative entropy is {r}" in text
-    assert f"(95 % interval {low} to {high})" in text
 
 
 @pytest.mark.slow
@@ -122,7 +116,7 @@ def commands_of(script: str, folder: Path) -> list[list[str]]:
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(("script", "least"), [("reproduce_text_results.sh", 60), ("reproduce_results.sh", 15)])
+@pytest.mark.parametrize(("script", "least"), [("reproduce_text_results.sh", 25), ("reproduce_results.sh", 25)])
 def test_the_commands_that_reproduce_results_parse(tmp_path, script, least):
     samplers = set()
     for words in commands_of(script, tmp_path):
@@ -136,8 +130,8 @@ def test_the_commands_that_reproduce_results_parse(tmp_path, script, least):
 def test_the_final_captions_are_used_last_and_to_choose_nothing(tmp_path):
     commands = [words for words in commands_of("reproduce_results.sh", tmp_path) if words[0] == "compare"]
     prompts = [words[words.index("--prompts") + 1] for words in commands]
-    assert set(prompts) == {"demo-choose", "demo-report", "demo-final"}
-    assert prompts == sorted(prompts, key=["demo-choose", "demo-report", "demo-final"].index)
+    assert set(prompts) == {"demo-choose", "demo-final"}
+    assert prompts == sorted(prompts, key=["demo-choose", "demo-final"].index)
     for words, split in zip(commands, prompts, strict=True):
         assert ("--rivals" in words) == (split != "demo-choose")
         assert (Path(words[words.index("--output") + 1]).name == "final") == (split == "demo-final")

@@ -15,11 +15,11 @@ NUMBER = re.compile(r"-?\d[\d.]*")
 
 
 def titled_tables(text: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Every table with the bold line above it, up to a colon or comma in it: rows as cells by column."""
+    """Every table with the bold line above it, up to a colon in it: rows as cells by column."""
     title = ""
     for bold, table in re.findall(r"^\*\*(.+?)\*\*|((?:^\|.*\|\n)+)", text, flags=re.MULTILINE):
         if bold:
-            title = re.split("[:,]", bold)[0]
+            title = bold.partition(":")[0]
             continue
         header, _, *rows = [[cell.strip(" *") for cell in line.strip(" |\n").split(" | ")] for line in table.splitlines()]
         yield title, [dict(zip(header, row, strict=True)) for row in rows]

@@ -416,6 +416,16 @@ def test_a_threshold_that_the_sampler_does_not_go_by_is_an_error(sampler):
         InfoGainScheduler(MASK, sampler=sampler, confidence_threshold=0.8)
 
 
+@pytest.mark.parametrize("saved", [{"gain_reduction": "kl", "top_p": None}, {"sampler": "maskgit", "top_p": 0.5}], ids=str)
+def test_configurations_saved_before_lookahead_was_lazy_mean_what_they_meant(saved):
+    saved = {"_class_name": "InfoGainScheduler", "mask_token_id": 9, **saved}
+    loaded = InfoGainScheduler.from_config(saved)
+    assert (loaded.config.certainty, loaded.config.lazy_threshold, loaded.top_p) == ("maskgit", None, saved["top_p"] or 1)
+    assert loaded.config.gain_reduction == "kl"
+    again = InfoGainScheduler.from_config(loaded.config)
+    assert {name: again.config[name] for name in SETTINGS} == {name: loaded.config[name] for name in SETTINGS}
+
+
 @pytest.mark.parametrize(
     ("saved", "expected"),
     [
