@@ -15,8 +15,10 @@ from diffusers_infogain.files import read_json, save_text
 NAMED = (
     "MaskGIT",
     "MaskGIT, entropy bound",
+    "fast (greedy)",
     "lookahead (default)",
-    "fast",
+    "lookahead (default), lazy threshold 3",
+    "lookahead (default), all candidates",
     "lookahead as in the paper",
 )
 HEADING = """# Every configuration on the demo model

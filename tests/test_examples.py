@@ -86,7 +86,8 @@ def test_text_benchmark_prints_time_and_rows(run):
 
 def test_the_pictures_and_the_table_of_the_results_are_made_from_their_figures(run, tmp_path):
     results = EXAMPLES.parent / "docs" / "results"
-    shutil.copy(results / "results.json", tmp_path)
+    for name in ("results.json", "rivals.json"):
+        shutil.copy(results / name, tmp_path)
     run("draw_results.py", tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {path.name for path in results.glob("*.png")}

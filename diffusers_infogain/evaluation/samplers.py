@@ -103,6 +103,10 @@ def _value(text: str) -> Any:
 
 _SAMPLERS = {
     "default": "lookahead (default)",
+    "fast": "fast (greedy)",
+    "best": "lookahead (best)",
+    "text": "lookahead (text)",
+    "text_fast": "fast for text (greedy)",
     "paper": "lookahead as in the paper",
     "info_gain": "lookahead",
     "lookum": "LookUM",
@@ -148,6 +152,8 @@ def _setting(key: str, value: str, bounds: bool) -> str:
         return _GAINS.get(value, value)
     if key == "certainty":
         return f"proposals by {_SAMPLERS.get(value, value)}"
+    if key == "lazy_threshold" and value == "null":
+        return "all candidates"
     if key == "pc_frequencies":
         return "token frequencies"
     if key in ("num_beams", "num_candidates"):
@@ -179,5 +185,5 @@ def color_of(text: str) -> str:
     """The color of a sampler in all plots: by its gain if it looks ahead, else by its rule."""
     spec = parse_sampler(text)
     if spec.looks_ahead:
-        return _COLORS.get(spec.scheduler.get("gain_reduction", "kl"), _OTHER_COLOR)
+        return _COLORS.get(spec.scheduler.get("gain_reduction", SETTINGS["gain_reduction"].default), _OTHER_COLOR)
     return _COLORS.get(spec.scheduler["sampler"], _OTHER_COLOR)

@@ -28,7 +28,7 @@ def test_a_sampler_is_a_name_with_settings():
             "pivot:guidance_interval=1:0",
             "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop <= 1, got ",
         ),
-        ("best", "A sampler must be one of info_gain, lookum, confidence, "),
+        ("nicest", "A sampler must be one of info_gain, lookum, confidence, "),
         ("maskgit:fast", "A sampler's settings must have the form key=value,key=value, got 'fast' in 'maskgit:fast'."),
         ("maskgit:speed=3", "A sampler's setting must be one of masking_schedule, tokens_per_step, sampler, certainty, "),
     ],
