@@ -159,6 +159,12 @@ def check_integers(name: str, value: Any, length: int) -> None:
         raise ValueError(f"`{name}` must be a tensor of {length} integers or None, got {shown(value)}.")
 
 
+def check_grid(name: str, value: object) -> None:
+    """Raises a ValueError that names the argument if the value is no pair of integers above 0, and not None."""
+    if value is not None and not (isinstance(value, tuple) and len(value) == 2 and all(is_integer(v) and v > 0 for v in value)):
+        raise ValueError(f"`{name}` must be a pair (height, width) of integers, or None, got {shown(value)}.")
+
+
 def prompt_list(name: str, prompt: Any) -> list[str]:
     """A prompt or a non-empty list of prompts, as a list.
 

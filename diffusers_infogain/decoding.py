@@ -11,7 +11,7 @@ import torch
 
 from . import scoring
 from .candidates import Generators, split_generator
-from .checks import check_integer, check_tensor, check_type
+from .checks import check_grid, check_integer, check_tensor, check_type
 from .denoising import Denoise, Denoised, Guide, Model
 from .lookahead import CandidateIndex, Lookahead
 from .masked_logits import Logits, codebook_rows, rows_at, take_states
@@ -101,10 +101,7 @@ class Run:
             if function is not None and not callable(function):
                 raise ValueError(f"`{name}` must be a function or None, got {shown(function)}.")
         check_integer("lookahead_batch_size", lookahead_batch_size, 1, optional=True)
-        if grid is not None and not (
-            isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)
-        ):
-            raise ValueError(f"`grid` must be a pair (height, width) of integers, or None, got {shown(grid)}.")
+        check_grid("grid", grid)
         if num_inference_steps is not None:
             scheduler = scheduler.with_timesteps(num_inference_steps, tokens.device)
         elif scheduler.timesteps is None:

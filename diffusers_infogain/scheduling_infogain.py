@@ -361,6 +361,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         check_logits_of_tokens(logits, tokens)
         checks.check_type("memory", memory, (Memory, type(None)), "the `memory` of a proposal, or None")
         checks.check_integers("initial_masks", initial_masks, len(tokens))
+        checks.check_grid("grid", grid)
         masked = self.undecided(tokens, allowed)
         region = torch.ones_like(masked) if allowed is None else allowed
         correction = Correction(self.config, logits, tokens, masked, memory, index, len(self.timesteps))

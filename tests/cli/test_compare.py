@@ -147,7 +147,7 @@ def test_seeds_are_other_noise_on_the_same_prompts(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--samplers", "best"], "A sampler must be one of info_gain, lookum,"),
+        (["--samplers", "nicest"], "A sampler must be one of info_gain, lookum,"),
         (["--samplers", "maskgit:token_temperature=-1"], "`token_temperature` must be a number >= 0, got -1."),
         (["--samplers", "maskgit:speed=3"], "got 'speed' in 'maskgit:speed=3'."),
         (["--num-prompts", "0"], "argument --num-prompts: must be an integer >= 1, got 0"),

@@ -85,7 +85,7 @@ def test_a_sampler_has_one_color_in_all_pictures(tmp_path, monkeypatch):
             assert {"chance, N = 4", "chance, N = 8"} <= set(texts)
             levels = [line.get_ydata()[0] for line in axes.lines if set(line.get_xdata()) == {0, 1}]
             assert levels == [75.0, 87.5]
-    assert colors == {"lookahead (default)": {"#CC79A7"}, "lookahead as in the paper": {"#000000"}}
+    assert colors == {"lookahead (default)": {"#D55E00"}, "lookahead as in the paper": {"#000000"}}
 
 
 def test_names_beside_a_picture_keep_their_distance():
