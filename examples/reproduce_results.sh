@@ -19,7 +19,7 @@ $choose --samplers $pivot,lazy_threshold={-1,0} $pivot,num_runs=4 $pivot,lazy_th
 $choose --samplers {fast,default}:retry_above_nats=16,$early {fast,default}:retry_above_nats=14,num_tries=6,$early
 
 # 2. Report: the best of them once more.
-report="$compare --prompts demo-report --num-prompts 150 --seeds 0 1 2 --steps 64 --output $output/report"
+report="$compare --rivals $output/choose/chosen/results.json --prompts demo-report --num-prompts 150 --seeds 0 1 2 --steps 64 --output $output/report"
 $report --samplers fast default:lazy_threshold={3,null} fast:retry_above_nats=14,num_tries=6,$early maskgit:entropy_bound=0.25
 
 # 3. The final table, once, with nothing chosen by it.
