@@ -9,6 +9,7 @@ import torch
 
 import diffusers_infogain
 
+from ..choices import PRESETS
 from ..evaluation.runs import generate_images
 from ..output_folders import owned
 from ..scheduling_infogain import InfoGainScheduler
@@ -20,7 +21,7 @@ from .generate import save_once
 DEMO_SAMPLERS: dict[str, dict[str, Any]] = {
     "confidence": {"sampler": "confidence"},
     "maskgit": {"sampler": "maskgit"},
-    "halton, bounded": {"sampler": "halton", "top_p": 0.9, "entropy_bound": 0.5},
+    "halton, bounded": PRESETS["fast"],
     "info_gain": {"sampler": "info_gain", "lazy_threshold": 3.0},
 }
 MORE_STEPS = 4
