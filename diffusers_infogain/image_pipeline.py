@@ -260,8 +260,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             lookahead_batch_size: The most states, images times candidates, that go through the transformer at once; guidance
                 doubles them. By default all of them; lower it if memory runs out.
             num_beams: Above 1, decodes by Info-Gain beam search (`decode_beam`), with the sampler "info_gain" only.
-            num_runs: Above 1, decodes every image that many times and keeps the run with the smallest cumulative entropy
-                (`decode_best_of`). Neither search can be combined with the other or with a callback.
+            num_runs: Above 1, decodes every image that many times and keeps the best run by the scheduler's
+                `best_run_by` (`decode_best_of`). Neither search can be combined with the other or with a callback.
 
         Returns:
             `InfoGainPipelineOutput`, or (images, trace).

@@ -43,7 +43,6 @@ def main() -> None:
     plots.plot_pareto(found, quality, series, folder / "pareto_rows.png", "num_evaluations")
     plots.plot_pareto(found, quality, series, folder / "pareto_calls.png", "sequential_passes")
     plots.plot_quality_entropy(found, quality, series, folder / "quality_entropy.png")
-    plots.plot_winners(found, series, folder / "winners.png")
     save_text(HEADING + tables.image_report(found, quality, DESCRIPTION, rivals), folder / "demo_table.md")
 
 
