@@ -9,7 +9,9 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-_INK, _MUTED, _RIGHT, _WRONG = (25, 25, 30), (110, 110, 118), (30, 140, 70), (200, 45, 45)
+_INK, _MUTED = (25, 25, 30), (110, 110, 118)
+# Okabe and Ito's green and vermilion, which the color-blind can tell apart.
+_RIGHT, _WRONG = (0, 158, 115), (213, 94, 0)
 _GAP, _BORDER = 12, 4
 
 
@@ -73,8 +75,10 @@ def labelled_grid(columns: Sequence[str], rows: Sequence[GridRow], title: str = 
             draw.text((x, top - _GAP - 18 * (len(lines) - i)), line, font=medium, fill=_INK)
     for r, row in enumerate(rows):
         y = top + r * (row_height + _GAP)
-        draw.text((_GAP, y), row.title, font=large, fill=_INK)
-        text_y = y + 28
+        text_y = y
+        for line in _wrapped(row.title, large, left - 2 * _GAP):
+            draw.text((_GAP, text_y), line, font=large, fill=_INK)
+            text_y += 26
         for text in row.lines:
             for line in _wrapped(text, medium, left - 2 * _GAP):
                 draw.text((_GAP, text_y), line, font=medium, fill=_MUTED)

@@ -14,7 +14,6 @@ from diffusers_infogain.files import read_json, save_text
 
 NAMED = (
     "MaskGIT",
-    "MaskGIT, entropy bound",
     "fast (greedy)",
     "lookahead (default)",
     "lookahead (default), lazy threshold 3",

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import torch
 
 import diffusers_infogain
 
-from ..choices import PRESETS
 from ..evaluation.runs import generate_images
+from ..evaluation.samplers import describe_sampler, parse_sampler
 from ..output_folders import owned
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 from .generate import save_once
 
-# The samplers that `demo` compares; all other settings are the scheduler's defaults. Samplers with an entropy bound stop as soon
-# as everything is decoded, so their schedule may have more steps than that of the others.
-DEMO_SAMPLERS: dict[str, dict[str, Any]] = {
-    "confidence": {"sampler": "confidence"},
-    "maskgit": {"sampler": "maskgit"},
-    "halton, bounded": PRESETS["fast"],
-    "info_gain": {"sampler": "info_gain", "lazy_threshold": 3.0},
-}
+# Samplers with an entropy bound stop as soon as everything is decoded, so their schedule may have more steps than that of the
+# others.
+DEMO_SAMPLERS = ("confidence", "maskgit", "fast", "default:lazy_threshold=3")
 MORE_STEPS = 4
 DEMO_PROMPTS = (
     "a circle",
@@ -54,8 +48,9 @@ def _demo(args: argparse.Namespace) -> None:
     prompts = [caption.text for caption in [*captions, *sampled]]
     seeds = [args.seed + i for i in range(len(prompts))]
     rows = []
-    for name, settings in DEMO_SAMPLERS.items():
-        pipe.scheduler = InfoGainScheduler.from_config(base, **settings)
+    for text in DEMO_SAMPLERS:
+        name = describe_sampler(text)
+        pipe.scheduler = InfoGainScheduler.from_config(base, **parse_sampler(text).for_pipeline(base).scheduler)
         bounded = pipe.scheduler.entropy_bound > 0
         steps = args.steps * MORE_STEPS if bounded else args.steps
         # On a CPU a chunk that stays in the cache is a quarter faster; images do not depend on it.

@@ -1,10 +1,10 @@
-"""Plots of comparisons, as PNG files. A sampler has the same color and name in all plots."""
+"""Plots of comparisons, as PNG files. A sampler has the same color, marker and name in all of them (see `looks`)."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from ..choices import PRESETS
 from ..extras import missing
 from ..files import replacing
 from .groups import Group, Quality, pareto_front, quality_entropy_correlation
-from .samplers import color_of, describe_sampler
+from .labels import Label, write_labels
+from .looks import OTHERS, ink, styles
+from .samplers import SEARCHES, describe_sampler, parse_sampler
 from .tables import SCALE, correlation_text, title_of
 
 Curve = tuple[list[float], list[float]]
@@ -21,8 +23,7 @@ Curve = tuple[list[float], list[float]]
 
 MAX_SERIES = 6
 """Samplers that a plot names and colors; more are gray, since nobody could tell them apart."""
-_LINE_STYLES = ("-", "--", ":", "-.")
-_GRAY = "0.8"
+_FRONT_COLOR = "0.88"
 
 
 def load_pyplot() -> Any:
@@ -75,7 +76,7 @@ def choose_series(groups: Sequence[Group], quality: Quality, names: Sequence[str
         names: Selects these samplers instead, by their names in plots (see `describe_sampler`).
 
     Raises:
-        ValueError: If none of the groups has one of these names.
+        ValueError: If none of the groups has one of these names, or if they are more than `MAX_SERIES`.
     """
     scales = [group["guidance_scale"] for group in groups]
     usual = max(scales, key=scales.count)
@@ -93,23 +94,11 @@ def choose_series(groups: Sequence[Group], quality: Quality, names: Sequence[str
     unknown = [name for name in names if name not in families]
     if unknown:
         raise ValueError(f"`names` must be among {'; '.join(sorted(families))}, got {unknown[0]!r}.")
+    if len(names) > MAX_SERIES:
+        raise ValueError(f"`names` must be at most {MAX_SERIES}, got {len(names)}.")
     labels = names or sorted(families, key=lambda label: (*(-value for value in interest(label)), label))[:MAX_SERIES]
-    styles = _styles([families[label][0] for label in labels])
-    for style in styles:
-        if style["linestyle"] != "-":
-            style["markerfacecolor"] = "white"
-    return [_Series(label, families[label], style) for label, style in zip(labels, styles, strict=True)]
-
-
-def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """A look for each: colored by its sampler, with another line style for each further one of that color; circles look ahead,
-    squares do not."""
-    styles: list[dict[str, Any]] = []
-    for group in groups:
-        color = color_of(group["sampler"])
-        line = _LINE_STYLES[sum(style["color"] == color for style in styles) % len(_LINE_STYLES)]
-        styles.append({"color": color, "linestyle": line, "marker": "o" if group.looks_ahead else "s"})
-    return styles
+    looks = styles([families[label][0]["sampler"] for label in labels])
+    return [_Series(label, families[label], look) for label, look in zip(labels, looks, strict=True)]
 
 
 def _is_among(group: Group, groups: Sequence[Group]) -> bool:
@@ -128,44 +117,108 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
-    figure, axes = load_pyplot().subplots(figsize=(11, 5.5), layout="constrained")
-    axes.set_title(title, loc="left", fontsize=11)
+    figure, axes = load_pyplot().subplots(figsize=(9, 5.5), layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11, pad=26)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(0.06, 0.12)  # room for names
     return figure, axes
 
 
-def _name_lines(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names beside the picture, each with a thin line to the end (x, y) of what it names, in its color; none over another."""
-    axes.figure.draw_without_rendering()  # settles the limits
-    to_axes = axes.transData + axes.transAxes.inverted()
-    placed = sorted((to_axes.transform((x, y))[1], (x, y), text, color) for x, y, text, color in ends)
-    levels = _spread([height for height, *_ in placed], gap=0.05, highest=0.97)
-    for level, (_, end, text, color) in zip(levels, placed, strict=True):
-        axes.annotate(
-            text,
-            xy=end,
-            xytext=(1.04, level),
-            textcoords="axes fraction",
-            color=color,
-            fontsize=9,
-            va="center",
-            annotation_clip=False,
-            ha="left",
-            arrowprops={"relpos": (0, 0.5), "arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "shrinkB": 3},
-        )
+def _add_legend(axes: Any) -> None:
+    """What is not named beside it, in one line above the picture."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, borderaxespad=0)
 
 
-def _spread(heights: Sequence[float], gap: float, highest: float) -> list[float]:
-    """The heights, in rising order, moved as little as it takes for no two to be nearer than `gap`, from the highest down."""
-    levels: list[float] = []
-    for height in heights:
-        levels.append(max(height, levels[-1] + gap) if levels else height)
-    for i in reversed(range(len(levels))):
-        levels[i] = min(levels[i], highest if i == len(levels) - 1 else levels[i + 1] - gap)
-    return levels
+def _plot_others(axes: Any, points: Curve) -> None:
+    """Gray dots, counted in the legend."""
+    if points[0]:
+        several = "s" if len(points[0]) > 1 else ""
+        label = f"{len(points[0])} other configuration{several}"
+        axes.plot(*points, color=OTHERS, marker=".", markersize=8, linestyle="none", zorder=1.2, label=label)
+
+
+def _plot_series(axes: Any, points: Curve, errors: Sequence[float], style: dict[str, Any]) -> None:
+    """Markers with bars of one standard error, joined by a line."""
+    bars = {"ecolor": style["color"], "elinewidth": 1, "markeredgewidth": 1.2, "linewidth": 1.2}
+    axes.errorbar(*points, errors, **bars, **style)
+
+
+def _pairs(points: Curve) -> list[tuple[float, float]]:
+    return list(zip(*points, strict=True))
+
+
+def plot_pareto(groups: Sequence[Group], quality: Quality, series: Sequence[_Series], path: Path, cost: str) -> None:
+    """Quality against a cost, with the best that there is at no more cost as a broad line."""
+    better = "" if quality.higher_is_better else ", lower is better"
+    title = f"{title_of(quality.name)} against {title_of(cost)} per image, ± one standard error"
+    figure, axes = _canvas(title[0].upper() + title[1:], f"{title_of(cost)} per image", title_of(quality.name) + better)
+
+    def points(members: Sequence[Group]) -> Curve:
+        return [group.value(cost) for group in members], [_scaled(group, quality.name) for group in members]
+
+    front = points(pareto_front(groups, quality, [cost]))
+    label = "frontier: the best at no more cost"
+    axes.plot(*front, color=_FRONT_COLOR, linewidth=8, solid_capstyle="round", drawstyle="steps-post", zorder=0, label=label)
+    _plot_others(axes, points(_others(groups, [group for line in series for group in line.groups])))
+    labels = []
+    for line in series:
+        for members in line.strands(cost):
+            _plot_series(axes, points(members), _scaled_errors(members, quality.name), line.style)
+        labels.append(Label(line.label, ink(line.style["color"]), _pairs(points(line.groups))))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    _add_legend(axes)
+    write_labels(axes, labels)
+    _save(figure, path)
+
+
+def plot_variety(groups: Sequence[Group], path: Path) -> None:
+    """Right against distinct answers to one text task; a line joins samplers that differ only in their token temperature."""
+    families: dict[tuple[str, int], list[Group]] = {}
+    for group in groups:
+        sampler = re.sub(r"(?<=[:,])token_temperature=[^,]+,?", "", group["sampler"]).rstrip(",:")
+        families.setdefault((sampler, group["tokens_per_step"]), []).append(group)
+    front = _best_of_both(groups)
+
+    def interest(key: tuple[str, int]) -> tuple[bool, int, int]:
+        members = families[key]
+        return key[0] in PRESETS, sum(_is_among(group, front) for group in members), len(members)
+
+    chosen = sorted(families, key=lambda key: tuple(-value for value in interest(key)))[:MAX_SERIES]
+    several = len({per_step for _, per_step in families}) > 1
+    title = f"{groups[0]['task'].capitalize()}: right against distinct answers, ± one standard error"
+    figure, axes = _canvas(title, "distinct answers (%)", "right answers (%)")
+
+    def points(members: Sequence[Group]) -> Curve:
+        return [_scaled(group, "distinct") for group in members], [_scaled(group, "right") for group in members]
+
+    label = "frontier: no other has more of both"
+    axes.plot(*points(front), color=_FRONT_COLOR, linewidth=8, solid_capstyle="round", zorder=0, label=label)
+    _plot_others(axes, points(_others(groups, [group for key in chosen for group in families[key]])))
+    labels = []
+    for (sampler, per_step), style in zip(chosen, styles([sampler for sampler, _ in chosen]), strict=True):
+        members = sorted(families[sampler, per_step], key=lambda group: group.value("distinct"))
+        _plot_series(axes, points(members), _scaled_errors(members, "right"), style)
+        name = describe_sampler(sampler) + (f", {per_step} a step" if several else "")
+        labels.append(Label(name, ink(style["color"]), _pairs(points(members))))
+    _add_legend(axes)
+    write_labels(axes, labels)
+    _save(figure, path)
+
+
+def _best_of_both(groups: Sequence[Group]) -> list[Group]:
+    """The groups that no other one has both more right and more distinct answers than, by the latter."""
+
+    def beaten(group: Group) -> bool:
+        own = group.value("right"), group.value("distinct")
+        found = [(other.value("right"), other.value("distinct")) for other in groups]
+        return any(right >= own[0] and distinct >= own[1] and (right, distinct) != own for right, distinct in found)
+
+    return sorted((group for group in groups if not beaten(group)), key=lambda group: group.value("distinct"))
 
 
 def _representatives(groups: Sequence[Group], series: Sequence[_Series]) -> list[tuple[Group, _Series]]:
@@ -180,80 +233,28 @@ def _representatives(groups: Sequence[Group], series: Sequence[_Series]) -> list
     return [(group, line) for _, group, line in chosen[:MAX_SERIES]]
 
 
-def _title_with_others(title: str, others: Sequence[Any]) -> str:
-    return f"{title} (gray: {len(others)} others)" if others else title
-
-
-def plot_pareto(groups: Sequence[Group], quality: Quality, series: Sequence[_Series], path: Path, cost: str) -> None:
-    """Quality against a cost: squares for greedy rules, circles for lookahead, the Pareto front as a broad line."""
-    others = _others(groups, [group for line in series for group in line.groups])
-    title = _title_with_others("Quality against compute, ± one standard error; broad line: the best at no more cost", others)
-    figure, axes = _canvas(title, f"{title_of(cost)} per image", title_of(quality.name))
-
-    def points(members: Sequence[Group]) -> Curve:
-        return [group.value(cost) for group in members], [_scaled(group, quality.name) for group in members]
-
-    axes.plot(*points(pareto_front(groups, quality, [cost])), color="0.92", linewidth=9, zorder=0)
-    axes.plot(*points(others), color=_GRAY, marker=".", linestyle="none", zorder=1)
-    ends = []
-    for line in series:
-        for members in line.strands(cost):
-            axes.errorbar(*points(members), _scaled_errors(members, quality.name), markersize=5, linewidth=1.2, **line.style)
-        last = max(line.groups, key=lambda group: group.value(cost))
-        ends.append((last.value(cost), _scaled(last, quality.name), line.label, line.style["color"]))
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    _name_lines(axes, ends)
-    _save(figure, path)
-
-
-def plot_variety(groups: Sequence[Group], path: Path) -> None:
-    """Right against distinct answers to one text task; a line joins samplers that differ only in their token temperature."""
-    families: dict[tuple[str, int], list[Group]] = {}
-    for group in groups:
-        sampler = re.sub(r"(?<=[:,])token_temperature=[^,]+,?", "", group["sampler"]).rstrip(",:")
-        families.setdefault((sampler, group["tokens_per_step"]), []).append(group)
-    lines = [sorted(members, key=lambda group: group.value("distinct")) for members in families.values()]
-    several = len({per_step for _, per_step in families}) > 1
-    figure, axes = _canvas(f"{groups[0]['task'].capitalize()}, ± one standard error", "distinct answers (%)", "right (%)")
-    ends = []
-    styles = _styles([members[0] for members in lines])
-    for (sampler, per_step), members, style in zip(families, lines, styles, strict=True):
-        x, y = ([_scaled(group, name) for group in members] for name in ("distinct", "right"))
-        axes.errorbar(x, y, _scaled_errors(members, "right"), markersize=5, linewidth=1.2, **style)
-        name = describe_sampler(sampler)
-        ends.append((x[-1], y[-1], f"{name}, {per_step} a step" if several else name, style["color"]))
-    _name_lines(axes, ends)
-    _save(figure, path)
-
-
-def _plot_curves(
-    axes: Any,
-    groups: Sequence[Group],
-    named: Sequence[tuple[Group, _Series]],
-    curve: Callable[[Group], Curve],
-    suffix: Callable[[Group], str] = lambda group: "",
-) -> None:
-    """A curve for every group, gray unless it is named; names end with the number of candidates and a suffix."""
-    for group in _others(groups, [group for group, _ in named]):
-        axes.plot(*curve(group), color=_GRAY, linewidth=0.8, zorder=1)
-    ends = []
-    for group, line in named:
-        x, y = curve(group)
-        if x:
-            axes.plot(x, y, markersize=4, linewidth=1.2, **line.style)
-            candidates = "" if group["num_candidates"] is None else f", N = {group['num_candidates']}"
-            ends.append((x[-1], y[-1], describe_sampler(group["sampler"]) + candidates + suffix(group), line.style["color"]))
-    _name_lines(axes, ends)
+def _name_of(group: Group) -> str:
+    """The sampler in words, with its number of candidates."""
+    candidates = "" if group["num_candidates"] is None else f", N = {group['num_candidates']}"
+    return describe_sampler(group["sampler"]) + candidates
 
 
 def plot_trajectories(groups: Sequence[Group], series: Sequence[_Series], path: Path, steps: int) -> None:
     """Cumulative entropy along the decoding, of the configurations with this number of steps."""
     shown = [group for group in groups if group["steps"] == steps]
     named = _representatives(shown, series)
+    figure, axes = _canvas(f"Cumulative entropy along the steps, at most {steps}; mean over images", "step", "nats")
     others = _others(shown, [group for group, _ in named])
-    figure, axes = _canvas(_title_with_others(f"Cumulative entropy along {steps} steps", others), "step", "nats")
-    _plot_curves(axes, shown, named, _entropy_by_step)
+    for number, group in enumerate(others):
+        label = None if number else f"{len(others)} other configuration{'s' if len(others) > 1 else ''}"
+        axes.plot(*_entropy_by_step(group), color=OTHERS, linewidth=0.8, zorder=1, label=label)
+    labels = []
+    for group, line in named:
+        curve = _entropy_by_step(group)
+        axes.plot(*curve, linewidth=1.2, **{**line.style, "markersize": 5})
+        labels.append(Label(_name_of(group), ink(line.style["color"]), _pairs(curve)[len(curve[0]) // 3 :]))
+    _add_legend(axes)
+    write_labels(axes, labels)
     _save(figure, path)
 
 
@@ -271,50 +272,65 @@ def plot_quality_entropy(groups: Sequence[Group], quality: Quality, series: Sequ
     def points(members: Sequence[Group]) -> Curve:
         return [group.value("cumulative_entropy") for group in members], [_scaled(group, quality.name) for group in members]
 
+    labels = []
     for line in series:
-        axes.plot(*points(line.groups), label=line.label, markersize=6, **{**line.style, "linestyle": "none"})
-    others = _others(groups, [group for line in series for group in line.groups])
-    if others:
-        label = f"{len(others)} other configurations"
-        axes.plot(*points(others), color=_GRAY, marker=".", markersize=9, linestyle="none", label=label, zorder=1)
-    axes.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.plot(*points(line.groups), **{**line.style, "linestyle": "none"})
+        labels.append(Label(line.label, ink(line.style["color"]), _pairs(points(line.groups))))
+    _plot_others(axes, points(_others(groups, [group for line in series for group in line.groups])))
+    _add_legend(axes)
+    write_labels(axes, labels)
     _save(figure, path)
 
 
-def plot_winners(groups: Sequence[Group], series: Sequence[_Series], path: Path) -> None:
-    """The share of decisions that a candidate other than the first won, over the steps, with what chance would give."""
-    shown = [group for group in groups if group.looks_ahead]
-    named = _representatives(shown, series)
-    others = _others(shown, [group for group, _ in named])
-    title = _title_with_others("Decisions that another candidate than the first one won", others)
-    figure, axes = _canvas(title, "share of the steps done", "%")
-    for num in sorted({group["num_candidates"] for group in shown if group["num_candidates"]}):
-        chance = 100 * (1 - 1 / num)
-        axes.axhline(chance, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-        axes.annotate(f"chance, N = {num}", (0, chance), xytext=(2, 2), textcoords="offset points", fontsize=8, color="0.3")
-    axes.set_ylim(0, 102)
-    _plot_curves(axes, shown, named, _other_winners, lambda group: f", {group['steps']} steps")
+def plot_decisions(groups: Sequence[Group], quality: Quality, path: Path) -> None:
+    """In how many steps per image a lookahead compared candidates, and in how many it took another than the first, greedy one.
+
+    A lazy sampler compares only where it rejected the first candidate, so how often another one won there says little, and
+    chance is drawn for those only that compare all candidates. Searches, whose steps are those of several samples, are left out.
+    """
+    shown = [group for group in groups if group.looks_ahead and not set(SEARCHES) & set(parse_sampler(group["sampler"]).call)]
+    named = _representatives(shown, choose_series(shown, quality)) if shown else []
+    title = "In how many steps a lookahead decided"
+    others = len(shown) - len(named)
+    figure, axes = _canvas(title + f" ({others} other configurations are not shown)" * (others > 0), "steps per image", "")
+    axes.grid(axis="y", visible=False)
+    chances = []
+    for row, (group, line) in enumerate(named):
+        compared, other = (_steps_per_image(group, name) for name in ("decisions_by_step", "other_winner_by_step"))
+        color = line.style["color"]
+        axes.barh(row, compared, color=color, alpha=0.3, height=0.4)
+        axes.barh(row, other, color=color, height=0.4)
+        axes.text(0, row - 0.24, _name_of(group), va="bottom", fontsize=9)
+        lazy = group.records[0]["scheduler"].get("lazy_threshold") is not None
+        words = "rejected the first" if lazy else "compared all"
+        axes.text(
+            compared, row, f"  {words}: {compared:.2g}, took another: {other:.2g}", va="center", fontsize=9, color=ink(color)
+        )
+        if not lazy and group["num_candidates"]:
+            chances.append(((1 - 1 / group["num_candidates"]) * compared, row))
+    if chances:
+        axes.plot(*zip(*chances, strict=True), color="black", linestyle="none", marker="|", markersize=18, label="chance")
+    axes.set_yticks([])
+    axes.set_ylim(max(len(named), 1) - 0.5, -0.8)
+    axes.set_xlim(0, 1.7 * max([1e-3, *(_steps_per_image(group, "decisions_by_step") for group, _ in named)]))
+    axes.bar(0, 0, color="0.5", alpha=0.4, label="candidates were compared")
+    axes.bar(0, 0, color="0.4", label="another than the first was taken")
+    _add_legend(axes)
     _save(figure, path)
 
 
-def _other_winners(group: Group) -> Curve:
-    decisions, others = (
-        [sum(values) for values in zip(*(record[name] for record in group.records), strict=False)]
-        for name in ("decisions_by_step", "other_winner_by_step")
-    )
-    # Late steps that few images reach would be noise.
-    counted = [(i, n, other) for i, (n, other) in enumerate(zip(decisions, others, strict=True)) if n > max(decisions) / 20]
-    return [i / max(1, len(decisions) - 1) for i, _, _ in counted], [100 * other / n for _, n, other in counted]
+def _steps_per_image(group: Group, name: str) -> float:
+    return sum(sum(record[name]) for record in group.records) / sum(len(r["cumulative_entropies"]) for r in group.records)
 
 
 def write_plots(groups: Sequence[Group], quality: Quality, folder: Path) -> list[Path]:
     """All plots of a comparison on images, with the same samplers in the same colors; returns their files."""
     series = choose_series(groups, quality)
-    paths = [folder / name for name in ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "winners.png")]
+    paths = [folder / name for name in ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "decisions.png")]
     plot_pareto(groups, quality, series, paths[0], "num_evaluations")
     plot_pareto(groups, quality, series, paths[1], "sequential_passes")
     plot_quality_entropy(groups, quality, series, paths[2])
-    plot_winners(groups, series, paths[3])
+    plot_decisions(groups, quality, paths[3])
     for steps in sorted({group["steps"] for group in groups}):
         paths.append(folder / f"entropy_{steps}_steps.png")
         plot_trajectories(groups, series, paths[-1], steps)

@@ -127,6 +127,15 @@ _SAMPLERS = {
     "pc_sampler": "PC-Sampler",
     "entropy_bound": "entropy-bound rule",
 }
+_PHRASES = {
+    "num_runs": "best of {}",
+    "num_tries": "at most {} tries",
+    "retry_above_nats": "tried anew above {} nats",
+    "retry_below_nats": "tried anew below {} nats",
+    "retry_below_sigmas": "tried anew below {} sigmas",
+    "top_p": "top-p {}",
+    "top_k": "top-k {}",
+}
 _GAINS = {"sum": "summed gain", "mean": "mean gain", "kl": "KL gain"}
 
 
@@ -160,30 +169,7 @@ def _setting(key: str, value: str, bounds: bool) -> str:
         return f"{value} {key.removeprefix('num_')}"
     if key == "guided_lookahead":
         return "guided lookahead" if value == "true" else "unguided lookahead"
-    if key == "num_runs":
-        return f"best of {value}"
+    words = _PHRASES.get(key)
+    if words is not None:
+        return words.format(value)
     return f"{key.replace('_', ' ')} {value.replace(':', ' to ')}"
-
-
-# Wong's color-blind palette without its yellow, which is too light for lines, and some grays.
-_COLORS = {
-    "maskgit": "#0072B2",
-    "pivot": "#009E73",
-    "confidence": "#E69F00",
-    "halton": "#56B4E9",
-    "uniform": "#8A8A8A",
-    "entropy": "#7A5195",
-    "pc_sampler": "#004D40",
-    "sum": "#D55E00",
-    "kl": "#CC79A7",
-    "mean": "#000000",
-}
-_OTHER_COLOR = "#5A5A5A"
-
-
-def color_of(text: str) -> str:
-    """The color of a sampler in all plots: by its gain if it looks ahead, else by its rule."""
-    spec = parse_sampler(text)
-    if spec.looks_ahead:
-        return _COLORS.get(spec.scheduler.get("gain_reduction", SETTINGS["gain_reduction"].default), _OTHER_COLOR)
-    return _COLORS.get(spec.scheduler["sampler"], _OTHER_COLOR)

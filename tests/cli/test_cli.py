@@ -173,9 +173,9 @@ def test_an_unwritable_folder_is_refused_before_any_work(capsys, stock_repositor
 def test_demo_draws_the_grid(capsys, tmp_path):
     code, out, _ = run(capsys, "demo", "--num-prompts", 4, "--steps", 2, "--output", tmp_path, "--device", "cpu")
     assert code == 0
-    for name in ("confidence", "maskgit"):
+    for name in ("confidence", "MaskGIT"):
         assert f"{name}: 2 steps: 2 states, 3 NFE in 2 sequential passes" in out  # all prompts share a negative row
-    for name in ("halton, bounded", "info_gain"):
+    for name in ("fast (greedy)", "lookahead (default), lazy threshold 3"):
         assert f"{name}: at most 8 steps: " in out
     assert "of 4 held-out prompts right" in out
     picture = Image.open(tmp_path / "demo.png")

@@ -39,7 +39,7 @@ def test_a_comparison_writes_figures_table_plots_and_images_and_makes_only_what_
     assert len(run["right"]) == len(run["cumulative_entropies"]) == 4
     assert "| 2 | info_gain:gain_reduction=mean, N 3 |" in (folder / "table.md").read_text()
     assert "accuracy (%)" in out
-    assert {"pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "winners.png", "entropy_2_steps.png"} <= {
+    assert {"pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "decisions.png", "entropy_2_steps.png"} <= {
         p.name for p in folder.iterdir()
     }
     images = sorted((folder / "runs").glob("*/images/*.png"))
