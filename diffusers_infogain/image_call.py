@@ -11,15 +11,16 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .callbacks import CallState, StepCallback, tensor_inputs
-from .candidates import Generators, check_generator
+from .candidates import Generators, check_generator, split_generator
 from .checks import check_bool, check_choice, check_integer, check_search, check_type
-from .components import check_scheduler
+from .components import check_components, check_scheduler
+from .editing import Edit, EditArguments, ImageInput, begin_edit
 from .guidance import Rows, check_guidance, guidance_weights, guide, number_conditions
 from .masked_logits import Logits, replace_states, take_states
 from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
 
-_LARGEST_SIDE = 2**16
+LARGEST_SIDE = 2**16
 
 Condition = dict[str, torch.Tensor]
 """Tensors that a model is conditioned on, by their argument of the pipeline's `predict`, with one entry per image."""
@@ -77,8 +78,10 @@ class ImageCall:
         grid: Rows and columns of image tokens, (h, w).
         scheduler: A copy of the pipeline's, with the timesteps of this call.
         state: What callbacks and other threads may read and change while the call runs.
+        edit: The images that are edited, if there are.
 
-    The others are arguments of `InfoGainImagePipeline.__call__`; `height` and `width` are numbers after the checks.
+    The others are arguments of `InfoGainImagePipeline.__call__`; `height`, `width` and `num_inference_steps` are numbers after
+    the checks.
 
     Raises:
         ValueError: For the first argument that does not fit.
@@ -104,10 +107,17 @@ class ImageCall:
     lookahead_batch_size: int | None
     num_beams: int
     num_runs: int
+    image: ImageInput | None
+    mask_image: ImageInput | None
+    strength: float | None
+    outpaint: Mapping[str, int] | None
+    mask_coverage: float
+    mask_blur: float
     canvas: Canvas = field(init=False)
     grid: tuple[int, int] = field(init=False)
     scheduler: InfoGainScheduler = field(init=False)
     state: CallState = field(init=False)
+    edit: Edit | None = field(init=False, default=None)
     _condition: Condition = field(init=False)
     _negative: Condition | None = field(init=False)
     _numbers: torch.Tensor | None = field(init=False, default=None)
@@ -116,7 +126,11 @@ class ImageCall:
     def __post_init__(self) -> None:
         self.canvas = self.pipe.canvas()
         pixels = self.pipe.vae_scale_factor
+        edit = EditArguments(**{option.name: getattr(self, option.name) for option in fields(EditArguments)})
+        left, top, right, bottom = edit.margins(pixels)
         rows, columns = self.canvas.side, self.canvas.side
+        if not self.canvas.only_side:
+            rows, columns = rows + (top + bottom) // pixels, columns + (left + right) // pixels
         if isinstance(self.latents, torch.Tensor) and self.latents.ndim == 3:
             rows, columns = self.latents.shape[1:]
         height = self.height = rows * pixels if self.height is None else self.height
@@ -133,16 +147,35 @@ class ImageCall:
             self.callback_on_step_end, self.callback_on_step_end_tensor_inputs, self.pipe._callback_tensor_inputs
         )
         self.grid = (height // pixels, width // pixels)
-        if self.latents is not None:
-            self.check_latents(self.latents)
-        self.state = CallState(self.guidance_scale, unguided=1 - self.pipe.guidance_offset)
-        self.scheduler = self._own_scheduler()
-        self.state.num_timesteps = len(self.scheduler.all_timesteps)
         side = self.canvas.side
         if self.canvas.only_side and self.grid != (side, side):
             raise ValueError(
                 f"`height` and `width` must be {side * pixels}, the only size of this model, got {height} and {width}."
             )
+        if edit.image is not None:
+            self._begin_edit(edit)
+        if self.latents is not None:
+            self.check_latents(self.latents)
+        self.state = CallState(self.guidance_scale, unguided=1 - self.pipe.guidance_offset)
+        self.scheduler = self._own_scheduler(edit.share if self.edit else 1.0)
+        self.state.num_timesteps = len(self.scheduler.all_timesteps)
+
+    def _begin_edit(self, edit: EditArguments) -> None:
+        if self.latents is not None:
+            raise ValueError("`latents` must be None with `image`, whose tokens take their place.")
+        check_components(self.pipe, "vqvae")
+        # Its seed decides which tokens of an image stay, too.
+        self.generator = split_generator(self.generator, self.batch_size)
+        self.edit = begin_edit(
+            edit,
+            self.pipe._encode_pixels,
+            (self.grid[0] * self.pipe.vae_scale_factor, self.grid[1] * self.pipe.vae_scale_factor),
+            self.pipe.vae_scale_factor,
+            self.mask_token_id,
+            torch.tensor(self.per_image(list(range(self.num_prompts)))),
+            self.generator,
+        )
+        self.latents = self.edit.tokens
 
     @property
     def batch_size(self) -> int:
@@ -169,8 +202,8 @@ class ImageCall:
         unit = self.pipe.vae_scale_factor * self.canvas.multiple
         if height % unit or width % unit or height <= 0 or width <= 0:
             raise ValueError(f"`height` and `width` must be positive multiples of {unit}, got {height} and {width}.")
-        if max(height, width) > _LARGEST_SIDE:
-            raise ValueError(f"`height` and `width` must be at most {_LARGEST_SIDE}, got {height} and {width}.")
+        if max(height, width) > LARGEST_SIDE:
+            raise ValueError(f"`height` and `width` must be at most {LARGEST_SIDE}, got {height} and {width}.")
 
     def _check_choices(self) -> None:
         check_guidance(self.guidance_scale, self.guidance_schedule, self.guidance_interval, self.guided_lookahead)
@@ -197,15 +230,20 @@ class ImageCall:
                 f"sequence of {length} with the prompt; the model takes {limit}."
             )
 
-    def _own_scheduler(self) -> InfoGainScheduler:
-        scheduler, length, steps = self.pipe.scheduler, self.grid[0] * self.grid[1], self.num_inference_steps
-        if steps is None:
-            per_step, masked = scheduler.config.tokens_per_step, length
+    def _own_scheduler(self, share: float) -> InfoGainScheduler:
+        """The scheduler with the steps of this call: where a share of an image is decoded anew, that share of the steps."""
+        scheduler, length = self.pipe.scheduler, self.grid[0] * self.grid[1]
+        per_step = scheduler.config.tokens_per_step
+        if self.num_inference_steps is None and per_step is not None:
+            masked = length
             if self.latents is not None:
                 masked = int((self.latents == self.mask_token_id).flatten(1).sum(-1).max())
-            steps = max(1, math.ceil(masked / per_step)) if per_step else self.pipe.default_num_inference_steps
+            steps, share = max(1, math.ceil(masked / per_step)), 1.0
+        else:
+            steps = self.num_inference_steps or self.pipe.default_num_inference_steps
         # Every step decodes at least one token. The limit is the canvas, not its masks: their number differs within a batch.
-        return scheduler.with_timesteps(min(steps, length), device=self.pipe._execution_device)
+        self.num_inference_steps = min(steps, length)
+        return scheduler.with_timesteps(max(1, int(self.num_inference_steps * share)), device=self.pipe._execution_device)
 
     def per_image(self, values: Any) -> list[Any]:
         """A value for every image, from one for all prompts or a list with one for each."""

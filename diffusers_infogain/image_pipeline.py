@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from . import __version__
 from .callbacks import CallStateMixin, StepCallback, call_back
 from .candidates import Generators
 from .checkpoints.published import CheckedPipeline
-from .checkpoints.stock import decode_vqvae
+from .checkpoints.stock import decode_vqvae, encode_vqvae
 from .checks import LARGEST_NUMBER, check_integer, check_number, prompt_list
 from .components import (
     PUBLISHED_SCALE_FACTOR,
@@ -36,7 +36,8 @@ from .components import (
 )
 from .decoding import DecodingOutput, DecodingStep
 from .denoising import Denoised
-from .image_call import CALL_OPTIONS, Canvas, Condition, ImageCall, check_one_each
+from .editing import ImageInput, fit_image, read_images
+from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each
 from .masked_logits import Logits, MaskedLogits, split_states, take_states
 from .pictures import Picture
 from .printing import summary
@@ -70,9 +71,9 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     """Base class of the pipelines that generate images.
 
     A family of models is a subclass that sets the class attributes below, calls `register_family` in its constructor, and defines
-    `canvas`, `encode` and `predict`; it overrides `check_inputs` and `to_pixels` if the defaults do not suit its models. A family
-    that needs other arguments than `prompt` and `negative_prompt` also has its own `__call__`, which consists of the signature,
-    a docstring for these arguments, and `return self.run_call(locals())`.
+    `canvas`, `encode` and `predict`; it overrides `check_inputs`, `to_pixels` and `to_tokens` if the defaults do not suit its models.
+    A family that needs other arguments than `prompt` and `negative_prompt` also has its own `__call__`, which consists of the
+    signature, a docstring for these arguments, and `return self.run_call(locals())`.
 
     Every component may be None until a call needs it. An `AmusedScheduler` that is set as `scheduler` is converted.
 
@@ -159,6 +160,10 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         vqvae = in_float32(self.vqvae, self.vqvae.config.force_upcast)
         return decode_vqvae(vqvae, tokens).clamp(*self.pixel_range)
 
+    def to_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encodes pixels (B, 3, H, W) in `pixel_range` into tokens (B, h, w); by default with a `VQModel` of diffusers."""
+        return encode_vqvae(in_float32(self.vqvae, self.vqvae.config.force_upcast), pixels)
+
     # Components
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -200,6 +205,38 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         check_integer("vae_scale_factor", value, 1)
         self._scale_factor = value
 
+    # Images to tokens
+
+    @torch.no_grad()
+    def encode_image(self, image: ImageInput, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """The tokens of images, by the model's own image tokenizer.
+
+        Args:
+            image: One or several, as in a call.
+            height, width: To which images are resized and cropped, in pixels; by default the size that the model was trained on.
+
+        Returns:
+            (B, h, w) long. `latents` of a call, with the scheduler's `mask_token_id` where tokens are to be decoded anew.
+
+        Raises:
+            ValueError: For something that is no image, or a size that is no multiple of a token's.
+        """
+        check_components(self, "vqvae", "transformer")
+        canvas, unit = self.canvas(), self.vae_scale_factor
+        size = [canvas.side * unit if side is None else side for side in (height, width)]
+        for name, side in zip(("height", "width"), size, strict=True):
+            check_integer(name, side, 1, LARGEST_SIDE)
+            if side % unit:
+                raise ValueError(f"`{name}` must be a multiple of {unit}, the pixels of a token, got {side}.")
+        tokens = self._encode_pixels(torch.stack([fit_image(one, *size) for one in read_images("image", image)]))
+        self.maybe_free_model_hooks()
+        return tokens
+
+    def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`to_tokens` of pixels (B, 3, H, W) in [0, 1]."""
+        low, high = self.pixel_range
+        return self.to_tokens((pixels * (high - low) + low).to(self._execution_device))
+
     # The call
 
     @torch.no_grad()
@@ -224,6 +261,12 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         lookahead_batch_size: int | None = None,
         num_beams: int = 1,
         num_runs: int = 1,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        strength: float | None = None,
+        outpaint: Mapping[str, int] | None = None,
+        mask_coverage: float = 0.0,
+        mask_blur: float = 0.0,
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         r"""Generates images.
 
@@ -249,7 +292,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             generator: One `torch.Generator`, from which every image gets its own, or a list with one per image. An image then
                 does not depend on the batch that it is generated in (up to rounding in the model).
             latents: Token ids (B, h, w), long, with the scheduler's `mask_token_id` where tokens are to be generated. Known
-                tokens are kept, so this also inpaints.
+                tokens are kept.
             output_type: "pil", "np", "pt" or "latent" (tokens).
             return_dict: Whether to return an `InfoGainPipelineOutput` instead of a tuple.
             callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step. Changed
@@ -262,6 +305,18 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             num_beams: Above 1, decodes by Info-Gain beam search (`decode_beam`), with the sampler "info_gain" only.
             num_runs: Above 1, decodes every image that many times and keeps the best run by the scheduler's
                 `best_run_by` (`decode_best_of`). Neither search can be combined with the other or with a callback.
+            image: An image to edit, for all prompts, or a list with one for each: PIL images, arrays (H, W, 3) or tensors
+                (3, H, W) in [0, 1] or uint8. They are resized, and cropped at their centres, to `height` x `width` less the
+                padding.
+            mask_image: What to decode anew: images or masks as large as `image`, where a pixel counts as masked from one half
+                (white) on. A token is decoded anew if any of its pixels is masked. The other pixels of `image` come out as they
+                were.
+            strength: The share of the (masked) tokens that is decoded anew, at random, in that share of the steps: in (0, 1], by
+                default 1. Without `mask_image` and `outpaint` in (0, 1), by default 0.5; all of the image is then decoded.
+            outpaint: Pixels to add by side, "left", "top", "right" and "bottom", in multiples of a token's. `height` and `width`
+                are those of the output; by default the padding is added to the default size if the model takes others.
+            mask_coverage: A token is decoded anew if more than this share of its pixels is masked, in [0, 1).
+            mask_blur: Width in pixels (σ) of a soft seam outside the mask, where decoded pixels fade into those of `image`.
 
         Returns:
             `InfoGainPipelineOutput`, or (images, trace).
@@ -379,13 +434,16 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         if masked.any():
             cells = masked.repeat_interleave(self.vae_scale_factor, 1).repeat_interleave(self.vae_scale_factor, 2)
             pixels = pixels.masked_fill(cells[:, None], sum(self.pixel_range) / 2)
-        images = self.image_processor.postprocess(pixels, call.output_type)
+        images = self.image_processor.postprocess(pixels, "pt")
+        if call.edit is not None:
+            images = call.edit.paste(images)
+        images = self.image_processor.postprocess(images, call.output_type, [False] * len(images))
         if call.output_type == "pil":
             images = [Picture.of(image, self._settings(call, i, output.seeds[i])) for i, image in enumerate(images)]
         return images
 
     def _settings(self, call: ImageCall, index: int, seed: int) -> dict[str, Any]:
-        """What generates an image again, for its file; embeddings and latents that were given are not in it."""
+        """What generates an image again, for its file; embeddings and latents that were given are not in it, nor are images."""
         inputs = {name: call.inputs[name] for name in self.recorded_inputs if call.inputs[name] is not None}
         name = str(self.config.get("_name_or_path") or "")
         # Of a folder only its name: the path says more about the machine than about the image.
@@ -396,7 +454,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             **model,
             "pipeline": type(self).__name__,
             "version": __version__,
-            "num_inference_steps": len(call.scheduler.timesteps),
+            "num_inference_steps": call.num_inference_steps,
             "guidance_scale": call.guidance_scale,
             "guidance_schedule": call.guidance_schedule,
             "guidance_interval": list(call.guidance_interval),
@@ -405,6 +463,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             "width": call.width,
             "num_beams": call.num_beams,
             "num_runs": call.num_runs,
+            **({} if call.edit is None else call.edit.record(index)),
             "scheduler": {key: value for key, value in call.scheduler.config.items() if not key.startswith("_")},
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from .callbacks import StepCallback
 from .candidates import Generators
 from .checks import LARGEST_NUMBER, check_bool, check_integer, check_number, check_tensor, is_number, prompt_list
 from .components import check_components, tokenize
+from .editing import ImageInput
 from .image_call import Condition, ImageCall, check_one_each
 from .image_pipeline import CALLBACK_TENSOR_INPUTS, InfoGainImagePipeline, InfoGainPipelineOutput
 from .printing import shown
@@ -204,6 +205,12 @@ class ClipImagePipeline(InfoGainImagePipeline):
         lookahead_batch_size: int | None = None,
         num_beams: int = 1,
         num_runs: int = 1,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        strength: float | None = None,
+        outpaint: Mapping[str, int] | None = None,
+        mask_coverage: float = 0.0,
+        mask_blur: float = 0.0,
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         r"""Generates images.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .callbacks import StepCallback
 from .candidates import Generators
 from .checkpoints.repository import EMBEDDED_MODELS
 from .checks import check_type
+from .editing import ImageInput
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainPipelineOutput
 from .image_pipeline_clip import ClipImagePipeline
@@ -149,6 +150,12 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
         lookahead_batch_size: int | None = None,
         num_beams: int = 1,
         num_runs: int = 1,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        strength: float | None = None,
+        outpaint: Mapping[str, int] | None = None,
+        mask_coverage: float = 0.0,
+        mask_blur: float = 0.0,
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         """Generates images.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from .checkpoints.llamagen_vq import open_llamagen_vq
 from .checkpoints.published import PublishedPipeline
 from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checks import check_list
+from .editing import ImageInput
 from .files import local_path
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainImagePipeline, InfoGainPipelineOutput
@@ -181,6 +182,12 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         lookahead_batch_size: int | None = None,
         num_beams: int = 1,
         num_runs: int = 1,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        strength: float | None = None,
+        outpaint: Mapping[str, int] | None = None,
+        mask_coverage: float = 0.0,
+        mask_blur: float = 0.0,
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         r"""Generates images.
 

@@ -189,3 +189,7 @@ class InfoGainMMaDAPipeline(SequenceImagePipeline):
     def to_pixels(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) of tokens (B, h, w), in float32."""
         return in_float32(self.vqvae).decode(tokens)
+
+    def to_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, h, w) of pixels (B, 3, H, W) in [-1, 1], in float32."""
+        return in_float32(self.vqvae).encode(pixels)

@@ -25,10 +25,18 @@ MASK = 10
 OPTIONS = {name: inspect.signature(InfoGainImagePipeline.__call__).parameters[name].default for name in CALL_OPTIONS}
 
 
-def make_call(num_prompts: int = 2, tensor_inputs: tuple[str, ...] = ("latents",), offset: int = 0, **options: Any) -> ImageCall:
+def make_call(
+    num_prompts: int = 2,
+    tensor_inputs: tuple[str, ...] = ("latents",),
+    offset: int = 0,
+    scheduler: InfoGainScheduler | None = None,
+    **options: Any,
+) -> ImageCall:
     pipe = SimpleNamespace(
         canvas=lambda: Canvas(codebook_size=10, vocab_size=11, side=4, multiple=2),
-        scheduler=InfoGainScheduler(mask_token_id=MASK),
+        scheduler=scheduler or InfoGainScheduler(mask_token_id=MASK),
+        vqvae=object(),
+        _encode_pixels=lambda pixels: torch.zeros(len(pixels), *(side // 8 for side in pixels.shape[2:]), dtype=torch.long),
         vae_scale_factor=8,
         guidance_offset=offset,
         default_num_inference_steps=5,
@@ -51,20 +59,21 @@ def test_the_options_of_a_call_are_the_arguments_of_the_base_class():
 
 EMBEDDINGS = ["prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states"]
 MICRO = ["micro_conditioning_aesthetic_score", "micro_conditioning_crop_coord"]
-SIZE, SEARCH = list(CALL_OPTIONS[:7]), list(CALL_OPTIONS[-3:])
-IMAGES, OUTPUT = list(CALL_OPTIONS[7:10]), list(CALL_OPTIONS[10:-3])
+SIZE, IMAGES, OUTPUT = list(CALL_OPTIONS[:7]), list(CALL_OPTIONS[7:10]), list(CALL_OPTIONS[10:-9])
+LAST = list(CALL_OPTIONS[-9:])
+"""Searches, then editing."""
 
 
 @pytest.mark.parametrize(
     ("pipeline", "order"),
     [
-        (InfoGainMMaDAPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *SEARCH]),
-        (InfoGainLuminaPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *SEARCH]),
-        (InfoGainMaskGITPipeline, ["class_labels", *SIZE, *IMAGES, *OUTPUT, *SEARCH]),
-        (InfoGainMeissonicPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, *MICRO, *SEARCH]),
+        (InfoGainMMaDAPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
+        (InfoGainLuminaPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
+        (InfoGainMaskGITPipeline, ["class_labels", *SIZE, *IMAGES, *OUTPUT, *LAST]),
+        (InfoGainMeissonicPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, *MICRO, *LAST]),
         (
             InfoGainPipeline,
-            ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, "cross_attention_kwargs", *MICRO, *SEARCH],
+            ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, "cross_attention_kwargs", *MICRO, *LAST],
         ),
     ],
 )
@@ -91,6 +100,20 @@ def test_sizes_and_steps_by_default():
     known = make_call(latents=latents)
     assert (known.height, known.width, known.grid) == (16, 48, (2, 6))
     assert torch.equal(known.start_tokens(), latents.flatten(1))
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.5, 5), (0.01, 1), (0.99, 9)])
+def test_image_to_image_takes_its_share_of_the_steps(strength, steps):
+    call = make_call(image=torch.zeros(3, 32, 32), strength=strength, num_inference_steps=10)
+    assert len(call.scheduler.timesteps) == steps
+    assert call.num_inference_steps == 10
+    assert (call.start_tokens() == MASK).sum(1).tolist() == [max(1, round(16 * strength))] * 2
+
+
+def test_at_a_fixed_pace_an_edit_takes_the_steps_of_its_tokens():
+    call = make_call(image=torch.zeros(3, 32, 32), scheduler=InfoGainScheduler(mask_token_id=MASK, tokens_per_step=2))
+    assert (call.start_tokens() == MASK).sum(1).tolist() == [8, 8]
+    assert len(call.scheduler.timesteps) == 4
 
 
 def test_values_per_image():

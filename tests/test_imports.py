@@ -29,7 +29,7 @@ LAYERS = {
         "decoding",
         "search",
     ],
-    "models": ["models", "checkpoints", "callbacks", "components", "guidance", "lora", "pictures", "visualization"],
+    "models": ["models", "checkpoints", "callbacks", "components", "editing", "guidance", "lora", "pictures", "visualization"],
     "evaluation": ["demo", "evaluation"],
     "generation": ["image_call", "image_pipeline", "image_pipeline_", "text_"],
     "pipelines": ["pipeline_"],

@@ -20,6 +20,12 @@ def decode_vqvae(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
     return model.decode(tokens, force_not_quantize=True, shape=(*tokens.shape, width)).sample
 
 
+def encode_vqvae(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Encodes pixels (B, 3, H, W), in the value range that the model was trained with, to tokens (B, h, w)."""
+    latents = model.encode(pixels.to(model.dtype)).latents
+    return model.quantize(latents)[2][2].view(len(latents), *latents.shape[2:])
+
+
 def open_vqvae(folder: Path, variant: str | None = None) -> ModelSource:
     """Opens a `VQModel` in a folder in diffusers' format.
 
