@@ -71,7 +71,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
     """Base class of the pipelines that generate images.
 
     A family of models is a subclass that sets the class attributes below, calls `register_family` in its constructor, and defines
-    `canvas`, `encode` and `predict`; it overrides `check_inputs`, `to_pixels` and `to_tokens` if the defaults do not suit its models.
+    `canvas`, `encode` and `predict`; it overrides `check_inputs`, `to_pixels` and `to_tokens` if the defaults do not suit it.
     A family that needs other arguments than `prompt` and `negative_prompt` also has its own `__call__`, which consists of the
     signature, a docstring for these arguments, and `return self.run_call(locals())`.
 
