@@ -115,3 +115,8 @@ DEMO_PROMPTS = ("demo", "demo-trained", *(f"demo-{split}" for split in SPLITS))
 
 SEED_STRIDE = 100_000
 """Distance between the seeds of two runs that differ in their seed; a run has at most that many images."""
+
+SIDES = ("left", "top", "right", "bottom")
+"""Where images are outpainted."""
+MOST_BLUR = 1024
+"""Widest soft seam around a mask, in pixels."""

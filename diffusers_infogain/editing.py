@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from .candidates import uniforms
 from .checks import check_integer, check_number, check_type
+from .choices import MOST_BLUR, SIDES
 from .printing import shown
 
 ImageInput: TypeAlias = PIL.Image.Image | np.ndarray | torch.Tensor | Sequence[Any]
@@ -24,8 +25,6 @@ in [0, 1] or as uint8."""
 
 DEFAULT_STRENGTH = 0.5
 """Of image to image, as in diffusers."""
-SIDES = ("left", "top", "right", "bottom")
-MOST_BLUR = 1024
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of more than 8 bits, which it cannot convert to RGB without clipping."""
@@ -262,14 +261,13 @@ class Edit:
 
 def _check_cells(cells: torch.Tensor, share: float) -> None:
     """Raises a ValueError for the first image of which no token is to be decoded, or all are."""
-    counts = cells.flatten(1).sum(-1)
-    for index, count in enumerate(counts.tolist()):
-        if count == 0:
-            raise ValueError(f"`mask_image` must mask something, got a mask of no token for image {index}.")
-        if count == cells[0].numel() and share == 1:
-            raise ValueError(
-                f"`mask_image` must leave something of `image`, got a mask of all its tokens for image {index} with `strength` 1."
-            )
+    covered = cells.flatten(1)
+    for index in range(len(cells)):
+        of_which = f" of image {index}" if len(cells) > 1 else ""
+        if not covered[index].any():
+            raise ValueError(f"`mask_image` must mask something, but covers no token{of_which}.")
+        if share == 1 and covered[index].all():
+            raise ValueError(f"`mask_image` must leave something of `image`, but covers all tokens{of_which}.")
 
 
 def begin_edit(

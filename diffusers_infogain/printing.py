@@ -9,9 +9,11 @@ _MAX_ITEMS = 8
 
 
 def shown(value: object) -> str:
-    """A value on one line: its repr, cut off if it is long; tensors and arrays as dtype and shape."""
+    """A value on one line: its repr, cut off if it is long; tensors, arrays and PIL images by their type and size."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of {value.dtype} {tuple(value.shape)}"
+    if hasattr(value, "mode") and hasattr(value, "size") and hasattr(value, "getbands"):
+        return f"a PIL image of mode {value.mode!r} and {value.size[0]} x {value.size[1]} pixels"
     if isinstance(value, (list, tuple)) and len(value) > _MAX_ITEMS:
         return f"{type(value).__name__} of {len(value)}, {', '.join(map(shown, value[:2]))}, ..."
     try:

@@ -281,7 +281,10 @@ def test_prompts_share_an_image_or_have_their_own():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mask_image": 1}, r"`mask_image` must be None without `image`, got 1\."),
+        (
+            {"mask_image": PIL.Image.new("L", (4, 6))},
+            r"`mask_image` must be None without `image`, got a PIL image of mode 'L' and 4 x 6 pixels\.",
+        ),
         ({"strength": 0.5}, r"`strength` must be None without `image`, got 0\.5\."),
         ({"outpaint": {"left": 2}}, r"`outpaint` must be None without `image`, got \{'left': 2\}\."),
         ({"image": 1, "strength": 0}, r"`strength` must be above 0: at 0 nothing is decoded anew\."),
@@ -323,10 +326,10 @@ def test_padding_that_does_not_fit_is_refused(outpaint, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mask_image": torch.zeros(6, 8)}, r"`mask_image` must mask something, got a mask of no token for image 0\."),
+        ({"mask_image": torch.zeros(6, 8)}, r"`mask_image` must mask something, but covers no token of image 0\."),
         (
             {"mask_image": torch.ones(6, 8)},
-            r"`mask_image` must leave something of `image`, got a mask of all its tokens for image 0",
+            r"`mask_image` must leave something of `image`, but covers all tokens of image 0",
         ),
         ({"mask_image": torch.ones(4, 8)}, r"`mask_image` must have the size of `image`, 8 x 6 pixels, got 8 x 4\."),
         ({"image": noise(3, 3, 6, 8)}, r"`image` must be one, or one for each of the 2 prompts, got 3\."),

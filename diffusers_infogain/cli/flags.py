@@ -162,6 +162,30 @@ def _add_image_call_flags(command: Parser) -> None:
     _add_search_flags(command, "image")
 
 
+def outpaint(text: str) -> dict[str, int]:
+    """The type of a flag for pixels by side, such as left=128,top=64."""
+    sides: dict[str, int] = {}
+    for part in text.split(","):
+        side, _, pixels = part.partition("=")
+        if side not in choices.SIDES or side in sides or not pixels.isascii() or not pixels.isdigit() or len(pixels) > 6:
+            allowed = f"pixels by side ({', '.join(choices.SIDES)}), such as left=128,top=64"
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {shown(text)}")
+        sides[side] = int(pixels)
+    return sides
+
+
+def _add_editing_flags(command: Parser) -> None:
+    group = command.add_argument_group("editing", "of an image, for all prompts")
+    _add(group, "--image", path, "file of an image to edit; without --mask or --outpaint, image to image")
+    text = "file of a mask as large as the image: what is white is decoded anew, and all other pixels stay"
+    _add(group, "--mask", path, text)
+    text = "share of the (masked) tokens that is decoded anew (default: 1 with --mask, else 0.5)"
+    _add(group, "--strength", number(0, 1), text)
+    _add(group, "--outpaint", outpaint, "pixels to add by side, in multiples of a token's", metavar="left=128,top=64,...")
+    _add(group, "--mask-coverage", number(0, 1), "decode tokens of which more than this share is masked", 0.0)
+    _add(group, "--mask-blur", number(0, choices.MOST_BLUR), "pixels of a soft seam around the mask", 0.0)
+
+
 def add_sampler_flags(command: Parser, of_text: bool = False) -> None:
     """One flag per setting of the scheduler; those for the other modality only are accepted but not shown."""
     group = command.add_argument_group("sampler", "settings of InfoGainScheduler (default: the model's)")
@@ -253,6 +277,7 @@ def add_generate(command: Parser) -> None:
     _add_output_flag(command, "outputs", "folder for the images")
     command.add_argument("--grid", action="store_true", help="also write all images into one picture, grid.png")
     _add_count_flag(command, "--num-images", "images per prompt, with consecutive seeds")
+    _add_editing_flags(command)
     _add_image_call_flags(command)
     _add_machine_flags(command)
     add_sampler_flags(command)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+from PIL.ImageOps import exif_transpose
 
 import diffusers_infogain
 
+from ..editing import EditArguments
 from ..evaluation.identity import scheduler_record
 from ..evaluation.runs import generate_images
-from ..image_files import read_png_metadata, save_png
+from ..image_files import open_image, read_png_metadata, save_png
 from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -24,11 +26,29 @@ def generate(args: argparse.Namespace) -> None:
     """Generates images and writes each as a PNG file with its settings."""
     prompts = common.given_prompts(args)
     settings = common.scheduler_settings(args)
+    edit, files = _edit_arguments(args)
     with owned(args.output):
-        _generate(args, prompts, settings)
+        _generate(args, prompts, settings, edit, files)
 
 
-def _generate(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]) -> None:
+def _edit_arguments(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the call that edit an image, checked before a model is loaded, and how files record its input.
+
+    Raises:
+        ValueError: For flags that do not fit together, or a file that is no image.
+    """
+    files = {"image": args.image, "mask_image": args.mask}
+    images: dict[str, Any] = {name: None if file is None else exif_transpose(open_image(file)) for name, file in files.items()}
+    settings = {name: getattr(args, name) for name in ("strength", "outpaint", "mask_coverage", "mask_blur")}
+    EditArguments(**images, **settings)
+    if args.image is None:
+        return {}, {}
+    return {**images, **settings}, {**{name: file.name for name, file in files.items() if file is not None}, **settings}
+
+
+def _generate(
+    args: argparse.Namespace, prompts: list[str], settings: dict[str, Any], edit: dict[str, Any], files: dict[str, Any]
+) -> None:
     folder = args.output
     pipe = common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
@@ -39,6 +59,7 @@ def _generate(args: argparse.Namespace, prompts: list[str], settings: dict[str, 
         **common.identity(args, pipe),
         "version": diffusers_infogain.__version__,
         **call,
+        **files,
         "scheduler": scheduler_record(pipe.scheduler),
     }
 
@@ -47,7 +68,7 @@ def _generate(args: argparse.Namespace, prompts: list[str], settings: dict[str, 
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
         save_once(image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared})
 
-    result = generate_images(pipe, repeated, seeds, args.batch_size, "generate", save, **call)
+    result = generate_images(pipe, repeated, seeds, args.batch_size, "generate", save, **call, **edit)
     if args.grid:
         from ..visualization import GridCell, GridRow, labelled_grid
 
