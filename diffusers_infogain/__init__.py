@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .choices import PRESETS
     from .decoding import DecodingOutput, decode
     from .denoising import Denoised
-    from .image_pipeline import InfoGainPipelineOutput
+    from .image_output import InfoGainPipelineOutput
     from .loading import load
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
     from .pipeline_infogain_lumina import InfoGainLuminaPipeline
@@ -65,7 +65,7 @@ _MODULES = {
     "InfoGainMaskGITPipeline": "pipeline_infogain_maskgit",
     "InfoGainMeissonicPipeline": "pipeline_infogain_meissonic",
     "InfoGainPipeline": "pipeline_infogain",
-    "InfoGainPipelineOutput": "image_pipeline",
+    "InfoGainPipelineOutput": "image_output",
     "InfoGainProposal": "proposal",
     "InfoGainScheduler": "scheduling_infogain",
     "InfoGainSchedulerOutput": "proposal",

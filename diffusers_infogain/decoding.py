@@ -20,6 +20,7 @@ from .proposal import InfoGainProposal
 from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
 from .trace import DecodingTrace, TraceRecorder
+from .trace_view import TraceView
 
 
 @dataclass
@@ -117,6 +118,11 @@ class Run:
             grid=grid,
             interrupted=interrupted or (lambda: False),
         )
+
+    @property
+    def view(self) -> TraceView:
+        """What its traces are drawn with."""
+        return TraceView(mask_token_id=self.scheduler.config.mask_token_id, grid=self.grid, lazy=self.scheduler.is_lazy)
 
     def undecided(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
         """M_t of states (R, ..., L) of the samples `sample_index` (R,), a mask of the same shape."""
@@ -292,7 +298,7 @@ def attempt(
             result.first_logits = plain, logits
         proposal = run.propose(logits, timestep, tokens, sample_index, memory)
         if proposal.needs_lookahead:
-            lazy_threshold = run.scheduler.config.lazy_threshold if run.scheduler.objective.weighs_cost else None
+            lazy_threshold = run.scheduler.config.lazy_threshold if run.scheduler.is_lazy else None
             compared = run.unguided(proposal, plain, timestep)
             seen = run.look_ahead(timestep, compared, sample_index, _best_so_far, lazy_threshold)
             num_compared = seen.ran.sum(-1)
@@ -308,7 +314,6 @@ def attempt(
             "num_evaluations": num_evaluations,
             "num_passes": num_passes,
         }
-        result.recorder.record(proposal, output, counts)
         step = DecodingStep(index, timestep, output.prev_sample, logits, output.objective)
         tokens = output.prev_sample
         plain, logits = output.pred_logits, None
@@ -318,6 +323,7 @@ def attempt(
             if edited:
                 plain = None
                 memory = memory and memory.without_state()
+        result.recorder.record(proposal, output, tokens, counts)
         if unlikely is not None:
             likelihood = likelihood.after(proposal, output.winner)
             result.abandoned |= unlikely(likelihood) & active
@@ -357,9 +363,9 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
         run = replace(run, generators=[split_generator(source, 1)[0] for source in sources])
         unlikely = partial(_unlikely, run.scheduler.config) if number < num_tries - 1 else None
         result = attempt(run, tokens[sample_index], sample_index, logits, unlikely=unlikely)
+        trace = _trace_of(result, tokens[sample_index], run)
+        traces.append(trace.within(decoded.cpu(), sample_index.cpu()))
         decoded[sample_index] = result.tokens
-        trace = _trace_of(result, run.scheduler.num_compared)
-        traces.append(trace.within(len(tokens), sample_index.cpu()))
         again = result.abandoned.nonzero()[:, 0]
         if not len(again):
             break
@@ -370,13 +376,15 @@ def _decode_with_retries(run: Run, tokens: torch.Tensor) -> DecodingOutput:
         if result.first_logits is not None:
             plain, guided = result.first_logits
             logits = take_states(plain, again), take_states(guided, again)
-    return DecodingOutput(decoded, DecodingTrace.join(traces), run.seeds)
+    return DecodingOutput(decoded, replace(DecodingTrace.join(traces), view=run.view), run.seeds)
 
 
-def _trace_of(result: Attempt, num_candidates: int) -> DecodingTrace:
-    """The trace of a try; what abandoned samples decoded in it is void."""
-    trace = result.recorder.trace(result.tokens.shape, num_candidates)
+def _trace_of(result: Attempt, tokens: torch.Tensor, run: Run) -> DecodingTrace:
+    """The trace of a try that began with `tokens` (R, L); what abandoned samples decoded in it is void."""
+    trace = result.recorder.trace(tokens.shape, run.scheduler.num_compared, run.view)
     abandoned = result.abandoned.cpu()
+    trace.entropies[:, abandoned] = torch.nan
+    trace.tokens[:, abandoned] = tokens.cpu().int()[abandoned]
     trace.num_decoded[:, abandoned] = 0
     trace.cost[:, abandoned] = 0
     trace.gain[:, abandoned] = torch.nan
@@ -439,4 +447,4 @@ def decode(
     result = attempt(run, tokens, samples, callback=callback)
     if run.undecided(result.tokens, samples).any() and not run.interrupted():
         raise ValueError("`callback` masked tokens again after the last step, where no step is left to decode them.")
-    return DecodingOutput(result.tokens, result.recorder.trace(tokens.shape, run.scheduler.num_compared), run.seeds)
+    return DecodingOutput(result.tokens, result.recorder.trace(tokens.shape, run.scheduler.num_compared, run.view), run.seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -251,6 +251,13 @@ class Edit:
         if self.shows is not None:
             digest.update((self.shows[index] * 255).round().byte().numpy().tobytes())
         return {"image_sha256": digest.hexdigest(), **self.settings}
+
+    def take(self, samples: Sequence[int]) -> Edit:
+        """The edit of some of the images."""
+        index = list(samples)
+        return replace(
+            self, tokens=self.tokens[index], pixels=self.pixels[index], shows=None if self.shows is None else self.shows[index]
+        )
 
     def paste(self, decoded: torch.Tensor) -> torch.Tensor:
         """Decoded images (B, 3, H, W) in [0, 1], with the pixels of the input where these stay."""

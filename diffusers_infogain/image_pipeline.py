@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils import BaseOutput
 
 from . import __version__
 from .callbacks import CallStateMixin, StepCallback, call_back
@@ -38,33 +37,15 @@ from .decoding import DecodingOutput, DecodingStep
 from .denoising import Denoised
 from .editing import ImageInput, fit_image, read_images
 from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each
+from .image_output import InfoGainPipelineOutput
 from .masked_logits import Logits, MaskedLogits, split_states, take_states
 from .pictures import Picture
-from .printing import summary
 from .progress import ProgressPipeline
 from .search import decode_or_search
 from .trace import DecodingTrace
+from .trace_view import StateImages
 
 CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
-
-
-@dataclass
-class InfoGainPipelineOutput(BaseOutput):
-    """Images, and how they were decoded.
-
-    Attributes:
-        images: PIL images, whose PNG files carry their settings, a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
-            or tokens (B, h, w), by `output_type`.
-        trace: The decoding's `DecodingTrace`: cost, gain, winner, positions and NFE per step and image.
-        seeds: The seed of every image: `generator=torch.Generator(device).manual_seed(seed)` generates it again on its own.
-    """
-
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
-    trace: DecodingTrace
-    seeds: list[int]
-
-    def __repr__(self) -> str:
-        return summary(self)
 
 
 class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
@@ -389,6 +370,7 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         tokens = call.start_tokens()
         total = int((tokens == call.mask_token_id).sum())
 
+        start = time.perf_counter()
         with self.progress_bar(total=total) as progress_bar:
 
             def show(tokens: torch.Tensor) -> None:
@@ -420,24 +402,45 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             )
             show(output.tokens)
         call.state.num_timesteps = len(output.trace.winner)
-        return output
+        seconds, images = time.perf_counter() - start, StateImages(self, call.edit)
+        return replace(output, trace=output.trace.drawn_with(grid=call.grid, images=images, seconds=seconds))
 
     # Images
+
+    @torch.no_grad()
+    def state_images(
+        self, tokens: torch.Tensor, paste: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> list[PIL.Image.Image]:
+        """PIL images of tokens (R, h, w), grey where they hold the scheduler's mask id.
+
+        Args:
+            paste: Changes the images (R, 3, H, W) in [0, 1], such as `Edit.paste`.
+        """
+        check_components(self, "vqvae", "scheduler")
+        tokens = tokens.long().to(self._execution_device)
+        images = self._state_images(tokens, self.scheduler.config.mask_token_id, paste, "pil")
+        self.maybe_free_model_hooks()
+        return images
+
+    def _state_images(
+        self, tokens: torch.Tensor, mask_token_id: int, paste: Callable[[torch.Tensor], torch.Tensor] | None, output_type: str
+    ) -> Any:
+        masked = tokens == mask_token_id
+        pixels = self.to_pixels(tokens.masked_fill(masked, 0))
+        if masked.any():
+            cells = masked.repeat_interleave(self.vae_scale_factor, 1).repeat_interleave(self.vae_scale_factor, 2)
+            pixels = pixels.masked_fill(cells[:, None], sum(self.pixel_range) / 2)
+        images = self.image_processor.postprocess(pixels, "pt")
+        if paste is not None:
+            images = paste(images)
+        return self.image_processor.postprocess(images, output_type, [False] * len(images))
 
     def _images(self, call: ImageCall, output: DecodingOutput) -> Any:
         """The decoded tokens as `output_type` asks for them; positions that an interruption left masked are grey."""
         tokens = output.tokens.unflatten(1, call.grid)
         if call.output_type == "latent":
             return tokens
-        masked = tokens == call.mask_token_id
-        pixels = self.to_pixels(tokens.masked_fill(masked, 0))
-        if masked.any():
-            cells = masked.repeat_interleave(self.vae_scale_factor, 1).repeat_interleave(self.vae_scale_factor, 2)
-            pixels = pixels.masked_fill(cells[:, None], sum(self.pixel_range) / 2)
-        images = self.image_processor.postprocess(pixels, "pt")
-        if call.edit is not None:
-            images = call.edit.paste(images)
-        images = self.image_processor.postprocess(images, call.output_type, [False] * len(images))
+        images = self._state_images(tokens, call.mask_token_id, call.edit.paste if call.edit else None, call.output_type)
         if call.output_type == "pil":
             images = [Picture.of(image, self._settings(call, i, output.seeds[i])) for i, image in enumerate(images)]
         return images

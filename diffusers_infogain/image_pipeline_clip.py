@@ -15,7 +15,8 @@ from .checks import LARGEST_NUMBER, check_bool, check_integer, check_number, che
 from .components import check_components, tokenize
 from .editing import ImageInput
 from .image_call import Condition, ImageCall, check_one_each
-from .image_pipeline import CALLBACK_TENSOR_INPUTS, InfoGainImagePipeline, InfoGainPipelineOutput
+from .image_output import InfoGainPipelineOutput
+from .image_pipeline import CALLBACK_TENSOR_INPUTS, InfoGainImagePipeline
 from .printing import shown
 from .trace import DecodingTrace
 

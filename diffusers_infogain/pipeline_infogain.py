@@ -18,7 +18,7 @@ from .checkpoints.repository import EMBEDDED_MODELS
 from .checks import check_type
 from .editing import ImageInput
 from .image_call import Canvas, Condition, ImageCall
-from .image_pipeline import InfoGainPipelineOutput
+from .image_output import InfoGainPipelineOutput
 from .image_pipeline_clip import ClipImagePipeline
 from .lora import AmusedLoraMixin
 from .scheduling_infogain import InfoGainScheduler

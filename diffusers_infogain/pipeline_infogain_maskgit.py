@@ -19,7 +19,8 @@ from .checks import check_list
 from .editing import ImageInput
 from .files import local_path
 from .image_call import Canvas, Condition, ImageCall
-from .image_pipeline import InfoGainImagePipeline, InfoGainPipelineOutput
+from .image_output import InfoGainPipelineOutput
+from .image_pipeline import InfoGainImagePipeline
 from .models.imagenet import imagenet_class_ids
 from .models.maskgit_transformer import MaskGITTransformer2DModel, open_maskgit
 from .scheduling_infogain import InfoGainScheduler

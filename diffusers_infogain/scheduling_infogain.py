@@ -201,6 +201,11 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         return self._sampler.looks_ahead and self.config.num_candidates > 1
 
     @property
+    def is_lazy(self) -> bool:
+        """Whether it looks at candidates one after the other, until one is good enough; a beam search looks at all of them."""
+        return self.looks_ahead and self.objective.weighs_cost and self.config.lazy_threshold is not None
+
+    @property
     def num_compared(self) -> int:
         """N of a proposal: 1 for a greedy sampler."""
         return self.config.num_candidates if self.looks_ahead else 1

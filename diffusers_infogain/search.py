@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,15 +86,20 @@ class Expansion:
         chosen = torch.zeros(len(alive), alive.shape[1] * self.num_candidates, dtype=torch.bool, device=f.device)
         return chosen.scatter(1, place, f.isfinite()).view(*alive.shape, -1)[alive]
 
-    def _at(self, place: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """(R, N, ...) of the living beams' candidates at `place` (B, K), as (B, K, ...); 0 for finished beams."""
-        full = value.new_zeros(*self.beams.alive.shape, *value.shape[1:])
+    def _at(self, place: torch.Tensor, value: torch.Tensor, finished: float = 0) -> torch.Tensor:
+        """(R, N, ...) of the living beams' candidates at `place` (B, K), as (B, K, ...), with `finished` for finished beams."""
+        full = value.new_full((*self.beams.alive.shape, *value.shape[1:]), finished)
         full[self.beams.alive] = value
         return full.flatten(1, 2)[torch.arange(len(place), device=place.device)[:, None], place]
+
+    def _states_at(self, place: torch.Tensor) -> torch.Tensor:
+        """The states (B, K, L) of the candidates at `place` (B, K)."""
+        return self.states[torch.arange(len(place), device=place.device)[:, None], place]
 
     def record(self, place: torch.Tensor, gain: torch.Tensor, objective: torch.Tensor) -> dict[str, torch.Tensor]:
         """The step by which the candidates at `place` (B, K) become beams: fields of a trace, (B, K, ...), and "parent"."""
         proposal = self.proposal
+        entropies = proposal.entropies.masked_fill(~proposal.masked, torch.nan)
         return {
             "parent": place // self.num_candidates,
             "num_decoded": self._at(place, proposal.num_decoded),
@@ -104,13 +109,14 @@ class Expansion:
             "objective": self._at(place, objective[:, None].expand(-1, self.num_candidates, -1)),
             "winner": place % self.num_candidates,
             "selected": self._at(place, proposal.selected),
+            "entropies": self._at(place, entropies[:, None].expand(-1, self.num_candidates, -1), torch.nan),
+            "tokens": self._states_at(place).int(),
         }
 
     def keep(self, run: Run, f: torch.Tensor, place: torch.Tensor) -> Beams:
         """The candidates at `place` (B, K) as beams; those with f = inf are none."""
         cost = self.beams.cost.gather(1, place // self.num_candidates) + self._at(place, self.proposal.cost).double()
-        states = self.states[torch.arange(len(place), device=place.device)[:, None], place]
-        return Beams.of(run, states, torch.where(f.isfinite(), cost, torch.inf))
+        return Beams.of(run, self._states_at(place), torch.where(f.isfinite(), cost, torch.inf))
 
     def parent_row(self, parent: torch.Tensor) -> torch.Tensor:
         """Which of the R living beams a beam `parent` (B, K) of this step is, (B, K)."""
@@ -151,7 +157,7 @@ def _counts(
 
 def _path(history: list[dict[str, torch.Tensor]], beam: torch.Tensor) -> TraceRecorder:
     """The steps that led to `beam` (B,) after the last step."""
-    samples = torch.arange(len(beam), device=beam.device)
+    samples = torch.arange(len(beam))
     recorder = TraceRecorder()
     for record in reversed(history):
         own = {name: value[samples, beam] for name, value in record.items() if name not in ("parent", *_COUNTS)}
@@ -241,14 +247,15 @@ def decode_beam(
         # The K best candidates of each sample, whichever beams they come from, are its beams from now on.
         f, place = expansion.rank(value)
         record = expansion.record(place, gain, objective)
-        history.append(record | _counts(len(tokens), owners, unseen, num_compared, num_evaluations + more, num_passes))
+        step = record | _counts(len(tokens), owners, unseen, num_compared, num_evaluations + more, num_passes)
+        history.append({name: value.cpu() for name, value in step.items()})  # all beams of all steps would fill a device
         beams = expansion.keep(run, f, place)
         # Memory and logits follow a beam's parent among the rows that were just proposed for.
         rows = expansion.parent_row(record["parent"])[beams.alive]
         memory = proposal.memory and proposal.memory.take(rows)
         plain = seen.logits(rows, record["winner"][beams.alive]) if looks else None
     best = beams.cost.argmin(1)
-    trace = _path(history, best).trace(tokens.shape, scheduler.num_compared)
+    trace = _path(history, best.cpu()).trace(tokens.shape, scheduler.num_compared, replace(run.view, lazy=False))
     return DecodingOutput(beams.states[samples, best], trace, run.seeds)
 
 

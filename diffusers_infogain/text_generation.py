@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,6 +93,7 @@ class TextGeneration:
         self._cache = TextCache(self.pipe.model, self.family, self._cache_mode, packed=self.pack_candidates)
         self._writer = TextWriter(self.canvas, self.pipe.tokenizer, self.family.eos_token_ids)
         self._traces: list[GroupTrace] = []
+        self._seconds = 0.0
 
     def _check_scheduler(self) -> None:
         scheduler = self.pipe.scheduler
@@ -202,6 +204,7 @@ class TextGeneration:
             where = where | decodable[sample_index] if reads_decoded else where
             return MaskedLogits.at(where, self._cache.logits(tokens, cache_index[sample_index], where))
 
+        start, before = time.perf_counter(), self.tokens.int().cpu()
         # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block.
         output = decode_or_search(
             denoise,
@@ -217,7 +220,8 @@ class TextGeneration:
             interrupted=lambda: self.state.interrupt,
         )
         self.tokens[sample_index, group.start : group.end] = output.tokens
-        self._traces.append(GroupTrace(sample_index.cpu(), group.start, group.end, output.trace))
+        self._traces.append(GroupTrace(sample_index.cpu(), group.start, group.end, output.trace, before))
+        self._seconds += time.perf_counter() - start
 
     def _after_step(self, sample_index: torch.Tensor, step: DecodingStep) -> torch.Tensor | None:
         if self.callback_on_step_end is None:
@@ -256,5 +260,8 @@ class TextGeneration:
     def output(self) -> InfoGainTextOutput:
         """What was written so far."""
         texts = [self._writer.text(sample, ids) for sample, ids in enumerate(self.tokens.tolist())]
-        trace = join_traces(self._traces, *self.tokens.shape)
+        tokens = self.tokens.cpu()
+        trace = join_traces(self._traces, tokens)
+        words = self._writer.words(tokens, trace.tokens[trace.selected])
+        trace = trace.drawn_with(words=words, seconds=self._seconds)
         return InfoGainTextOutput(texts, self.tokens, self.attention_mask, trace, self.seeds)

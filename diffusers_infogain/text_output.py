@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .printing import summary
 from .text_canvas import TextCanvas
 from .trace import DecodingTrace
+from .trace_view import Words
 
 
 @dataclass
@@ -86,6 +87,21 @@ class TextWriter:
         kept = self.canvas.attention_mask[sample_index]
         return self.tokenizer.decode([ids[column] for column in range(start, stop) if kept[column]], skip_special_tokens=True)
 
+    def words(self, tokens: torch.Tensor, occurring: torch.Tensor) -> Words:
+        """What texts are shown with: every text from its prompt to the token that ends it.
+
+        Args:
+            tokens: (B, L), the canvas in the end.
+            occurring: All ids that occurred on the way.
+        """
+        columns = []
+        for sample, (ids, kept) in enumerate(zip(tokens.tolist(), self.canvas.attention_mask, strict=True)):
+            end = self.find_end(sample, ids, self.canvas.new_end)
+            stop = self.canvas.new_end if end is None else end + 1
+            columns.append([column for column in range(stop) if kept[column]])
+        ids = torch.cat([occurring.flatten(), tokens.flatten().to(occurring)])
+        return Words(self.tokenizer, ids, columns, self.canvas.new_starts)
+
     def new_text(self, sample_index: int, ids: Sequence[int], before: int, complete: bool) -> str:
         """What a text has gained since the last call of this method.
 
@@ -102,21 +118,42 @@ class TextWriter:
 
 @dataclass
 class GroupTrace:
-    """The trace of texts `sample_index` (R,) that were decoded together in columns `start` to `end` (exclusive)."""
+    """The trace of texts `sample_index` (R,) that were decoded together in columns `start` to `end` (exclusive).
+
+    Attributes:
+        before: (B, L), the canvas of all texts when that began.
+    """
 
     sample_index: torch.Tensor
     start: int
     end: int
     trace: DecodingTrace
+    before: torch.Tensor
 
 
-def join_traces(parts: Sequence[GroupTrace], batch: int, length: int) -> DecodingTrace:
+def join_traces(parts: Sequence[GroupTrace], tokens: torch.Tensor) -> DecodingTrace:
     """One trace (T, B, ...) of all parts, one after the other, over the L columns of the canvas.
 
-    In the steps of a part other texts have no tokens, no cost and no NFE.
+    In the steps of a part other texts have no tokens, no cost and no NFE. The state after the last step of a part is that which
+    the next one begins with: what a text that has ended is filled up with is there.
+
+    Args:
+        tokens: (B, L), the canvas in the end.
     """
     traces = []
-    for part in parts:
-        selected = torch.nn.functional.pad(part.trace.selected, (part.start, length - part.end))
-        traces.append(replace(part.trace, selected=selected).within(batch, part.sample_index))
-    return DecodingTrace.join(traces)
+    length = tokens.shape[1]
+    for part, after in zip(parts, [*(part.before for part in parts[1:]), tokens], strict=True):
+        columns = slice(part.start, part.end)
+        own = part.trace.tokens
+        wide = part.before[part.sample_index].to(own.dtype).expand(len(own), -1, -1).clone()
+        wide[..., columns] = own
+        margins = (part.start, length - part.end)
+        trace = replace(
+            part.trace,
+            tokens=wide,
+            selected=torch.nn.functional.pad(part.trace.selected, margins),
+            entropies=torch.nn.functional.pad(part.trace.entropies, margins, value=torch.nan),
+        ).within(part.before, part.sample_index)
+        trace.tokens[-1:] = after
+        traces.append(trace)
+    return replace(DecodingTrace.join(traces), view=parts[0].trace.view)

@@ -77,9 +77,10 @@ def test_no_mask_is_left_and_the_trace_adds_up(case):
     steps = len(trace.cost)
     assert steps <= len(scheduler.timesteps)
     num = scheduler.config.num_candidates if scheduler.looks_ahead else 1
-    shapes = {name: tuple(value.shape) for name, value in vars(trace).items()}
+    shapes = {name: tuple(value.shape) for name, value in trace.tensors().items()}
     assert shapes.pop("objective") == (steps, batch, num)
-    assert shapes.pop("selected") == (steps, batch, length)
+    for name in ("selected", "entropies", "tokens"):
+        assert shapes.pop(name) == (steps, batch, length)
     assert set(shapes.values()) == {(steps, batch)}
     assert torch.equal(trace.num_decoded.sum(0), masked.sum(-1))
     assert torch.equal(trace.selected.sum(-1), trace.num_decoded)

@@ -48,22 +48,28 @@ def test_halves_of_characters_wait_for_the_rest():
 def trace_of(samples: int, length: int, candidates: int) -> DecodingTrace:
     shape = (2, samples)
     numbers = torch.arange(1, 2 * samples + 1).view(shape)
-    fields = dict.fromkeys(DecodingTrace.__dataclass_fields__, numbers)
+    fields = {name: numbers for name in DecodingTrace.__dataclass_fields__ if name != "view"}
     reals = {name: numbers.float() for name in ("cost", "gain", "log_probability")}
     objective = numbers[..., None].expand(*shape, candidates).float()
-    masks = {"selected": torch.ones(*shape, length, dtype=torch.bool)}
-    return DecodingTrace(**{**fields, **reals, **masks, "objective": objective})
+    wide = {"selected": torch.ones(*shape, length, dtype=torch.bool), "entropies": torch.ones(*shape, length)}
+    wide["tokens"] = 10 * numbers[..., None].expand(*shape, length).int()
+    return DecodingTrace(**{**fields, **reals, **wide, "objective": objective})
 
 
 def test_traces_of_groups_follow_each_other_over_the_columns_of_the_canvas():
     parts = [
-        GroupTrace(torch.tensor([0, 2]), 1, 4, trace_of(2, 3, candidates=3)),
-        GroupTrace(torch.tensor([1]), 2, 4, trace_of(1, 2, candidates=3)),
+        GroupTrace(torch.tensor([0, 2]), 1, 4, trace_of(2, 3, candidates=3), before=torch.full((3, 5), MASK)),
+        GroupTrace(torch.tensor([1]), 2, 4, trace_of(1, 2, candidates=3), before=torch.full((3, 5), 1)),
     ]
-    joined = join_traces(parts, batch=3, length=5)
+    joined = join_traces(parts, torch.full((3, 5), EOS))
     assert joined.num_decoded.tolist() == [[1, 0, 2], [3, 0, 4], [0, 1, 0], [0, 2, 0]]
     assert joined.cost.tolist() == joined.num_decoded.tolist()
     assert joined.gain.isnan().tolist() == (joined.num_decoded == 0).tolist()
     assert joined.objective.shape == (4, 3, 3)
     assert joined.selected[0].int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]]
     assert joined.selected[3].int().tolist() == [[0] * 5, [0, 0, 1, 1, 0], [0] * 5]
+    assert joined.entropies.isnan().equal(~joined.selected)
+    assert joined.tokens[0].tolist() == [[9, 10, 10, 10, 9], [9] * 5, [9, 20, 20, 20, 9]]
+    assert joined.tokens[1].tolist() == [[1] * 5] * 3  # what the next part began with
+    assert joined.tokens[2].tolist() == [[1] * 5, [1, 1, 10, 10, 1], [1] * 5]
+    assert joined.tokens[3].tolist() == [[EOS] * 5] * 3

@@ -245,5 +245,5 @@ def test_another_default_dtype_changes_no_draw(sampler, default):
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(output.tokens, expected.tokens)
-    for name, value in vars(expected.trace).items():
+    for name, value in expected.trace.tensors().items():
         torch.testing.assert_close(getattr(output.trace, name), value, rtol=0, atol=0, equal_nan=True)

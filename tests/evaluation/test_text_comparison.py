@@ -31,6 +31,8 @@ def fake_trace(rows: int, length: int, first: int) -> DecodingTrace:
         num_states=torch.tensor([[3], [1]]).expand(2, rows),
         num_evaluations=torch.tensor([[6], [2]]).expand(2, rows),
         num_passes=torch.tensor([[2], [1]]).expand(2, rows),
+        entropies=torch.zeros(2, rows, length),
+        tokens=torch.zeros(2, rows, length, dtype=torch.int32),
     )
 
 
