@@ -73,7 +73,7 @@ def plot_text(sample: SampleTrace, words: Sequence[Word]) -> Any:
     figure.suptitle(_title(sample), fontsize=13, color=_INK)
     colors, norm = _step_colors(sample.num_steps)
     steps = [None if word.step < 0 else word.step + 1.0 for word in words]
-    bar = _draw_words(by_step, words, lines, steps, colors, norm, "When each token was decoded (known ones in grey)")
+    bar = _draw_words(by_step, words, lines, steps, colors, norm, "Order of decoding (known tokens in grey)")
     bar.set_label("step")
     bar.set_ticks(_some(sample.num_steps, 8 if height > 1.5 else 4))
     bar.ax.minorticks_off()
@@ -169,8 +169,8 @@ def _draw_order(axes: Axes, sample: SampleTrace) -> None:
     steps = np.array(sample.decoded_at).reshape(sample.grid) + 1
     _draw_known(axes, steps == 0)
     mapped = axes.imshow(np.ma.masked_equal(steps, 0), cmap=colors, norm=norm, interpolation="nearest", zorder=1)
-    known = ", known tokens hatched" if (steps == 0).any() else ""
-    axes.set_title(f"When each token was decoded{known}", fontsize=11, color=_INK)
+    known = " (known tokens hatched)" if (steps == 0).any() else ""
+    axes.set_title(f"Order of decoding{known}", fontsize=11, color=_INK)
     axes.set_xticks([])
     axes.set_yticks([])
     bar = axes.figure.colorbar(mapped, ax=axes, ticks=_some(sample.num_steps, 8), shrink=0.9, aspect=16)
