@@ -34,14 +34,15 @@ class GridRow:
 
 
 def _wrapped(text: str, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines that fit, broken at spaces; a no-break space, which the font does not have, becomes a usual one."""
     lines: list[str] = []
-    for word in text.split():
+    for word in filter(None, text.split(" ")):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
-    return lines
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def labelled_grid(columns: Sequence[str], rows: Sequence[GridRow], title: str = "", cell_size: int = 160) -> PIL.Image.Image:

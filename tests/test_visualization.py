@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from diffusers_infogain.visualization import GridCell, GridRow, labelled_grid
+from diffusers_infogain.visualization import GridCell, GridRow, _wrapped, labelled_grid
 
 
 def test_grid_shows_every_image_enlarged_and_framed():
@@ -22,3 +22,10 @@ def test_grid_shows_every_image_enlarged_and_framed():
 def test_rows_must_fit_the_columns():
     with pytest.raises(ValueError, match="`rows` must have 2 cells each, got 1 in 'row'"):
         labelled_grid(["one", "two"], [GridRow("row", [], [GridCell(Image.new("RGB", (8, 8)))])])
+
+
+def test_lines_break_at_spaces_that_may_be_broken():
+    font = ImageFont.load_default(14)
+    assert _wrapped("one two three", font, int(font.getlength("one two")) + 1) == ["one two", "three"]
+    assert _wrapped("one two\u00a0three", font, int(font.getlength("two three")) + 1) == ["one", "two three"]
+    assert _wrapped("", font, 10) == []

@@ -67,7 +67,13 @@ def load_text_pipeline(args: argparse.Namespace) -> Any:
 
 
 def _load(cls: type[DiffusionPipeline], args: argparse.Namespace, **options: Any) -> DiffusionPipeline:
-    pipe = cls.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).to(args.device)
+    if args.offload and torch.device(args.device).type == "cpu":
+        raise ValueError(f"--offload must be used with a GPU, got --device {args.device}.")
+    pipe = cls.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options)
+    if args.offload:
+        pipe.enable_model_cpu_offload(device=args.device)
+    else:
+        pipe.to(args.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

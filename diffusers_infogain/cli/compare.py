@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..evaluation import groups, image_comparison, plots, prompts, runs, tables
+from ..evaluation import groups, image_comparison, plots, prompts, runs, sample_sheet, tables
 from ..evaluation.groups import Group
 from ..evaluation.identity import scheduler_record
 from ..evaluation.image_comparison import ImageCell, Results
@@ -98,7 +98,11 @@ def _compare(
             results.add(cell, images, run_folder, settled[cell], identities, measurement)
         state.wait_for_everyone()
     if state.is_main_process:
-        write_report(args.report or folder, results, cells, rivals)
+        report = args.report or folder
+        write_report(report, results, cells, rivals)
+        if args.grid:
+            shown = prompt_set[: args.grid]
+            sample_sheet.write_sheet(report / "samples.jpg", folder, cells, results.of(cells), shown, args.num_images)
 
 
 def write_report(folder: Path, results: Results, cells: Sequence[ImageCell], rivals: Sequence[Group]) -> None:

@@ -109,6 +109,8 @@ def _add_text_model_flag(command: Parser) -> None:
 def _add_device_flags(command: Parser, batch_size: int, unit: str = "image") -> None:
     _add(command, "--device", nonempty, "such as cpu, cuda or cuda:1 (default: cuda if there is one, else cpu)")
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: float32)")
+    text = "keep the parts of the model in the computer's memory and bring each to the GPU while it works"
+    command.add_argument("--offload", action="store_true", help=text)
     _add(command, "--batch-size", integer(1, MOST), f"{unit}s decoded together", batch_size)
 
 
@@ -329,6 +331,8 @@ def add_compare(command: Parser) -> None:
     _add(command, "--guidance-scales", number(-LARGEST_NUMBER), "(default: the model's, 1.2 for demo)", nargs="+")
     _add_seeds_flag(command, [0, 1, 2])
     _add_count_flag(command, "--num-images", "images per prompt")
+    text = "prompts whose images are put side by side in samples.jpg, under the first samplers"
+    _add(command, "--grid", integer(0, 1000), text, 6, metavar="N")
     command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
     text = "results.json of a comparison on other prompts, whose best greedy rules are run too, for samplers to be compared with"
     _add(command, "--rivals", path, text, metavar="FILE")

@@ -169,8 +169,10 @@ def plot_pareto(groups: Sequence[Group], quality: Quality, series: Sequence[_Ser
         for members in line.strands(cost):
             _plot_series(axes, points(members), _scaled_errors(members, quality.name), line.style)
         labels.append(Label(line.label, ink(line.style["color"]), _pairs(points(line.groups))))
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
+    costs = [group.value(cost) for group in groups]
+    if max(costs) > 4 * min(costs) > 0:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
     _add_legend(axes)
     write_labels(axes, labels)
     _save(figure, path)
@@ -326,11 +328,13 @@ def _steps_per_image(group: Group, name: str) -> float:
 def write_plots(groups: Sequence[Group], quality: Quality, folder: Path) -> list[Path]:
     """All plots of a comparison on images, with the same samplers in the same colors; returns their files."""
     series = choose_series(groups, quality)
-    paths = [folder / name for name in ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "decisions.png")]
+    paths = [folder / name for name in ("pareto_rows.png", "pareto_calls.png", "decisions.png")]
     plot_pareto(groups, quality, series, paths[0], "num_evaluations")
     plot_pareto(groups, quality, series, paths[1], "sequential_passes")
-    plot_quality_entropy(groups, quality, series, paths[2])
-    plot_decisions(groups, quality, paths[3])
+    plot_decisions(groups, quality, paths[2])
+    if quality.name != "cumulative_entropy":
+        paths.append(folder / "quality_entropy.png")
+        plot_quality_entropy(groups, quality, series, paths[-1])
     for steps in sorted({group["steps"] for group in groups}):
         paths.append(folder / f"entropy_{steps}_steps.png")
         plot_trajectories(groups, series, paths[-1], steps)

@@ -121,7 +121,9 @@ def image_report(groups: Sequence[Group], quality: Quality, description: str, ch
     """The table of `image_table` with its sample sizes and seeds, and the correlation of quality and entropy."""
     sizes = sorted({group.figures[quality.name].n for group in groups if quality.name in group.figures})
     seeds = sorted({seed for group in groups for seed in group.seeds})
-    correlation = correlation_text(quality_entropy_correlation(groups, quality))
+    correlation = quality_entropy_correlation(groups, quality)
+    title = title_of(quality.name)
+    entropy = f"{title[0].upper()}{title[1:]} against cumulative entropy: {correlation_text(correlation)}."
     paired = (
         " Differences are paired by prompt and seed; the greedy rules in brackets were chosen on other prompts." if chosen else ""
     )
@@ -132,8 +134,7 @@ def image_report(groups: Sequence[Group], quality: Quality, description: str, ch
         f"error, over prompts for figures of single images and over seeds for the others.{paired} Bold: no other row is as good "
         "for no more NFE and no more sequential passes, and better in one of the three.",
         "",
-        f"{title_of(quality.name).capitalize()} against cumulative entropy: {correlation}.",
-        "",
+        *((entropy, "") if quality.name != "cumulative_entropy" else ()),
     ]
     return "\n".join(lines)
 

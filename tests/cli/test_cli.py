@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from diffusers import DiffusionPipeline
 from helpers.commands import run
 from PIL import Image, ImageChops
 
 import diffusers_infogain
 from diffusers_infogain import cli
+from diffusers_infogain.cli import common
 from diffusers_infogain.settings import SETTINGS
 
 
@@ -168,6 +171,18 @@ def test_an_unwritable_folder_is_refused_before_any_work(capsys, stock_repositor
     assert code == 2
     assert "Cannot write to the output folder" in err
     assert "images in" not in out
+
+
+def test_offloading_takes_a_gpu(capsys, stock_repository, tmp_path, monkeypatch):
+    code, _, err = generate(capsys, stock_repository, tmp_path, "a", "--offload")
+    assert code == 2
+    assert err.splitlines()[-1] == "diffusers-infogain: error: --offload must be used with a GPU, got --device cpu."
+    asked = []
+    monkeypatch.setattr(DiffusionPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
+    monkeypatch.setattr(DiffusionPipeline, "to", lambda self, device: pytest.fail("the whole model is on the GPU"))
+    args = SimpleNamespace(model=stock_repository, dtype="float32", device="cuda:1", offload=True)
+    common.load_pipeline(args)
+    assert asked == ["cuda:1"]
 
 
 def test_demo_draws_the_grid(capsys, tmp_path):

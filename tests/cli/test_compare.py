@@ -11,6 +11,7 @@ from helpers import metrics  # noqa: F401, so that metrics can be imported witho
 from helpers.commands import run
 
 from diffusers_infogain import cli, load
+from diffusers_infogain.evaluation import sample_sheet
 
 ARGUMENTS = ["--num-prompts", "4", "--steps", "2", "--seeds", "0", "1", "--device", "cpu", "--num-candidates", "2", "3"]
 
@@ -39,9 +40,8 @@ def test_a_comparison_writes_figures_table_plots_and_images_and_makes_only_what_
     assert len(run["right"]) == len(run["cumulative_entropies"]) == 4
     assert "| 2 | info_gain:gain_reduction=mean, N 3 |" in (folder / "table.md").read_text()
     assert "accuracy (%)" in out
-    assert {"pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "decisions.png", "entropy_2_steps.png"} <= {
-        p.name for p in folder.iterdir()
-    }
+    plots = {"pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "decisions.png", "entropy_2_steps.png"}
+    assert {*plots, "samples.jpg"} <= {path.name for path in folder.iterdir()}
     images = sorted((folder / "runs").glob("*/images/*.png"))
     assert len(images) == 24
 
@@ -169,6 +169,52 @@ def test_two_images_of_a_prompt_have_variety(capsys, tmp_path):
     figures = dict(zip(header, row, strict=True))
     assert float(figures["variety within a caption"]) > 0
     assert "energy distance within a caption" in figures
+
+
+def test_samples_are_put_side_by_side(capsys, tmp_path, monkeypatch):
+    """A column for each configuration, a row for each prompt: the first image at the first seed, framed as it was judged."""
+    sheets = []
+
+    def grid(columns, rows, **more):
+        sheets.append((columns, rows))
+        return PIL.Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(sample_sheet, "labelled_grid", grid)
+    flags = ["--num-images", 2, "--samplers", "maskgit", "paper", "--num-candidates", 2, "--grid", 3, "--metrics", "composition"]
+    code, _, err = compare(capsys, tmp_path, *flags)
+    assert code == 0, err
+    ((columns, rows),) = sheets
+    (first, second) = (name.replace("\u00a0", " ") for name in columns)
+    assert re.fullmatch(r"MaskGIT, 2 steps: [\d.]+ NFE, [\d.]+ s", first)
+    assert second.startswith("lookahead as in the paper, N = 2, 2 steps: ")
+    runs = {run["sampler"]: run for run in json.loads((tmp_path / "results.json").read_text())["runs"] if run["seed"] == 0}
+    prompts = [line["prompt"] for line in lines_of(tmp_path / "runs" / "maskgit-steps2-g1.2-seed0" / "images.jsonl")]
+    assert len(rows) == 3
+    for number, row in enumerate(rows):
+        assert row.lines == [prompts[2 * number]]
+        for sampler, name, cell in zip(("maskgit", "paper"), ("maskgit-steps2", "paper-steps2-n2"), row.cells, strict=True):
+            path = tmp_path / "runs" / f"{name}-g1.2-seed0" / "images" / f"{2 * number:06d}.png"
+            assert cell.image.tobytes() == PIL.Image.open(path).convert("RGB").tobytes()
+            assert cell.right == (runs[sampler]["right"][2 * number] == "1")
+    shutil.rmtree(tmp_path / "runs" / "maskgit-steps2-g1.2-seed0")
+    assert compare(capsys, tmp_path, *flags)[0] == 0
+    assert [len(columns) for columns, _ in sheets] == [2, 1]  # what was removed is left out
+    assert compare(capsys, tmp_path, *flags, "--grid", 0)[0] == 0
+    assert len(sheets) == 2
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_entropies_are_not_held_against_themselves(capsys, tmp_path):
+    flags = ["--samplers", "maskgit", "halton", "--metrics", "--seeds", 0, "--grid", 2]
+    code, out, err = compare(capsys, tmp_path, *flags)
+    assert code == 0, err
+    assert "Pearson" not in out
+    assert not (tmp_path / "quality_entropy.png").exists()
+    assert (tmp_path / "pareto_rows.png").exists()
+    assert PIL.Image.open(tmp_path / "samples.jpg").width > 400
 
 
 def test_rivals_are_chosen_on_one_split_and_measured_on_another(capsys, tmp_path):

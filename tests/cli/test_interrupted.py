@@ -64,7 +64,7 @@ def command(server, name: str, output: Path) -> list[Any]:
     return [*COMMANDS[name], *more, "--device", "cpu", "--output", output / "texts.jsonl" if name == "text" else output]
 
 
-PLOTS = ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "decisions.png", "entropy_2_steps.png")
+PLOTS = ("pareto_rows.png", "pareto_calls.png", "quality_entropy.png", "decisions.png", "entropy_2_steps.png", "samples.jpg")
 TIMES = re.compile(r'"(seconds|seconds_per_image|peak_memory|total_evaluation_time_seconds|date)": ("[^"]*"|[^,}\]]+)')
 
 
