@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
 from .printing import summary
 from .trace import DecodingTrace
+from .trace_film import enlarged
+from .trace_text import html_outputs
+
+_SHOWN = 16
+"""The most images that a notebook shows of an output."""
+_LARGEST = 512
+"""Pixels along the longer side, to which a notebook's images are reduced."""
 
 
 @dataclass
@@ -30,3 +41,35 @@ class InfoGainPipelineOutput(BaseOutput):
 
     def __repr__(self) -> str:
         return summary(self)
+
+    def _repr_html_(self) -> str | None:
+        """The first images, small ones enlarged, and what they took, for notebooks; nothing if they are tokens."""
+        images = self._as_pil()
+        if images is None:
+            return None
+        style = "margin:0 6px 6px 0;max-width:100%;image-rendering:pixelated"
+        parts = [
+            f'<img src="{_data_url(image)}" alt="image {number} with seed {seed}" title="seed {seed}" style="{style}">'
+            for number, (image, seed) in enumerate(zip(images[:_SHOWN], self.seeds, strict=False), 1)
+        ]
+        return html_outputs([f"<p>{html.escape(self.trace.took())}</p>", *parts], max(len(images) - _SHOWN, 0))
+
+    def _as_pil(self) -> list[PIL.Image.Image] | None:
+        images = self.images
+        if isinstance(images, torch.Tensor):
+            if images.ndim != 4:
+                return None
+            images = VaeImageProcessor.pt_to_numpy(images)
+        return VaeImageProcessor.numpy_to_pil(images) if isinstance(images, np.ndarray) else images
+
+
+def _data_url(image: PIL.Image.Image) -> str:
+    """An image as an address that holds it: enlarged if it is small, and reduced, with some loss, if it is large."""
+    content, kind = io.BytesIO(), "png"
+    if max(image.size) > _LARGEST:
+        kind = "jpeg"
+        image = enlarged(image, _LARGEST)
+    elif max(image.size) < 256:
+        image = enlarged(image)
+    image.convert("RGB").save(content, kind, quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

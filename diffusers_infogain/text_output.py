@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from .printing import summary
 from .text_canvas import TextCanvas
 from .trace import DecodingTrace
+from .trace_text import html_fragment, html_outputs, visible
 from .trace_view import Words
+
+_SHOWN = 8
+"""The most texts that a notebook shows of an output."""
 
 
 @dataclass
@@ -36,6 +41,17 @@ class InfoGainTextOutput(BaseOutput):
 
     def __repr__(self) -> str:
         return summary(self)
+
+    def _repr_html_(self) -> str:
+        """The first texts with their tokens in color, for notebooks."""
+        shown = range(min(len(self.texts), _SHOWN))
+        parts = [f"<p>{html.escape(self.trace.took())}</p>"] if len(self.texts) > 1 else []
+        for sample in shown:
+            if self.trace.decoded_nothing_of(sample):
+                parts.append(f"<p>{html.escape(visible(self.texts[sample]))}</p>")
+            else:
+                parts.append(html_fragment(self.trace.of_sample(sample), self.trace.written(sample)))
+        return html_outputs(parts, len(self.texts) - len(shown))
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checks import check_integer
+from .checks import check_bool, check_choice, check_integer
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
 from .trace_view import SampleTrace, TraceView, Word, as_list, square_or_line
 
@@ -258,6 +259,69 @@ class DecodingTrace:
 
         check_film(path, seconds_per_step, seconds_at_end)
         return save_film(self.frames(sample, size, pipe=pipe), path, seconds_per_step, seconds_at_end)
+
+    def html(self, sample: int = 0) -> str:
+        """A page that shows a text's tokens in the color of the step that decoded them, or of their entropy before it.
+
+        The page needs nothing else, runs no scripts, and shows every token as it is, whatever it holds.
+
+        Raises:
+            ValueError: If there is no such sample, it is no text, or nothing of it was decoded.
+        """
+        from .trace_text import html_fragment, html_page
+
+        return html_page("How this text was decoded", [html_fragment(self.of_sample(sample), self.written(sample))])
+
+    def ansi(self, sample: int = 0, *, by: str = "step", color: bool = True) -> str:
+        """A text for a terminal of 256 colors: its tokens in the color of the step that decoded them.
+
+        Args:
+            sample: Which one of the batch, from 0.
+            by: "step", or "entropy" for the entropy of a token's position before that step.
+            color: False for terminals without colors: the text, and a line for every step.
+
+        Raises:
+            ValueError: As `html`, or for another `by`.
+        """
+        from .trace_text import terminal_text
+
+        check_choice("by", by, ("step", "entropy"))
+        check_bool("color", color)
+        return terminal_text(self.of_sample(sample), self.written(sample), by, color)
+
+    def decoded_nothing_of(self, sample: int) -> bool:
+        """Whether there is nothing to draw of a sample, since all of it was known."""
+        return not self._took_part(sample).any()
+
+    def took(self) -> str:
+        """A line of what the batch took, per sample."""
+        batch = self.tokens.shape[1]
+        if not batch:
+            return "nothing"
+        steps = [int(self._took_part(sample).sum()) for sample in range(batch)]
+        span = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
+        seconds = "" if self.view is None or self.view.seconds is None else f"; {self.view.seconds:.3g} s in all"
+        rows = self.num_evaluations.sum(0).double().mean()
+        return (
+            f"{span} step{'s' * (max(steps) != 1)}, {rows:.1f} rows of the network (NFE) and "
+            f"{self.cumulative_entropy.mean():.1f} nats of cumulative entropy{' each' * (batch > 1)}{seconds}"
+        )
+
+    def _repr_html_(self) -> str | None:
+        if self.view is None or self.view.words is None or not self.tokens.shape[1] or self.decoded_nothing_of(0):
+            return None
+        from .trace_text import html_fragment
+
+        return html_fragment(self.of_sample(0), self.written(0))
+
+    def _repr_png_(self) -> bytes | None:
+        if self.view is None or self.view.words is not None or not self.tokens.shape[1] or self.decoded_nothing_of(0):
+            return None
+        if find_spec("matplotlib") is None:
+            return None
+        from .trace_plot import as_png
+
+        return as_png(self.plot())
 
     def take(self, sample_index: torch.Tensor) -> DecodingTrace:
         """The trace of some of the samples."""

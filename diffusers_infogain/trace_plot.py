@@ -17,6 +17,7 @@ from .trace_view import SampleTrace, Word
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
 
 _MAPS = 8
 """The most maps of entropies."""
@@ -35,11 +36,16 @@ def _figure(width: float, height: float) -> Any:
         """A figure that shows itself."""
 
         def _repr_png_(self) -> bytes:
-            content = io.BytesIO()
-            self.savefig(content, format="png", dpi=100)
-            return content.getvalue()
+            return as_png(self)
 
     return TraceFigure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    return content.getvalue()
 
 
 def plot_image(sample: SampleTrace, image: PIL.Image.Image | None) -> Any:
@@ -51,7 +57,7 @@ def plot_image(sample: SampleTrace, image: PIL.Image.Image | None) -> Any:
     heights = [3.4] + ([1.7] if sample.entropies is not None else []) + [3.0]
     figure = _figure(11, sum(heights) + 0.5)
     rows = iter(figure.subfigures(len(heights), 1, height_ratios=heights))
-    figure.suptitle(_title(sample), fontsize=13, color=_INK)
+    figure.suptitle(sample.took, fontsize=13, color=_INK)
     top = next(rows).subplots(1, 2 if image is not None else 1, squeeze=False)[0]
     if image is not None:
         top[0].imshow(image, interpolation="nearest" if max(image.size) <= 256 else None)
@@ -70,7 +76,7 @@ def plot_text(sample: SampleTrace, words: Sequence[Word]) -> Any:
     height = max(0.24 * len(lines) + 0.5, 1.1)
     figure = _figure(11, 2 * height + 3.5)
     by_step, by_entropy, below = figure.subfigures(3, 1, height_ratios=[height, height, 3.0])
-    figure.suptitle(_title(sample), fontsize=13, color=_INK)
+    figure.suptitle(sample.took, fontsize=13, color=_INK)
     colors, norm = _step_colors(sample.num_steps)
     steps = [None if word.step < 0 else word.step + 1.0 for word in words]
     bar = _draw_words(by_step, words, lines, steps, colors, norm, "Order of decoding (known tokens in grey)")
@@ -130,21 +136,13 @@ def _draw_words(
             text = "".join(c if font.get_char_index(ord(c)) else "□" for c in visible(words[number].text))
             axes.text(
                 column + width / 2, row + 0.52, text, color=ink_on(color), ha="center", va="center", parse_math=False,
-                fontfamily="DejaVu Sans Mono", fontsize=9.2,
+                fontfamily="DejaVu Sans Mono", fontsize=10.5,
             )  # fmt: skip
     axes.set_xlim(0, _COLUMNS)
     axes.set_ylim(max(len(lines), 2), 0)
     axes.set_axis_off()
     axes.set_title(title, fontsize=11, color=_INK, loc="left")
     return figure.colorbar(ScalarMappable(norm, colors), ax=axes, aspect=8, pad=0.01, fraction=0.03)
-
-
-def _title(sample: SampleTrace) -> str:
-    steps, rows = sample.num_steps, sample.num_evaluations
-    return (
-        f"{steps} step{'s' * (steps != 1)}, {rows} row{'s' * (rows != 1)} of the network (NFE), "
-        f"{sum(sample.cost):.1f} nats of cumulative entropy"
-    )
 
 
 def _step_colors(num_steps: int) -> tuple[Colormap, Any]:

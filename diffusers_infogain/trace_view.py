@@ -83,9 +83,7 @@ class Words:
     @cached_property
     def pieces(self) -> dict[int, str]:
         """What every token adds to a text, by its id."""
-        ids = self._ids.unique().tolist()
-        tokens = self._tokenizer.convert_ids_to_tokens(ids)
-        return {number: _piece(self._tokenizer, number, token) for number, token in zip(ids, tokens, strict=True)}
+        return {number: _piece(self._tokenizer, number) for number in self._ids.unique().tolist()}
 
     def take(self, samples: Sequence[int]) -> Words:
         """Those of some of the texts."""
@@ -98,11 +96,11 @@ class Words:
         return {"pieces": self.pieces, "columns": self.columns, "starts": self.starts, "_tokenizer": None, "_ids": None}
 
 
-def _piece(tokenizer: Any, number: int, token: str) -> str:
-    """The text of a token, with the space that begins it, which decoding a single token may drop."""
-    text = tokenizer.decode([number], skip_special_tokens=False)
-    begins = token.startswith(("▁", "Ġ"))
-    return f" {text}" if begins and not text.startswith(" ") else text
+def _piece(tokenizer: Any, number: int) -> str:
+    """What a token adds to a text before it, with the space that decoding it alone may drop."""
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    once, twice = (tokenizer.decode([number] * count, **options) for count in (1, 2))
+    return twice.removeprefix(once)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +178,15 @@ class SampleTrace:
     def num_steps(self) -> int:
         """T."""
         return len(self.cost)
+
+    @property
+    def took(self) -> str:
+        """A line of what it took."""
+        steps, rows = self.num_steps, self.num_evaluations
+        return (
+            f"{steps} step{'s' * (steps != 1)}, {rows} row{'s' * (rows != 1)} of the network (NFE), "
+            f"{sum(self.cost):.1f} nats of cumulative entropy"
+        )
 
     def record(self) -> dict[str, Any]:
         """All but the entropies, for JSON. `read` reads it."""
