@@ -260,10 +260,11 @@ class Edit:
         )
 
     def paste(self, decoded: torch.Tensor) -> torch.Tensor:
-        """Decoded images (B, 3, H, W) in [0, 1], with the pixels of the input where these stay."""
+        """Decoded images (B, 3, H, W) in [0, 1], with the pixels of the input where these stay; in float32, if any do."""
         if self.shows is None:
             return decoded
-        return torch.lerp(self.pixels.to(decoded), decoded, self.shows.to(decoded))
+        decoded = decoded.float()  # half precision would change the pixels that stay
+        return torch.lerp(self.pixels.to(decoded.device), decoded, self.shows.to(decoded.device))
 
 
 def _check_cells(cells: torch.Tensor, share: float) -> None:

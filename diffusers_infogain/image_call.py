@@ -201,7 +201,8 @@ class ImageCall:
             check_type(name, side, int, "an integer or None")
         unit = self.pipe.vae_scale_factor * self.canvas.multiple
         if height % unit or width % unit or height <= 0 or width <= 0:
-            raise ValueError(f"`height` and `width` must be positive multiples of {unit}, got {height} and {width}.")
+            padded = "" if self.outpaint is None else ", with the padding of `outpaint`"
+            raise ValueError(f"`height` and `width` must be positive multiples of {unit}, got {height} and {width}{padded}.")
         if max(height, width) > LARGEST_SIDE:
             raise ValueError(f"`height` and `width` must be at most {LARGEST_SIDE}, got {height} and {width}.")
 

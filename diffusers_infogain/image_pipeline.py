@@ -143,7 +143,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
 
     def to_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encodes pixels (B, 3, H, W) in `pixel_range` into tokens (B, h, w); by default with a `VQModel` of diffusers."""
-        return encode_vqvae(in_float32(self.vqvae, self.vqvae.config.force_upcast), pixels)
+        # In half precision torch has no `cdist` to find the nearest codes.
+        return encode_vqvae(in_float32(self.vqvae), pixels)
 
     # Components
 

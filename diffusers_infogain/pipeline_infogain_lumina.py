@@ -14,7 +14,7 @@ from .checkpoints.published import PublishedPipeline
 from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checkpoints.saved import load_tokenizer
 from .checkpoints.source import ModelSource
-from .checkpoints.stock import decode_vqvae, encode_vqvae, open_vqvae
+from .checkpoints.stock import decode_vqvae, open_vqvae
 from .checks import check_integer, is_integer, prompt_list, shown
 from .components import check_components, in_float32, tokenize
 from .files import read_json
@@ -163,7 +163,3 @@ class InfoGainLuminaPipeline(SequenceImagePipeline):
     def to_pixels(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) of tokens (B, h, w), in float32."""
         return decode_vqvae(in_float32(self.vqvae), tokens).clamp(0, 1)
-
-    def to_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, h, w) of pixels (B, 3, H, W) in [0, 1], in float32."""
-        return encode_vqvae(in_float32(self.vqvae), pixels)

@@ -136,6 +136,14 @@ def verdicts(images: Sequence[Any], problems: Sequence[Problem]) -> str:
     return "".join("1" if verdict.holds else "0" for verdict in found)
 
 
+HEADING = """# Inpainting on the demo model, all configurations
+
+Made by `examples/measure_editing.py`; [editing.md](../editing.md#which-sampler) explains it. Demo model, held-out captions of the
+split {split!r}, {count} drawings and {seeds} seeds for each task, guidance 1.2, CPU, float32; standard errors over drawings.
+
+"""
+
+
 def table(records: Sequence[dict[str, Any]], count: int) -> str:
     """Share of right images of every sampler, in the order of the rows that it took."""
     lines = []
@@ -152,8 +160,8 @@ def table(records: Sequence[dict[str, Any]], count: int) -> str:
             most = "" if sampler == TOKENIZER else steps or str(MOST_STEPS)
             rows.append((cost[0], [title, most, f"{100 * accuracy.value:.1f} ± {100 * accuracy.standard_error:.1f}", *cost]))
         cells = [[*row[:3], *(f"{value:.1f}" for value in row[3:])] for _, row in sorted(rows, key=lambda row: row[0])]
-        head = ["sampler", "steps at most", "right (%)", "NFE", "sequential passes"]
-        lines += [f"Hidden: {task}", "", markdown_table(head, cells), ""]
+        head = ["sampler", "steps", "right (%)", "NFE", "sequential passes"]
+        lines += [f"**{task.capitalize()} is hidden**", "", markdown_table(head, cells).rstrip("\n"), ""]
     return "\n".join(lines)
 
 
@@ -211,7 +219,8 @@ def main() -> None:
         append_json_lines([record], file)
         records.append(record)
         print(f"{task}, {sampler}, seed {seed}: {record['right'].count('1')} of {len(record['right'])} right", flush=True)
-    save_text(table(records, args.num_prompts), args.output / "table.md")
+    heading = HEADING.format(split=args.split, count=args.num_prompts, seeds=len(args.seeds))
+    save_text(heading + table(records, args.num_prompts), args.output / "table.md")
     draw(pipe, args.split, args.num_prompts, args.batch_size).save(args.output / "editing.png")
     print(f"Written to {args.output}.")
 

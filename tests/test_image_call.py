@@ -110,6 +110,13 @@ def test_image_to_image_takes_its_share_of_the_steps(strength, steps):
     assert (call.start_tokens() == MASK).sum(1).tolist() == [max(1, round(16 * strength))] * 2
 
 
+def test_padding_must_fit_the_units_of_the_model():
+    assert make_call(image=torch.zeros(3, 32, 32), outpaint={"left": 8, "right": 8}).grid == (4, 6)
+    message = r"`height` and `width` must be positive multiples of 16, got 32 and 40, with the padding of `outpaint`\."
+    with pytest.raises(ValueError, match=message):
+        make_call(image=torch.zeros(3, 32, 32), outpaint={"left": 8})
+
+
 def test_at_a_fixed_pace_an_edit_takes_the_steps_of_its_tokens():
     call = make_call(image=torch.zeros(3, 32, 32), scheduler=InfoGainScheduler(mask_token_id=MASK, tokens_per_step=2))
     assert (call.start_tokens() == MASK).sum(1).tolist() == [8, 8]

@@ -89,6 +89,15 @@ def test_unmasked_pixels_and_tokens_stay_exactly(pipe, output_type):
     assert torch.equal(pixels[mask], (decoded * 255).round().byte()[mask])
 
 
+def test_half_precision_changes_no_pixel_that_stays(pipe):
+    image, mask = photograph(pipe), half_mask(pipe)
+    pipe.to(torch.bfloat16)
+    if "force_upcast" in pipe.vqvae.config:
+        pipe.vqvae.register_to_config(force_upcast=False)
+    pixels = call(pipe, image=image, mask_image=mask, output_type="pt").images[0]
+    assert torch.equal(pixels[:, ~mask], (image.float() / 255)[:, ~mask])
+
+
 WAYS = {
     **{sampler: {"sampler": sampler} for sampler in SAMPLERS if sampler != "pc_sampler"},
     **{f"preset {name}": preset for name, preset in PRESETS.items()},
