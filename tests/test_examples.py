@@ -95,6 +95,16 @@ def test_the_pictures_and_the_table_of_the_results_are_made_from_their_figures(r
 
 
 @pytest.mark.slow
+def test_the_pictures_of_the_gallery_are_made_anew(run, tmp_path):
+    docs = EXAMPLES.parent / "docs"
+    shutil.copytree(docs / "results", tmp_path / "results")
+    run("draw_gallery.py", tmp_path, "--num-prompts", 2)
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.suffix in (".png", ".webp")}
+    shown = set(re.findall(r"!\[[^]]*\]\(([^)]*)\)", (docs / "gallery.md").read_text(encoding="utf-8")))
+    assert made == shown - {"images/emoji.png"}  # which takes a model of its own
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(importlib.util.find_spec("torch_fidelity") and not importlib.util.find_spec("torchvision")),
     reason="torch-fidelity needs torchvision",
