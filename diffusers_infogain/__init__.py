@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .choices import PRESETS
     from .decoding import DecodingOutput, decode
     from .denoising import Denoised
+    from .exporting import export_pipeline
     from .image_output import InfoGainPipelineOutput
     from .loading import load
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
@@ -50,6 +51,7 @@ __all__ = [
     "decode",
     "decode_beam",
     "decode_best_of",
+    "export_pipeline",
     "load",
 ]
 
@@ -74,6 +76,7 @@ _MODULES = {
     "decode": "decoding",
     "decode_beam": "search",
     "decode_best_of": "search",
+    "export_pipeline": "exporting",
     "load": "loading",
 }
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,3 +98,43 @@ def _remove_parts(home: Path) -> None:
         folders[:] = [name for name in folders if not Path(place, name, LOCK).exists()]
         for name in filter(_PARTS.fullmatch, names):
             Path(place, name).unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_in_place(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` when the block ends without an exception, with the permissions that the umask allows.
+
+    A lock in it tells a running process from one that was killed, whose folder is emptied and reused.
+
+    Raises:
+        ValueError: If another process is writing there.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = target.parent / f".{target.name}.part"
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                message = f"Another command is writing {target}: wait until it has ended, or choose another target."
+                raise ValueError(message) from None
+        for left in folder.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            elif left.name != LOCK:
+                left.unlink()
+        yield folder
+        with writing(target):
+            os.replace(folder, target)
+        (target / LOCK).unlink()
+    except BaseException:
+        # An interruption may come before the lock is ours. Without it the folder may be another process's.
+        with contextlib.suppress(OSError):
+            lock.acquire()
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        lock.release(force=True)

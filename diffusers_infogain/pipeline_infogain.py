@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,15 +76,12 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
             transformer=transformer,
         )
 
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Writes `model_index.json` as an aMUSEd repository's."""
-        # Hub repositories cannot name classes outside diffusers. Saved as aMUSEd's, the repository also loads without this
-        # package, and the scheduler's own settings survive in its config, which `__init__` converts back.
-        config = json.loads(self.to_json_string())
-        config["_class_name"] = "AmusedPipeline"
-        if self.scheduler is not None:
-            config["scheduler"] = ["diffusers", "AmusedScheduler"]
-        Path(json_file_path).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def saved_index(self) -> dict[str, Any]:
+        """`model_index.json` as an aMUSEd repository's."""
+        # Saved as aMUSEd's, the repository also loads without this package, and the scheduler's own settings survive in its
+        # config, which `__init__` converts back.
+        index = {**super().saved_index(), "_class_name": "AmusedPipeline"}
+        return index if self.scheduler is None else {**index, "scheduler": ["diffusers", "AmusedScheduler"]}
 
     def canvas(self) -> Canvas:
         """The image tokens of the model."""

@@ -1,13 +1,4 @@
-"""How often each token occurs in reference text: the file that the rule "pc_sampler" reads.
-
-```python
-from diffusers_infogain.token_frequencies import save_token_frequencies, token_frequencies
-
-texts = (tokenizer(text)["input_ids"] for text in corpus)
-save_token_frequencies(token_frequencies(texts, vocab_size), "frequencies.safetensors")
-scheduler = InfoGainScheduler(mask_token_id, sampler="pc_sampler", pc_frequencies="frequencies.safetensors")
-```
-"""
+"""How often each token occurs in reference text: the file that the rule "pc_sampler" reads."""
 
 from __future__ import annotations
 
@@ -56,6 +47,14 @@ def token_frequencies(token_ids: Iterable[Sequence[int]], vocab_size: int) -> to
 
 def save_token_frequencies(frequencies: torch.Tensor, path: str | Path) -> None:
     """Writes frequencies (V,) atomically, as a safetensors file with the float32 tensor "frequencies".
+
+    ```python
+    from diffusers_infogain.token_frequencies import save_token_frequencies, token_frequencies
+
+    texts = (tokenizer(text)["input_ids"] for text in corpus)
+    save_token_frequencies(token_frequencies(texts, vocab_size), "frequencies.safetensors")
+    scheduler = InfoGainScheduler(mask_token_id, sampler="pc_sampler", pc_frequencies="frequencies.safetensors")
+    ```
 
     Raises:
         ValueError: If they are not float32 of one dimension, in [0, 1] and not all 0.

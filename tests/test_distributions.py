@@ -46,10 +46,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     packaged = {file.relative_to("diffusers_infogain").as_posix() for file in files if file.parts[0] == "diffusers_infogain"}
     source = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.is_file()}
     assert packaged == {name for name in source if "__pycache__" not in name}
-    assert {"py.typed", "custom_pipeline.py", "models/imagenet_classes.txt"} <= packaged
+    assert {"py.typed", "custom_pipeline.py", "models/imagenet_names.py"} <= packaged
     assert {"demo/model/model_index.json", "demo/model/transformer/diffusion_pytorch_model.safetensors"} <= packaged
     assert {"demo/text_model/model.safetensors", "demo/text_model/tokenizer.json"} <= packaged
-    assert {file.suffix for file in map(PurePosixPath, packaged)} <= {".py", ".typed", ".json", ".safetensors", ".txt", ".md"}
+    assert {file.suffix for file in map(PurePosixPath, packaged)} <= {".py", ".typed", ".json", ".safetensors", ".md"}
 
 
 def test_the_wheel_says_what_it_is(wheel):

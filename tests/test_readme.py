@@ -85,6 +85,7 @@ def test_command_line_examples_parse():
         "evaluate",
         "compare",
         "convert",
+        "export",
         "text",
         "compare-text",
         "lm-eval",

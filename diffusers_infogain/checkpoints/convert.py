@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from ..files import writing
-from ..output_folders import LOCK
+from ..files import local_path, writing
+from ..model_cards import model_card, write_card
+from ..output_folders import folder_in_place
 from ..progress import Progress
 from .errors import writing_natively
 from .published import CheckedPipeline, PublishedPipeline
@@ -56,13 +52,18 @@ def convert(
     """
     if os.fspath(source) in EMBEDDED_MODELS or cls.is_saved(Repository(source)):
         raise ValueError(f"{os.fspath(source)!r} is a diffusers folder for {cls.__name__} already: load it as it is.")
-    return write_pipeline(cls.open_published(source, **options), target, dtype, shard_size)
+    base_model = None if local_path(source).exists() else os.fspath(source)
+    return write_pipeline(cls.open_published(source, **options), target, dtype, shard_size, base_model)
 
 
 def write_pipeline(
-    published: PublishedPipeline, target: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE
+    published: PublishedPipeline,
+    target: Path,
+    dtype: torch.dtype | None = None,
+    shard_size: int = SHARD_SIZE,
+    base_model: str | None = None,
 ) -> dict[str, ConvertedModel]:
-    """Writes a pipeline as a diffusers folder and tests what was written.
+    """Writes a pipeline as a diffusers folder with a model card, and tests what was written.
 
     At most one shard is in memory while writing, and one model while testing. `target` appears once everything is written and
     tested. Until then a hidden folder beside it grows, which is removed after an error or an interruption; if the process was
@@ -80,7 +81,7 @@ def write_pipeline(
         target.parent.mkdir(parents=True, exist_ok=True)
     models = published.models
     sizes = {}
-    with _folder_in_place(target) as folder, Progress(total=2 * len(models), desc="convert", unit="part") as progress:
+    with folder_in_place(target) as folder, Progress(total=2 * len(models), desc="convert", unit="part") as progress:
         for name, source in models.items():
             (folder / name).mkdir()
             progress.set_postfix_str(f"writing {name}")
@@ -92,6 +93,7 @@ def write_pipeline(
         pipe = published.pipeline(**skeletons, **published.components)
         with writing_natively(folder / MODEL_INDEX):
             pipe.save_config(folder)
+        write_card(model_card(pipe, target.absolute().name, base_model=base_model), folder)
         for name, component in published.components.items():
             if hasattr(component, "save_pretrained"):
                 with writing_natively(folder / name):
@@ -118,41 +120,3 @@ def _compare(name: str, source: ModelSource, folder: Path, dtype: torch.dtype | 
     difference = (expected.float() - source.probe(written).float()).abs().max().item()
     if not difference <= tolerance:
         raise ValueError(f"The converted {name} does not reproduce the original outputs: they differ by up to {difference:g}.")
-
-
-@contextmanager
-def _folder_in_place(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when the block ends without an exception, with the permissions that the umask allows.
-
-    A lock in it tells a running process from one that was killed, whose folder is emptied and reused.
-
-    Raises:
-        ValueError: If another process is writing there.
-    """
-    folder = target.parent / f".{target.name}.part"
-    lock = FileLock(folder / LOCK, blocking=False)
-    try:
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-            try:
-                lock.acquire()
-            except Timeout:
-                message = f"Another command is writing {target}: wait until it has ended, or choose another target."
-                raise ValueError(message) from None
-        for left in folder.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            elif left.name != LOCK:
-                left.unlink()
-        yield folder
-        with writing(target):
-            os.replace(folder, target)
-        (target / LOCK).unlink()
-    except BaseException:
-        # An interruption may come before the lock is ours. Without it the folder may be another process's.
-        with contextlib.suppress(OSError):
-            lock.acquire()
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        lock.release(force=True)

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ..checks import check_type, shown
 from ..components import check_component_types, keep_scale_factor
+from ..model_cards import SharedPipeline
 from .errors import one_sentence
 from .repository import EMBEDDED_MODELS, MODEL_INDEX, HubArguments, Repository
 from .saved import component_types, index_classes, reference
@@ -70,7 +71,7 @@ class PublishedPipeline:
         return self.pipeline(**models, **self.components)
 
 
-class CheckedPipeline(DiffusionPipeline):
+class CheckedPipeline(SharedPipeline):
     """A pipeline that recognises its repositories and loads them completely, or raises an error that says what is missing.
 
     A family says how it is published by `is_published` and `open_published`.
@@ -268,4 +269,6 @@ def _load_published(cls: type[CheckedPipeline], repository: Repository, argument
     for component, value in given.items():
         published.models.pop(component, None)
         published.components[component] = value
-    return published.load(dtype)
+    pipe = published.load(dtype)
+    pipe.register_to_config(_name_or_path=os.fspath(repository.name))  # recorded with the images
+    return pipe

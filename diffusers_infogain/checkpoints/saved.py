@@ -42,7 +42,15 @@ BASES = (ModelMixin, PreTrainedModel, SchedulerMixin, PreTrainedTokenizerBase)
 """The base classes of components."""
 
 _LARGEST_MODEL = 2**24
-# The modules of these classes are part of the format of saved pipelines.
+OWN_CLASSES = {
+    "BidirectionalLlama": "models.llada",
+    "InfoGainScheduler": "scheduling_infogain",
+    "MagvitV2Model": "models.magvit_v2",
+    "MaskGITTransformer2DModel": "models.maskgit_transformer",
+    "MeissonicTransformer2DModel": "models.meissonic_transformer",
+}
+"""The package's own components, and their modules. Saved pipelines name them as diffusers' (see `SharedPipeline`)."""
+# Earlier ones name their modules.
 _OWN_MODULE = re.compile(r"diffusers_infogain\.(models\.[a-z0-9_]+|scheduling_infogain)")
 
 
@@ -61,6 +69,8 @@ def component_class(library: Any, name: Any, where: str) -> type:
         return InfoGainScheduler  # reads the other's configuration
     if not (isinstance(library, str) and isinstance(name, str)):
         pass
+    elif library == "diffusers" and name in OWN_CLASSES:
+        found = getattr(importlib.import_module(f"..{OWN_CLASSES[name]}", __package__), name)
     elif library in ("diffusers", "transformers") and name.isidentifier():
         with one_sentence(where):
             found = getattr(diffusers if library == "diffusers" else transformers, name, None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from . import errors, flags
+from . import errors, flags, flags_export
 
 _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
 
@@ -86,6 +86,12 @@ COMMANDS = (
         "Convert a published checkpoint to a diffusers folder in safetensors: every tensor checked, and the result tested.",
         "convert.convert",
         flags.add_convert,
+    ),
+    Command(
+        "export",
+        "Write a model with its sampler as a repository that runs without this package: weights, code and a model card.",
+        "export.export",
+        flags_export.add_export,
     ),
 )
 

@@ -1,25 +1,21 @@
-"""The 1000 classes of ImageNet (ILSVRC 2012) by name.
-
-`imagenet_classes.txt` has a line per class, in the order of the class ids: the names (lemmas) of its WordNet synset, as listed in
-timm 1.0.31 (Apache-2.0). WordNet 3.0 is copyright 2006 by Princeton University; its licence allows any use.
-"""
+"""The 1000 classes of ImageNet (ILSVRC 2012) by name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 from ..checks import is_integer
 from ..printing import shown
+from .imagenet_names import NAMES
 
 NUM_CLASSES = 1000
 
 
 @cache
 def _names() -> tuple[str, ...]:
-    return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+    return tuple(" ".join(NAMES.split()).split("; "))
 
 
 @cache

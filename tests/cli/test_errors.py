@@ -48,7 +48,7 @@ def integer_flags() -> list[tuple[str, str]]:
     return found
 
 
-REQUIRED = {"lm-eval": ["--model", "x", "--tasks", "x"], "convert": ["source", "target"]}
+REQUIRED = {"lm-eval": ["--model", "x", "--tasks", "x"], "convert": ["source", "target"], "export": ["model", "folder"]}
 WRONG_NUMBERS = ("nan", "inf", "-inf", "1e308", str(2**63), str(-(2**63)), "9" * 5000, "", "x", "0x10", "1,5", "\u00bd")
 
 

@@ -178,6 +178,7 @@ BASE: dict[str, list[str]] = {
     ],
     "lm-eval": ["--tasks", "nothing", "--model", "llada"],
     "convert": ["llada", "converted"],
+    "export": ["amused", "exported"],
 }
 SLOW = {"demo": 0.03, "exact": 0.03, "lm-eval": 0.03}
 """Commands whose every run takes seconds: the share of their cases that is tried."""
