@@ -15,7 +15,8 @@
 # IMAGENET       for MaskGIT's FID: ADM's VIRTUAL_imagenet256_labeled.npz or a folder of photographs; without it there is none
 # DEVICE         (default: cuda), and OFFLOAD: 1 keeps weights in the computer's memory (default: where the GPU has too little)
 # STEPS, SIZE, BATCH_SIZE, LOOKAHEAD_BATCH_SIZE, DTYPE      for all families, in place of their own
-# MODEL_mmada=folder, VARIANT_mmada=..., VQVAE_mmada=folder and so on: in place of what is on the Hub
+# MODEL_mmada=folder, VARIANT_mmada=..., VQVAE_mmada=folder and so on, TEXT_ENCODER_meissonic=folder: in place of what is on the
+#                Hub; an empty TEXT_ENCODER_meissonic is the one beside its weights, in place of the one its authors sample with
 set -uo pipefail
 output=${1:-outputs/photographs}
 here=$(dirname "$0")/photographs
@@ -25,6 +26,9 @@ fid=${FID:-0}
 read -ra samplers <<<"${SAMPLERS:-published maskgit halton fast default best paper}"
 read -ra fid_samplers <<<"${FID_SAMPLERS:-published fast default best}"
 all="amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 mmada lumina"
+# What the authors of Meissonic and Monetico steer away from.
+negative="worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, jpeg artifacts, signature, \
+sketch, duplicate, ugly, identifying mark"
 mkdir -p "$output/logs"
 : >"$output/failed.txt"
 
@@ -121,6 +125,10 @@ for family in ${FAMILIES:-$all}; do
     [ -z "$variant" ] || common+=(--variant "$variant")
     [ -z "${!own_vqvae:-}" ] || common+=(--vqvae "${!own_vqvae}")
     [ "${offload:-0}" != 1 ] || common+=(--offload)
+    text_encoder=
+    [ "$family" != meissonic ] || text_encoder=${TEXT_ENCODER_meissonic-laion/CLIP-ViT-H-14-laion2B-s32B-b79K}
+    [ -z "$text_encoder" ] || common+=(--text-encoder "$text_encoder")
+    case $family in meissonic | monetico) common+=(--negative-prompt "$negative") ;; esac
     texts=$here/prompts.txt
     case $family in
     maskgit_*) texts=$here/classes.txt ;; # of one size only

@@ -77,6 +77,8 @@ def test_every_family_has_a_page_and_an_fid_with_flags_that_parse(stand_ins):
         assert (args.reference is None) == (part == "page")
         assert args.offload == (family in ("mmada", "lumina"))  # they do not fit into 16 GiB
         assert args.batch_size == 1 or not args.offload
+        assert (args.negative_prompt is not None) == (family in ("meissonic", "monetico"))
+        assert (args.text_encoder is not None) == (family == "meissonic")
     assert comparisons["maskgit_384", "page"].variant == "384_large"
     assert comparisons["maskgit_256", "fid"].guidance_scales == [0.7]
 

@@ -28,7 +28,7 @@ from ..settings import SETTINGS
 
 
 def loading_arguments(args: argparse.Namespace, cls: type[CheckedPipeline]) -> dict[str, Any]:
-    """--variant and --vqvae, if they are given.
+    """--variant, --vqvae and --text-encoder, if they are given.
 
     Raises:
         ValueError: If the pipeline's `from_pretrained` does not take one of them.
@@ -36,12 +36,14 @@ def loading_arguments(args: argparse.Namespace, cls: type[CheckedPipeline]) -> d
     given = _loading_flags(args)
     for name in given:
         if name not in cls.repository_options:
-            raise ValueError(f"--{name} does not apply to {cls.__name__}, which this checkpoint is for.")
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} does not apply to {cls.__name__}, which this checkpoint is for.")
     return given
 
 
 def _loading_flags(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("variant", "vqvae") if getattr(args, name, None) is not None}
+    names = ("variant", "vqvae", "text_encoder")
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
 def identity(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
@@ -99,28 +101,39 @@ def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
+def negative_prompt(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
+    """--negative-prompt as an argument of an image pipeline's call; empty for a pipeline that takes none.
+
+    Raises:
+        ValueError: If the flag is given for such a pipeline.
+    """
+    cls = type(pipe)
+    if "negative_prompt" in inspect.signature(cls.__call__).parameters:
+        return {"negative_prompt": args.negative_prompt}
+    if args.negative_prompt is not None:
+        raise ValueError(f"`negative_prompt` is not an argument of {cls.__name__}.")
+    return {}
+
+
 def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
     """The arguments of an image pipeline's call that the flags name.
 
     Raises:
         ValueError: If the model's pipeline does not take one of them.
     """
-    cls = type(pipe)
     call = {
         "num_inference_steps": args.steps,
         "guidance_scale": pipe.default_guidance_scale if args.guidance_scale is None else args.guidance_scale,
         "guidance_schedule": args.guidance_schedule,
         "guidance_interval": args.guidance_interval,
         "guided_lookahead": not args.unguided_lookahead,
-        "negative_prompt": args.negative_prompt,
+        **negative_prompt(args, pipe),
         "height": args.height,
         "width": args.width,
         "lookahead_batch_size": args.lookahead_batch_size,
         "num_beams": args.num_beams,
         "num_runs": args.num_runs,
     }
-    if "negative_prompt" not in inspect.signature(cls.__call__).parameters and call.pop("negative_prompt") is not None:
-        raise ValueError(f"`negative_prompt` is not an argument of {cls.__name__}.")
     return call
 
 

@@ -47,6 +47,7 @@ def _compare(
     folder, pipe = args.output, common.load_pipeline(args)
     guidance_scales = args.guidance_scales or [pipe.default_guidance_scale]
     base = dict(pipe.scheduler.config)
+    negative = {name: prompt for name, prompt in common.negative_prompt(args, pipe).items() if prompt is not None}
     settings = {
         **common.identity(args, pipe),
         "prompts": [prompt.text for prompt in prompt_set],
@@ -55,6 +56,7 @@ def _compare(
         "lookahead_batch_size": args.lookahead_batch_size,
         "height": args.height,
         "width": args.width,
+        **negative,
     }
     rivals = image_comparison.read_rivals(args.rivals, settings) if args.rivals is not None else []
     to_beat = groups.possible_rivals(rivals, groups.RIGHT, tables.LIMITS)
@@ -90,6 +92,7 @@ def _compare(
             "height": args.height,
             "width": args.width,
             "lookahead_batch_size": args.lookahead_batch_size,
+            **negative,
             **cell.sampler.call,
         }
         runs.make_run(pipe, requests, run_folder, state, args.batch_size, f"{number}/{len(missing)} {cell.name}", call)

@@ -95,6 +95,8 @@ def _add_loading_flags(command: Parser) -> None:
     _add(command, "--variant", nonempty, text)
     text = "folder, file or Hub id of the image tokenizer, for checkpoints that are published without one"
     _add(command, "--vqvae", nonempty, text)
+    text = "folder or Hub id of another text encoder than the checkpoint's (Meissonic)"
+    _add(command, "--text-encoder", nonempty, text)
 
 
 def _add_model_flags(command: Parser) -> None:
@@ -337,6 +339,7 @@ def add_compare(command: Parser) -> None:
     text = "results.json of a comparison on other prompts, whose best greedy rules are run too, for samplers to be compared with"
     _add(command, "--rivals", path, text, metavar="FILE")
     _add(command, "--report", path, "folder for table and plots (default: that of --output)")
+    _add(command, "--negative-prompt", utf8, "what to steer away from")
     _add_size_flags(command)
     _add_device_flags(command, 16)
     _add_lookahead_flag(command, 16)

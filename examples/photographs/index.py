@@ -41,9 +41,12 @@ def machine() -> str:
 def settings_of(folder: Path) -> str:
     """What all runs of a comparison share."""
     run = read_json(folder / "run.json")
-    words = [f"`{run['model']}`", *(f"variant {run['variant']}" for _ in run.keys() & {"variant"})]
+    words = [f"`{run['model']}`"]
+    options = ("variant", "vqvae", "text_encoder")
+    words += [f"{name.replace('_', ' ')} `{run[name]}`" for name in options if name in run]
     words += [run["dtype"], f"batches of {run['batch_size']}", f"lookahead in batches of {run['lookahead_batch_size']}"]
     words += [f"{run['height']} x {run['width']} pixels"] if run["height"] else []
+    words += [f"negative prompt “{run['negative_prompt']}”"] if "negative_prompt" in run else []
     return ", ".join(words) + f", {len(run['prompts'])} prompts"
 
 

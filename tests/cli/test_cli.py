@@ -173,6 +173,12 @@ def test_an_unwritable_folder_is_refused_before_any_work(capsys, stock_repositor
     assert "images in" not in out
 
 
+def test_another_text_encoder_is_for_the_families_that_take_one(capsys, stock_repository, tmp_path):
+    code, _, err = generate(capsys, stock_repository, tmp_path, "a", "--text-encoder", "laion/other")
+    assert code == 2
+    assert "--text-encoder does not apply to InfoGainPipeline, which this checkpoint is for." in err
+
+
 def test_offloading_takes_a_gpu(capsys, stock_repository, tmp_path, monkeypatch):
     code, _, err = generate(capsys, stock_repository, tmp_path, "a", "--offload")
     assert code == 2

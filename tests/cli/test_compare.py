@@ -207,6 +207,20 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_negative_prompt_is_a_setting_of_the_comparison(capsys, tmp_path):
+    flags = ["--samplers", "maskgit", "--seeds", 0, "--metrics", "--grid", 0]
+    images = {}
+    for name, more in (("without", []), ("with", ["--negative-prompt", "a red circle"])):
+        code, _, err = compare(capsys, tmp_path / name, *flags, *more)
+        assert code == 0, err
+        images[name] = [path.read_bytes() for path in sorted((tmp_path / name).glob("runs/*/images/*.png"))]
+    assert len(images["with"]) == len(images["without"]) == 4
+    assert images["with"] != images["without"]
+    code, _, err = compare(capsys, tmp_path / "with", *flags)
+    assert code == 2
+    assert 'with another `negative_prompt`: "a red circle" there, null now.' in err
+
+
 def test_entropies_are_not_held_against_themselves(capsys, tmp_path):
     flags = ["--samplers", "maskgit", "halton", "--metrics", "--seeds", 0, "--grid", 2]
     code, out, err = compare(capsys, tmp_path, *flags)

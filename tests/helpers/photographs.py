@@ -29,7 +29,10 @@ def write_families(folder: Path) -> dict[str, str]:
     models |= {name: name for name in ("meissonic", "monetico", "mmada", "lumina")}
     environment = {f"MODEL_{family}": str(folder / name) for family, name in models.items()}
     environment |= {f"VARIANT_maskgit_{size}": "256_tiny" for size in (256, 384)}
-    return environment | {"VQVAE_mmada": str(folder / "magvit")}
+    return environment | {
+        "VQVAE_mmada": str(folder / "magvit"),
+        "TEXT_ENCODER_meissonic": str(folder / "monetico" / "text_encoder"),
+    }
 
 
 def write_coco(folder: Path, count: int) -> dict[str, str]:
