@@ -443,7 +443,9 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             return tokens
         images = self._state_images(tokens, call.mask_token_id, call.edit.paste if call.edit else None, call.output_type)
         if call.output_type == "pil":
-            images = [Picture.of(image, self._settings(call, i, output.seeds[i])) for i, image in enumerate(images)]
+            traces = [output.trace.of_sample(i).record() for i in range(len(images))]
+            settings = [{**self._settings(call, i, output.seeds[i]), "trace": trace} for i, trace in enumerate(traces)]
+            images = [Picture.of(*pair) for pair in zip(images, settings, strict=True)]
         return images
 
     def _settings(self, call: ImageCall, index: int, seed: int) -> dict[str, Any]:

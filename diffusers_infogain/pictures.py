@@ -25,6 +25,11 @@ class Picture(PIL.Image.Image):
         picture.info = {**image.info, METADATA_KEY: json.dumps(settings, allow_nan=False)}
         return picture
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the image records: its settings, and in "trace" how it was decoded."""
+        return json.loads(self.info[METADATA_KEY])
+
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         """As in Pillow; if `pnginfo` is given, the settings are not saved."""
         params.setdefault("pnginfo", png_information(self.info[METADATA_KEY]) if METADATA_KEY in self.info else None)

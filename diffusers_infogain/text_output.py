@@ -45,13 +45,14 @@ class InfoGainTextOutput(BaseOutput):
     def _repr_html_(self) -> str:
         """The first texts with their tokens in color, for notebooks."""
         shown = range(min(len(self.texts), _SHOWN))
-        parts = [f"<p>{html.escape(self.trace.took())}</p>"] if len(self.texts) > 1 else []
-        for sample in shown:
-            if self.trace.decoded_nothing_of(sample):
-                parts.append(f"<p>{html.escape(visible(self.texts[sample]))}</p>")
-            else:
-                parts.append(html_fragment(self.trace.of_sample(sample), self.trace.written(sample)))
-        return html_outputs(parts, len(self.texts) - len(shown))
+        took = [f"<p>{html.escape(self.trace.took())}</p>"] if len(self.texts) > 1 else []
+        return html_outputs([*took, *map(self.html_part, shown)], len(self.texts) - len(shown))
+
+    def html_part(self, sample: int) -> str:
+        """A text with its tokens in color, as a part of a page; as it is if nothing of it was decoded."""
+        if self.trace.decoded_nothing_of(sample):
+            return f"<p>{html.escape(visible(self.texts[sample]))}</p>"
+        return html_fragment(self.trace.of_sample(sample), self.trace.written(sample))
 
 
 @dataclass

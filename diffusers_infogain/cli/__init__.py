@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from . import errors, flags, flags_export
+from . import errors, flags, flags_export, flags_show
 
 _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
 
@@ -42,6 +42,12 @@ COMMANDS = (
         "Generate images from prompts, as PNG files that hold their settings.",
         "generate.generate",
         flags.add_generate,
+    ),
+    Command(
+        "show",
+        "Draw how an image or a text was decoded, from what its file records: maps, curves, a film.",
+        "show.show",
+        flags_show.add_show,
     ),
     Command(
         "demo",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,3 +237,8 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
 
         load_ndimage()
     return metrics, settings
+
+
+def use_color() -> bool:
+    """Whether to print in color: on a terminal, unless NO_COLOR is set (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

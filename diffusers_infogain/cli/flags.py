@@ -350,6 +350,9 @@ def add_text(command: Parser) -> None:
     _add_prompt_arguments(command, "what to answer")
     _add_text_model_flag(command)
     _add(command, "--output", path, "file of JSON lines to write or to resume (default: print the texts)")
+    text = "print the tokens in the color of the step that decoded them; without a terminal, a line for every step"
+    command.add_argument("--show", action="store_true", help=text)
+    _add(command, "--html", path, "page to write, with the tokens in the colors of step and entropy", metavar="FILE")
     command.add_argument("--chat", action="store_true", help="prompts are a user's turn in a chat")
     _add_count_flag(command, "--num-texts", "texts per prompt, with consecutive seeds")
     text = "(default: 128; 16 for demo-text; 0, which only fills in masks, if prompts have any)"

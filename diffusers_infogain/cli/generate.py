@@ -18,6 +18,7 @@ from ..evaluation.identity import scheduler_record
 from ..evaluation.runs import generate_images
 from ..image_files import open_image, read_png_metadata, save_png
 from ..output_folders import owned, unused
+from ..pictures import Picture
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
 
@@ -66,7 +67,9 @@ def _generate(
     def save(index: int, image: PIL.Image.Image) -> None:
         prompt, seed = repeated[index], seeds[index]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-        save_once(image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared})
+        save_once(
+            image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared}, trace_of(image)
+        )
 
     result = generate_images(pipe, repeated, seeds, args.batch_size, "generate", save, **call, **edit)
     if args.grid:
@@ -85,8 +88,21 @@ def _generate(
     )
 
 
-def save_once(image: PIL.Image.Image, path: Path, metadata: dict[str, Any]) -> Path:
-    """Writes a PNG and returns its path; if the file has an image with other settings, the name gets a number (-2, -3, ...)."""
-    path = unused(path, lambda found: read_png_metadata(found) == json.loads(json.dumps(metadata)))
-    save_png(image, path, metadata)
+def trace_of(image: PIL.Image.Image) -> dict[str, Any] | None:
+    """How an image was decoded, as it records it itself."""
+    return image.settings.get("trace") if isinstance(image, Picture) else None
+
+
+def save_once(image: PIL.Image.Image, path: Path, metadata: dict[str, Any], trace: dict[str, Any] | None = None) -> Path:
+    """Writes a PNG and returns its path; if the file has an image with other settings, the name gets a number (-2, -3, ...).
+
+    Args:
+        trace: How it was decoded, which is no setting.
+    """
+
+    def same(found: Path) -> bool:
+        return {**read_png_metadata(found), "trace": None} == {**json.loads(json.dumps(metadata)), "trace": None}
+
+    path = unused(path, same)
+    save_png(image, path, metadata if trace is None else {**metadata, "trace": trace})
     return path

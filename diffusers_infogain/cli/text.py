@@ -14,11 +14,13 @@ import torch
 from ..evaluation import runs
 from ..evaluation.identity import scheduler_record
 from ..evaluation.text_comparison import prompt_arguments
-from ..files import append_json_lines, check_fields, cut_unfinished, read_json_lines
+from ..files import append_json_lines, check_fields, cut_unfinished, read_json_lines, save_text
 from ..output_folders import owned
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from ..text_generation import mask_text
+from ..text_output import InfoGainTextOutput
+from ..trace_text import html_page
 from . import common
 
 DEMO_TEXT_KNOWS = (
@@ -40,6 +42,8 @@ def text(args: argparse.Namespace) -> None:
 
 
 def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]) -> None:
+    if args.output is not None and (args.show or args.html is not None):
+        raise ValueError("--show and --html are for texts that are printed: `diffusers-infogain show` shows one of --output.")
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
     done = _finished(args.output, requests) if args.output is not None else 0
     pipe = common.load_text_pipeline(args)
@@ -51,12 +55,14 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
         run = {**common.identity(args, pipe), "chat": args.chat} | call
         del run["lookahead_batch_size"]  # changes no text
         runs.check_settings(args.output, {**run, "scheduler": scheduler_record(pipe.scheduler)}, begun=done > 0)
+    parts: list[str] = []
     for start in Progress(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
         batch = requests[start : start + args.batch_size]
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
         output = pipe(**prompt_arguments([prompt for prompt, _ in batch], args.chat), generator=generators, **call)
         if args.output is None:
-            print("\n\n".join(output.texts))
+            print("\n\n".join(_shown(output, sample) if args.show else text for sample, text in enumerate(output.texts)))
+            parts += map(output.html_part, range(len(batch)))
             continue
         evaluations = output.trace.num_evaluations.sum(0).tolist()
         entropies = output.trace.cumulative_entropy.tolist()
@@ -65,6 +71,15 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
             for (prompt, seed), answer, count, entropy in zip(batch, output.texts, evaluations, entropies, strict=True)
         ]
         append_json_lines(records, args.output)
+    if args.html is not None:
+        save_text(html_page("How these texts were decoded", parts), args.html)
+
+
+def _shown(output: InfoGainTextOutput, sample: int) -> str:
+    """A text in color, or as it is if nothing of it was decoded."""
+    return (
+        output.texts[sample] if output.trace.decoded_nothing_of(sample) else output.trace.ansi(sample, color=common.use_color())
+    )
 
 
 def _max_new_tokens(args: argparse.Namespace, prompts: list[str], pipe: Any) -> int:

@@ -243,7 +243,8 @@ def make_run(
 
     def make(prompts: list[str], seeds: list[int]) -> tuple[list[PIL.Image.Image], list[dict[str, Any]]]:
         images, trace = _call(pipe, prompts, seeds, call)
-        return images, trace.records()
+        drawn = [{"trace": trace.of_sample(sample).record()} for sample in range(len(images))]
+        return images, [record | own for record, own in zip(trace.records(), drawn, strict=True)]
 
     make_missing(requests, make, folder, batch_size, Process(state.process_index, state.num_processes), description)
     state.wait_for_everyone()
@@ -334,13 +335,18 @@ def finish(requests: Sequence[ImageRequest], folder: Path) -> list[FinishedImage
         images.append(FinishedImage(request, path, metadata))
     if bad:
         raise ValueError(f"{len(bad)} of {len(requests)} images cannot be read: {listed(bad)}.")
-    lines = [json.dumps({"file": i.request.file, **i.metadata, **_extra(i.request)}) for i in images]
+    lines = [json.dumps({"file": i.request.file, **_without_trace(i.metadata), **_extra(i.request)}) for i in images]
     save_text("".join(line + "\n" for line in lines), folder / "images.jsonl")
     for image in images:
         if image.request.file.count("/"):
             metadata = image.request.prompt.metadata or {"prompt": image.request.prompt.text}
             save_text(json.dumps(metadata) + "\n", image.path.parent.parent / "metadata.jsonl")
     return images
+
+
+def _without_trace(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a file says, but for the steps of its tokens, of which there are thousands."""
+    return {name: value for name, value in metadata.items() if name != "trace"}
 
 
 def _extra(request: ImageRequest) -> dict[str, Any]:
