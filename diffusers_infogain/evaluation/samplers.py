@@ -172,4 +172,4 @@ def _setting(key: str, value: str, bounds: bool) -> str:
     words = _PHRASES.get(key)
     if words is not None:
         return words.format(value)
-    return f"{key.replace('_', ' ')} {value.replace(':', ' to ')}"
+    return f"{key} {value.replace(':', ' to ')}".replace("_", " ")

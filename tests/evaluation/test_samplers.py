@@ -52,6 +52,8 @@ def test_text_has_no_guidance():
         ("info_gain:certainty=pivot", "lookahead, proposals by pivot"),
         ("entropy:num_runs=6,token_temperature=0.4", "lowest entropy, best of 6, token temperature 0.4"),
         ("pivot:guidance_scale=2,guidance_interval=0:0.5", "pivot, guidance scale 2, guidance interval 0 to 0.5"),
+        ("fast:best_run_by=log_likelihood,top_p=0.9", "fast (greedy), best run by log likelihood, top-p 0.9"),
+        ("left:num_tries=4,retry_above_nats=15", "left to right, at most 4 tries, tried anew above 15 nats"),
         ("pc_sampler:pc_frequencies=a/b.safetensors", "PC-Sampler, token frequencies"),
         ("uniform:position_temperature=4:0", "random order, position temperature 4 to 0"),
     ],
