@@ -71,8 +71,8 @@ says every setting but those of the model (`mask_token_id`, `pc_frequencies`), s
 
 PRESET_DESCRIPTIONS: dict[str, str] = {
     "default": "info_gain as the image pipelines have it: in Halton's order, and looking ahead lazily",
-    "fast": "the same without looking ahead",
-    "best": "the same with all candidates compared in every step",
+    "fast": "default without looking ahead",
+    "best": "default with all candidates compared in every step",
     "paper": "info_gain as arXiv 2602.18176 has it for images",
     "maskgit_halton": "halton as arXiv 2503.17076 has it for ImageNet",
     "text": "info_gain as the text pipeline has it: pivot proposes, and unlikely texts are begun anew",

@@ -252,7 +252,8 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             pack_candidates=pack_candidates,
         )
         total = generation.num_masks()
-        with self.progress_bar(total=total) as progress_bar:
+        # Running from the first block to the last, so that an interruption between two of them counts.
+        with self.running(generation.state), self.progress_bar(total=total) as progress_bar:
             for _ in generation.run():
                 progress_bar.update(total - generation.num_masks() - progress_bar.n)
         self.maybe_free_model_hooks()

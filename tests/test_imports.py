@@ -46,6 +46,7 @@ LAYERS = {
     "generation": ["image_call", "image_output", "image_pipeline", "image_pipeline_", "text_"],
     "pipelines": ["pipeline_"],
     "loading": ["loading", "custom_pipeline", "exporting", "exported_code"],
+    "app": ["app"],
     "command line": ["cli"],
 }
 ORDER = list(LAYERS)
@@ -173,7 +174,9 @@ raise SystemExit(code)
     assert run.returncode == code, run.stderr
     loaded = run.stdout.rpartition("loaded ")[2].split()
     assert "diffusers_infogain.cli" in loaded
-    assert not {"torch", "diffusers", "transformers", "numpy", "PIL", "matplotlib", "torchmetrics", "lm_eval"} & set(loaded)
+    assert not {"torch", "diffusers", "transformers", "numpy", "PIL", "matplotlib", "torchmetrics", "lm_eval", "gradio"} & set(
+        loaded
+    )
 
 
 def test_every_command_helps_without_heavy_libraries():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from . import errors, flags, flags_export, flags_show
+from . import errors, flags, flags_app, flags_export, flags_show
 
 _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
 
@@ -86,6 +86,12 @@ COMMANDS = (
         "Run lm-eval tasks that generate text, such as gsm8k: scores, samples and their costs; resumable.",
         "lm_eval.lm_eval",
         flags.add_lm_eval,
+    ),
+    Command(
+        "app",
+        "Try a model in the browser: generate, compare two samplers, edit; only on this machine unless told.",
+        "app.app",
+        flags_app.add_app,
     ),
     Command(
         "convert",

@@ -22,7 +22,7 @@ from ..choices import DEMO_PROMPTS, PRESETS, SPLITS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
-from ..loading import image_pipeline_class
+from ..loading import image_pipeline_class, pipeline_class
 from ..output_folders import owned
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
@@ -68,6 +68,12 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
 def load_text_pipeline(args: argparse.Namespace) -> Any:
     """Loads the text model of the flags, without running code from its repository."""
     return _load(InfoGainTextPipeline, args)
+
+
+def load_any_pipeline(args: argparse.Namespace) -> Any:
+    """Loads the image or text model of the flags, without running code from its repository."""
+    cls = pipeline_class(args.model)
+    return _load(cls, args, **loading_arguments(args, cls))
 
 
 def _load(cls: type[DiffusionPipeline], args: argparse.Namespace, **options: Any) -> DiffusionPipeline:

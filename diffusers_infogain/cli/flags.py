@@ -108,12 +108,13 @@ def _add_text_model_flag(command: Parser) -> None:
     _add(command, "--model", nonempty, "'demo-text', a folder or a Hub id", "demo-text")
 
 
-def _add_device_flags(command: Parser, batch_size: int, unit: str = "image") -> None:
+def _add_device_flags(command: Parser, batch_size: int | None, unit: str = "image") -> None:
     _add(command, "--device", nonempty, "such as cpu, cuda or cuda:1 (default: cuda if there is one, else cpu)")
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: float32)")
     text = "keep the parts of the model in the computer's memory and bring each to the GPU while it works"
     command.add_argument("--offload", action="store_true", help=text)
-    _add(command, "--batch-size", integer(1, MOST), f"{unit}s decoded together", batch_size)
+    if batch_size is not None:
+        _add(command, "--batch-size", integer(1, MOST), f"{unit}s decoded together", batch_size)
 
 
 def _add_machine_flags(command: Parser, unit: str = "image") -> None:
