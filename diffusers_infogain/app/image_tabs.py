@@ -29,10 +29,10 @@ class ImageTabs:
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 result, shown, edit_this = self._generate_tab()
-            with gr.Tab("Compare two samplers", id="compare"):
+            with gr.Tab("Compare", id="compare"):
                 self._compare_tab()
             if takes(site.pipe, "mask_image"):
-                with gr.Tab("Edit a picture", id="edit"):
+                with gr.Tab("Edit", id="edit"):
                     editor = self._edit_tab()
                 edit_this.click(self._to_editor, [result, shown], [editor, tabs], **QUIET)
 

@@ -24,7 +24,7 @@ class TextTabs:
         with gr.Tabs():
             with gr.Tab("Write"):
                 self._write_tab()
-            with gr.Tab("Compare two samplers"):
+            with gr.Tab("Compare"):
                 self._compare_tab()
 
     def _asked(self) -> dict[str, Any]:
