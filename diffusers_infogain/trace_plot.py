@@ -72,35 +72,42 @@ def plot_image(sample: SampleTrace, image: PIL.Image.Image | None) -> Any:
 
 def plot_text(sample: SampleTrace, words: Sequence[Word]) -> Any:
     """The figure of a text; see `DecodingTrace.plot`."""
-    lines = _lines([visible(word.text) for word in words])
-    height = max(0.24 * len(lines) + 0.5, 1.1)
+    texts = [visible(word.text) for word in words]
+    columns = min(max(sum(map(_width, texts)), _FEWEST), _COLUMNS)
+    lines = _lines(texts, columns)
+    height = max(0.24 * _COLUMNS / columns * len(lines) + 0.5, 1.1)
     figure = _figure(11, 2 * height + 3.5)
     by_step, by_entropy, below = figure.subfigures(3, 1, height_ratios=[height, height, 3.0])
     figure.suptitle(sample.took, fontsize=13, color=_INK)
     colors, norm = _step_colors(sample.num_steps)
     steps = [None if word.step < 0 else word.step + 1.0 for word in words]
-    bar = _draw_words(by_step, words, lines, steps, colors, norm, "Order of decoding (known tokens in grey)")
+    bar = _draw_words(by_step, words, lines, columns, steps, colors, norm, "Order of decoding (known tokens in grey)")
     bar.set_label("step")
     bar.set_ticks(_some(sample.num_steps, 8 if height > 1.5 else 4))
     bar.ax.minorticks_off()
     entropies = [word.entropy for word in words]
     colors, norm = _entropy_colors(max((value for value in entropies if value is not None), default=0))
-    _draw_words(by_entropy, words, lines, entropies, colors, norm, "Its entropy before that step").set_label("nats")
+    _draw_words(by_entropy, words, lines, columns, entropies, colors, norm, "Its entropy before that step").set_label("nats")
     _draw_steps(below, sample)
     return figure
 
 
-_COLUMNS = 96
-"""Characters in a line of text."""
+_FEWEST, _COLUMNS = 48, 96
+"""Characters in a line of text: fewer, and so larger ones, if the text is short."""
 
 
-def _lines(texts: Sequence[str]) -> list[list[tuple[int, int, int]]]:
-    """Lines of (token, first column, columns), in a font whose characters are one column wide, or two for East Asian ones."""
+def _width(text: str) -> int:
+    """Columns of a token, in a font whose characters are one column wide, or two for East Asian ones."""
+    return max(sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text), 1)
+
+
+def _lines(texts: Sequence[str], columns: int = _COLUMNS) -> list[list[tuple[int, int, int]]]:
+    """Lines of (token, first column, its columns)."""
     lines: list[list[tuple[int, int, int]]] = [[]]
     column = 0
     for number, text in enumerate(texts):
-        width = max(sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text), 1)
-        if column and column + width > _COLUMNS:
+        width = _width(text)
+        if column and column + width > columns:
             lines.append([])
             column = 0
         lines[-1].append((number, column, width))
@@ -115,6 +122,7 @@ def _draw_words(
     figure: Any,
     words: Sequence[Word],
     lines: Sequence[Sequence[tuple[int, int, int]]],
+    columns: int,
     values: Sequence[float | None],
     colors: Colormap,
     norm: Any,
@@ -136,10 +144,10 @@ def _draw_words(
             text = "".join(c if font.get_char_index(ord(c)) else "□" for c in visible(words[number].text))
             axes.text(
                 column + width / 2, row + 0.52, text, color=ink_on(color), ha="center", va="center", parse_math=False,
-                fontfamily="DejaVu Sans Mono", fontsize=10.5,
+                fontfamily="DejaVu Sans Mono", fontsize=10.5 * _COLUMNS / columns,
             )  # fmt: skip
-    axes.set_xlim(0, _COLUMNS)
-    axes.set_ylim(max(len(lines), 2), 0)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(max(len(lines), 1.5), 0)
     axes.set_axis_off()
     axes.set_title(title, fontsize=11, color=_INK, loc="left")
     return figure.colorbar(ScalarMappable(norm, colors), ax=axes, aspect=8, pad=0.01, fraction=0.03)

@@ -21,6 +21,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "RELEASE.md": "release.md",
     "SECURITY.md": "security.md",
+    "examples/tour.ipynb": "tour.ipynb",
     "diffusers_infogain/demo/model/README.md": "demo_model.md",
     "diffusers_infogain/demo/text_model/README.md": "demo_text_model.md",
 }
