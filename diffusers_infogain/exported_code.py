@@ -60,7 +60,9 @@ _LOADED = _DIGEST
 
 as_exported({name}, _MODULES, ({components}))
 
-if TYPE_CHECKING:  # Of a folder diffusers takes only the modules that this file names.
+# Of a folder diffusers takes only the modules that this file names. From the Hub it would fetch a module once for every path of
+# imports that leads to it: the space in their `from . module import name` keeps it from following those of the other files.
+if TYPE_CHECKING:
 {imports}
 '''
 
@@ -284,7 +286,9 @@ class _Writer:
                 skipped.update(range(first, member.end_lineno))
             previous = member.end_lineno
         for node in self.module.parts(statement):
-            if isinstance(node, ast.ImportFrom) and node.level:
+            if isinstance(node, ast.Import):  # with a comment behind it, diffusers does not ask for the package
+                replaced[node.lineno - 1] = [f"{lines[node.lineno - 1]}  # optional"]
+            elif isinstance(node, ast.ImportFrom) and node.level:
                 text = self._imported(node, {alias.asname or alias.name for alias in node.names}, False)
                 replaced[node.lineno - 1] = [" " * node.col_offset + line for line in text.splitlines()]
                 skipped.update(range(node.lineno - 1, node.end_lineno or node.lineno))
@@ -316,7 +320,7 @@ class _Writer:
                 names.append(name)
         if names:
             self.needs.add(STAND_INS.get(source, source))
-            lines.append(_import_line(f"from .{flat_name(source)} import ", names, keep))
+            lines.append(_import_line(f"from . {flat_name(source)} import ", names, keep))
         return "\n".join(lines)
 
 

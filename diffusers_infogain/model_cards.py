@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from . import __version__
+from .checkpoints.errors import one_sentence
 from .checkpoints.repository import EMBEDDED_MODELS
 from .choices import SAMPLER_DESCRIPTIONS
 from .components import unwrapped
@@ -144,9 +145,10 @@ def licence_of(repository: str | os.PathLike[str]) -> str | None:
     """The licence that the model card of a folder or Hub repository names, or None."""
     path = local_path(EMBEDDED_MODELS.get(os.fspath(repository), repository))
     try:
-        if not path.exists():
-            return ModelCard.load(os.fspath(repository)).data.license
-        return ModelCard.load(path / CARD).data.license if (path / CARD).is_file() else None
+        if path.exists() and not (path / CARD).is_file():
+            return None
+        with one_sentence(os.fspath(repository)):
+            return ModelCard.load(path / CARD if path.exists() else os.fspath(repository)).data.license
     except (OSError, ValueError):  # without a network, without a card, or with one that is malformed
         return None
 
@@ -163,7 +165,12 @@ def model_card(
         license: Identifier of the licence of the weights, as on the Hub, such as "apache-2.0". None: the card says that it is
             that of their source.
         needs_package: Whether the folder needs this package; by default what the pipeline says.
+
+    Raises:
+        ValueError: If `base_model` or `license` is no string.
     """
+    check_type("base_model", base_model, (str, type(None)), "a Hub id or None")
+    check_type("license", license, (str, type(None)), "the identifier of a licence or None")
     card = _Card(pipe, name, pipe.needs_package if needs_package is None else needs_package, license, base_model or _source(pipe))
     return ModelCard(f"---\n{card.data().to_yaml()}\n---\n\n" + "\n\n".join(card.sections()) + "\n")
 
