@@ -17,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from . import __version__
 from .checkpoints.errors import one_sentence
 from .checkpoints.repository import EMBEDDED_MODELS
+from .checks import check_type
 from .choices import SAMPLER_DESCRIPTIONS
 from .components import unwrapped
 from .files import local_path, save_text
