@@ -4,13 +4,14 @@
     python examples/emoji/measure.py --world runs/emoji --split choose --samplers maskgit pivot:entropy_bound=0.25 --steps 8 12
 
 Every sampler gets the same captions and seeds. `--output` gets `results.jsonl`, a line per run with the judge's verdict on each
-image, and `table.md`; runs that are there already are not made again.
+image, and `table.md`; runs that are there already are not made again. With `--inpaint` the upper halves of pictures are given.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,14 +121,42 @@ def limits(pipe: InfoGainPipeline, reference: Reference, book: dict[str, torch.T
     return found
 
 
+def inpaint(
+    pipe: InfoGainPipeline, reference: Reference, copies: int, seeds: Sequence[int], batch_size: int, **call: Any
+) -> runs.Generated:
+    """The lower halves of the real pictures, hidden and filled in by their captions."""
+    mask = torch.zeros(reference.images.shape[2:])
+    mask[len(mask) // 2 :] = 1
+    indices = [index for index in range(len(reference.pictures)) for _ in range(copies)]
+    made = runs.Generated([], list(seeds), [], 0.0)
+    start = time.perf_counter()
+    for first in range(0, len(indices), batch_size):
+        part = indices[first : first + batch_size]
+        images, trace = pipe(
+            [reference.pictures[index].caption for index in part],
+            image=reference.images[part],
+            mask_image=mask,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[first : first + len(part)]],
+            return_dict=False,
+            **call,
+        )
+        made.images += images
+        made.traces.append(trace)
+    made.seconds = time.perf_counter() - start
+    return made
+
+
 def run(
-    pipe: InfoGainPipeline, cell: Cell, reference: Reference, copies: int, batch_size: int
+    pipe: InfoGainPipeline, cell: Cell, reference: Reference, copies: int, batch_size: int, inpaints: bool = False
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The record of a run, and its images."""
     prompts = [picture.caption for picture in reference.pictures for _ in range(copies)]
     seeds = [1_000_000 * cell.seed + i for i in range(len(prompts))]
     call = {"num_inference_steps": cell.steps, "guidance_scale": cell.guidance_scale, **cell.sampler.call}
-    made = runs.generate_images(pipe, prompts, seeds, batch_size, cell.sampler.name, **call)
+    if inpaints:
+        made = inpaint(pipe, reference, copies, seeds, batch_size, **call)
+    else:
+        made = runs.generate_images(pipe, prompts, seeds, batch_size, cell.sampler.name, **call)
     pixels = np.stack([np.asarray(image) for image in made.images])
     states = torch.cat([trace.num_states.sum(0) for trace in made.traces])
     record = {
@@ -179,6 +208,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--images-per-caption", type=int, default=2, help="variety within a caption needs 2")
     parser.add_argument("--captions", type=int, help="so many captions, spread over the split; default: all")
+    parser.add_argument("--inpaint", action="store_true", help="hide the lower halves of the real pictures, and fill them in")
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
     output = args.output or args.world / f"measured-{args.split.replace(' ', '-')}"
@@ -198,6 +228,7 @@ def main() -> None:
         "prompts": [picture.caption for picture in reference.pictures],
         "images_per_caption": args.images_per_caption,
         "batch_size": args.batch_size,
+        **({"inpaint": True} if args.inpaint else {}),
     }
     path, begin = output / "results.jsonl", '{"sampler": '
     runs.check_settings(output, settings, begun=path.exists())
@@ -214,7 +245,7 @@ def main() -> None:
         scheduler = scheduler_record(pipe.scheduler)
         record = cell.find(records)
         if record is None:
-            record, _ = run(pipe, cell, reference, args.images_per_caption, args.batch_size)
+            record, _ = run(pipe, cell, reference, args.images_per_caption, args.batch_size, args.inpaint)
             record["scheduler"] = scheduler
             append_json_lines([record], path)
             records.append(record)
