@@ -5,7 +5,7 @@
 
 Two tasks: "an object" hides the 24 x 24 pixels around one object, "a half" hides that half of the picture which cuts the fewest
 objects. What is not hidden stays, so the image is right if the hidden part is, and fits. `--output` gets `results.jsonl`, a line
-per run with the verdict on each image, `table.md` and `editing.png`; runs that are there already are not made again.
+per run with the verdict on each image, `table.md` and `inpainting.png`; runs that are there already are not made again.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def main() -> None:
         print(f"{task}, {sampler}, seed {seed}: {record['right'].count('1')} of {len(record['right'])} right", flush=True)
     heading = HEADING.format(split=args.split, count=args.num_prompts, seeds=len(args.seeds))
     save_text(heading + table(records, args.num_prompts), args.output / "table.md")
-    draw(pipe, args.split, args.num_prompts, args.batch_size).save(args.output / "editing.png")
+    draw(pipe, args.split, args.num_prompts, args.batch_size).save(args.output / "inpainting.png")
     print(f"Written to {args.output}.")
 
 
