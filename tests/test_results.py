@@ -40,7 +40,7 @@ def sections(page: str) -> Iterator[tuple[str, str]]:
             yield name, section
 
 
-@pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/results.md", "docs/editing.md", "README.md"])
 def test_tables_show_figures_of_the_complete_ones(page):
     found = list(sections(page))
     for name, section in found:
