@@ -32,32 +32,25 @@ MakeImages = Callable[[list[str], list[int]], tuple[list[PIL.Image.Image], list[
 
 @dataclass
 class Generated:
-    """Images with their seeds, the traces of their batches, and the seconds that all of them took."""
+    """Images and what they took; their traces, which grow with every token, are not kept.
+
+    Attributes:
+        images: N of them.
+        seeds: Those of the images.
+        num_states: (N,) long, states that went through the model.
+        num_evaluations: (N,) long, NFE: rows of the network, two for a guided state.
+        sequential_passes: (N,) long, sequential forward passes.
+        cumulative_entropy: (N,) float32, H~ in nats.
+        seconds: For all of them.
+    """
 
     images: list[PIL.Image.Image]
     seeds: list[int]
-    traces: list[DecodingTrace]
+    num_states: torch.Tensor
+    num_evaluations: torch.Tensor
+    sequential_passes: torch.Tensor
+    cumulative_entropy: torch.Tensor
     seconds: float
-
-    @property
-    def num_states(self) -> torch.Tensor:
-        """States that went through the model per image, (N,)."""
-        return torch.cat([trace.num_states.sum(0) for trace in self.traces])
-
-    @property
-    def num_evaluations(self) -> torch.Tensor:
-        """NFE per image, (N,): rows of the network, two for a guided state."""
-        return torch.cat([trace.num_evaluations.sum(0) for trace in self.traces])
-
-    @property
-    def sequential_passes(self) -> torch.Tensor:
-        """Sequential forward passes per image, (N,)."""
-        return torch.cat([trace.sequential_passes for trace in self.traces])
-
-    @property
-    def cumulative_entropy(self) -> torch.Tensor:
-        """Cumulative entropy H~ per image in nats, (N,)."""
-        return torch.cat([trace.cumulative_entropy for trace in self.traces])
 
 
 def generate_images(
@@ -77,7 +70,8 @@ def generate_images(
         call: Further arguments of the pipeline's call.
     """
     pipe.set_progress_bar_config(disable=True)
-    result = Generated([], list(seeds), [], 0.0)
+    every: list[PIL.Image.Image] = []
+    figures: list[tuple[torch.Tensor, ...]] = []
     start = time.perf_counter()
     with Progress(total=len(prompts), desc=description, unit="image") as progress:
         for first in range(0, len(prompts), batch_size):
@@ -86,11 +80,12 @@ def generate_images(
             if finished is not None:
                 for index, image in enumerate(images, first):
                     finished(index, image)
-            result.images += images
-            result.traces.append(trace)
+            every += images
+            passes, entropy = trace.sequential_passes, trace.cumulative_entropy
+            figures.append((trace.num_states.sum(0), trace.num_evaluations.sum(0), passes, entropy))
             progress.update(len(images))
-    result.seconds = time.perf_counter() - start
-    return result
+    states, evaluations, passes, entropies = (torch.cat(values) for values in zip(*figures, strict=True))
+    return Generated(every, list(seeds), states, evaluations, passes, entropies, time.perf_counter() - start)
 
 
 def _call(

@@ -158,7 +158,7 @@ def run(
     else:
         made = runs.generate_images(pipe, prompts, seeds, batch_size, cell.sampler.name, **call)
     pixels = np.stack([np.asarray(image) for image in made.images])
-    states = torch.cat([trace.num_states.sum(0) for trace in made.traces])
+    states = made.num_states
     record = {
         **cell.key,
         "looks_ahead": cell.sampler.looks_ahead,
