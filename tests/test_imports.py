@@ -45,7 +45,7 @@ LAYERS = {
     "evaluation": ["demo", "evaluation"],
     "generation": ["image_call", "image_output", "image_pipeline", "image_pipeline_", "text_"],
     "pipelines": ["pipeline_"],
-    "loading": ["loading", "custom_pipeline", "exporting", "exported_code"],
+    "loading": ["loading", "custom_pipeline", "exporting", "exported_code", "modular"],
     "app": ["app"],
     "command line": ["cli"],
 }
