@@ -79,6 +79,7 @@ def test_command_line_examples_parse():
             cli.build_parser().parse_args(words[1:])
             commands.add(words[1])
     assert commands == {
+        "app",
         "generate",
         "show",
         "demo",
