@@ -44,7 +44,10 @@ class StateImages:
         if not hasattr(pipe, "state_images"):
             raise ValueError(f"`pipe` must be the image pipeline that made these images, got {type(pipe).__name__}.")
         paste = None if self._edit is None else self._edit.take([sample]).paste
-        return [image for part in states.split(_AT_ONCE) for image in pipe.state_images(part, paste)]
+        # Without a corrector all frames show the same tokens, which are decoded once.
+        distinct, number = states.unique(dim=0, return_inverse=True)
+        images = [image for part in distinct.split(_AT_ONCE) for image in pipe.state_images(part, paste)]
+        return [images[index] for index in number.tolist()]
 
     def take(self, samples: Sequence[int]) -> StateImages:
         """The same for some of the samples."""

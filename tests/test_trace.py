@@ -97,12 +97,24 @@ def test_what_a_callback_changes_is_in_the_trace():
 
     def callback(step):
         if step.index == 0:
-            step.tokens[:, :2] = 3
-        return step.tokens
+            return torch.cat([torch.full((1, 2), 3), step.tokens[:, 2:]], dim=1)
+        return None
 
     output = run("greedy", tokens, [0], callback=callback)
     assert output.trace.tokens[0, 0, :2].tolist() == [3, 3]
     assert torch.equal(output.trace.tokens[-1].long(), output.tokens)
+
+
+def test_a_try_that_was_given_up_leaves_the_canvas_as_it_was():
+    tokens = partly_known(4, LENGTH, MASK, seed=1)
+    trace = run("retries", tokens, [0, 1, 2, 3], 6).trace
+    void = 0
+    for sample in range(4):
+        own = ~trace.entropies[:, sample].isnan().all(-1)
+        before = trace.tokens[: int(own.int().argmax()), sample]
+        assert torch.equal(before.long(), tokens[sample].expand_as(before))
+        void += len(before)
+    assert void, "some sample was begun anew"
 
 
 def test_an_interrupted_decoding_ends_with_masks():

@@ -54,7 +54,8 @@ def test_a_film_ends_with_the_image_and_is_the_same_alone(pipe, way):
         assert [frame.tobytes() for frame in frames] == [
             frame.tobytes() for frame in alone.trace.frames(size=SIDE * pipe.vae_scale_factor)
         ]
-        assert np.array_equal(pixels(frames[-1]), pixels(together.images[index].convert("RGB")))
+        differences = pixels(frames[-1]).astype(int) - pixels(together.images[index].convert("RGB"))
+        assert np.abs(differences).max() <= 1, "a level for rounding, which depends on the batch that is decoded"
         assert len(frames) == len(together.trace.states(index)) > 2
         assert len({frame.size for frame in frames}) == 1
     assert together.trace.view.seconds > 0
@@ -74,6 +75,8 @@ def test_masked_cells_are_hatched_and_new_ones_have_a_border(pipe):
                 assert after[row, column] == (set(map(tuple, cell.reshape(-1, 3))) == {(104, 104, 110), (136, 136, 142)})
                 new = before[row, column] and not after[row, column]
                 assert not new or (255, 149, 0) in set(map(tuple, cell.reshape(-1, 3)))
+                last = frames[-1].crop((24 * column, 24 * row, 24 * column + 24, 24 * row + 24))
+                assert new or after[row, column] or np.array_equal(cell, pixels(last))
                 checked += int(new)
     assert checked
 
