@@ -47,7 +47,7 @@ class InfoGainPipelineOutput(BaseOutput):
         images = self._as_pil()
         if images is None:
             return None
-        style = "margin:0 6px 6px 0;max-width:100%;image-rendering:pixelated"
+        style = "display:inline-block;margin:0 6px 6px 0;max-width:100%;image-rendering:pixelated"
         parts = [
             f'<img src="{_data_url(image)}" alt="image {number} with seed {seed}" title="seed {seed}" style="{style}">'
             for number, (image, seed) in enumerate(zip(images[:_SHOWN], self.seeds, strict=False), 1)

@@ -63,11 +63,11 @@ def _show_image(args: argparse.Namespace) -> None:
         sample = SampleTrace.read(record["trace"], f"The field `trace` in the text chunk of {args.file}")
     writable_folder(args.output)
     if again:
-        pipe, output = _run_again(args, record)
+        pipe, output, weights = _run_again(args, record)
         if output.trace.decoded_nothing_of(0):
             raise ValueError(f"Nothing of {args.file} was decoded: there is nothing to show.")
-        _compare(args, record, image, output.images[0], pipe)
-        figure, steps = output.trace.plot(), output.trace.of_sample()
+        _compare(args, record, image, output.images[0], weights)
+        figure, steps = output.trace.plot(pipe=pipe), output.trace.of_sample()
     else:
         assert sample is not None
         if not sample.num_steps:
@@ -77,7 +77,7 @@ def _show_image(args: argparse.Namespace) -> None:
     with replacing(written[0]) as file:
         file.write(as_png(figure))
     if film is not None:
-        written.append(output.trace.film(film, size=args.size))
+        written.append(output.trace.film(film, size=args.size, pipe=pipe))
     about = ", ".join(str(record[name]) for name in ("prompt", "class_labels") if record.get(name) is not None)
     print(f"{about}\n{steps.took}" if about else steps.took)
     print(f"Written: {' and '.join(map(str, written))}.")
@@ -123,9 +123,14 @@ def _edit_of(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]
     return {**images, **edit}
 
 
-def _run_again(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, Any]:
-    """The pipeline, and its output for the settings that an image records."""
+def _run_again(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, Any, str | None]:
+    """The pipeline, its output for the settings that an image records, and the digest of its weights if that records one."""
     where = f"The text chunk of {args.file}"
+    if "cell" in record:
+        raise ValueError(
+            f"{args.file} is of a comparison, which does not record all arguments of its calls: without --again and --film "
+            "its own record is drawn."
+        )
     check_fields(record, where, {"seed": int, "scheduler": dict})
     edit = _edit_of(args, record)
     pipe = _load(args, record, image_pipeline_class)
@@ -136,7 +141,8 @@ def _run_again(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, A
     inputs.setdefault(first, record.get("prompt"))
     call = {name: record[name] for name in _OF_A_CALL if record.get(name) is not None}
     pipe.scheduler = _scheduler_of(pipe, record)
-    return pipe, pipe(**inputs, **call, **edit, generator=torch.Generator().manual_seed(record["seed"]))
+    weights = pipeline_digest(pipe) if "weights" in record else None  # before a call, which sets up the tokenizer
+    return pipe, pipe(**inputs, **call, **edit, generator=torch.Generator().manual_seed(record["seed"])), weights
 
 
 def _load(args: argparse.Namespace, record: dict[str, Any], kind: Any) -> Any:
@@ -160,7 +166,9 @@ def _scheduler_of(pipe: Any, record: dict[str, Any]) -> InfoGainScheduler:
     return InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
 
 
-def _compare(args: argparse.Namespace, record: dict[str, Any], before: PIL.Image.Image, now: PIL.Image.Image, pipe: Any) -> None:
+def _compare(
+    args: argparse.Namespace, record: dict[str, Any], before: PIL.Image.Image, now: PIL.Image.Image, weights: str | None
+) -> None:
     """Says in one sentence if the model did not make the same image again, and what may be the reason."""
     same_size = before.size == now.size
     if same_size and np.array_equal(np.array(before.convert("RGB")), np.array(now.convert("RGB"))):
@@ -168,7 +176,7 @@ def _compare(args: argparse.Namespace, record: dict[str, Any], before: PIL.Image
     reasons = []
     if record.get("device") not in (None, torch.device(args.device).type):
         reasons.append(f"it was made on {record['device']}, now it ran on {torch.device(args.device).type}")
-    if record.get("weights") not in (None, pipeline_digest(pipe)):
+    if record.get("weights") != weights:
         reasons.append("the weights of the model are others")
     difference = "their sizes differ"
     if same_size:

@@ -125,6 +125,16 @@ def test_images_of_the_commands_are_shown(capsys, tmp_path):
     assert "trace" not in (tmp_path / "e" / "images.jsonl").read_text()
 
 
+def test_images_of_comparisons_are_drawn_from_their_records_only(capsys, tmp_path):
+    compare = ["--samplers", "confidence", "--steps", 2, "--num-prompts", 1, "--seeds", 0, "--metrics"]
+    assert run(capsys, "compare", *compare, "--output", tmp_path / "c", "--device", "cpu")[0] == 0
+    (path,) = (tmp_path / "c" / "runs").glob("*/images/*.png")
+    assert show(capsys, tmp_path, path)[0] == 0
+    code, _, err = show(capsys, tmp_path, path, "--again")
+    assert code == 2
+    assert "is of a comparison, which does not record all arguments of its calls: without --again and --film its own" in err
+
+
 def test_another_image_is_told(capsys, tmp_path, folder):
     code, _, err = show(capsys, tmp_path, folder / "other.png", "--again")
     assert code == 0
