@@ -113,7 +113,8 @@ def _texts(result: Result) -> str:
 
 
 def _coloured(result: Result) -> str:
-    return html_fragment(result.trace.of_sample(0), result.trace.written(0))
+    words = html_fragment(result.trace.of_sample(0), result.trace.written(0))
+    return f'<div class="ig-words">{words}</div>'
 
 
 def _plot(result: Result | None) -> str:

@@ -214,7 +214,7 @@ def run(pipe: DiffusionPipeline, request: Request, limits: Limits, job: Job, rep
 
     Raises:
         ValueError: For the first entry that is not allowed.
-        StoppedError: If it was stopped before it began.
+        StoppedError: If it was stopped before its first step.
     """
     request.check(limits)
     job.check()
@@ -237,7 +237,10 @@ def run(pipe: DiffusionPipeline, request: Request, limits: Limits, job: Job, rep
         output = own(**arguments)
     finally:
         job.pipes.remove(own)
-    return Result(output, time.perf_counter() - started, job.stopped)
+    result = Result(output, time.perf_counter() - started, job.stopped)
+    if not result.trace.num_decoded.any():
+        job.check()
+    return result
 
 
 def prompt_argument(pipe: DiffusionPipeline) -> str:

@@ -72,6 +72,20 @@ def test_stopping_shows_what_there_is(demo_pipe):
         work.run(demo_pipe, asked(demo_pipe), LIMITS, job, unwatched)
 
 
+def test_nothing_decoded_is_nothing_to_show(demo_pipe, monkeypatch):
+    job, call = Job(), type(demo_pipe).run_call
+
+    def stopped_first(self, arguments):
+        output = call(self, arguments)
+        output.trace.num_decoded.zero_()
+        job.stop()
+        return output
+
+    monkeypatch.setattr(type(demo_pipe), "run_call", stopped_first)
+    with pytest.raises(StoppedError):
+        work.run(demo_pipe, asked(demo_pipe), LIMITS, job, unwatched)
+
+
 def test_another_thread_stops_a_text(writer):
     jobs = Jobs()
     job, begun, stopped = jobs.begin("visitor"), threading.Event(), threading.Event()
