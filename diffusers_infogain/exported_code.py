@@ -246,14 +246,15 @@ class _Writer:
 
     def text(self) -> str:
         """The module's source: header, and the statements that are kept, as they stand."""
-        parts, end = [], 0
+        parts, end, blank = [], 0, 0
         for index, statement in enumerate(self.module.body):
             start, stop = self._start(statement, end), statement.end_lineno or statement.lineno
+            blank = max(blank, min(2, self._blank_lines_before(start)))
             if index in self.module.kept:
-                blank = min(2, self._blank_lines_before(start))
                 written = self._written(statement, start, stop)
                 if written:
                     parts.append("\n" * blank + written)
+                    blank = 0
             end = stop
         return HEADER + "\n" + "\n".join(parts).lstrip("\n") + "\n"
 
