@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MAPS = 8
 """The most maps of entropies."""
+_MOST_BOUNDARIES = 64
+"""Steps, up to which the colors of neighbours can be told apart."""
 _INK, _MUTED, _KNOWN, _GRID = "#222226", "#66666c", "#d4d4d8", "#e6e6ea"
 _BLUE, _ORANGE = "#1f5a99", "#d95f02"
 
@@ -144,7 +146,7 @@ def _draw_words(
             text = "".join(c if font.get_char_index(ord(c)) else "□" for c in visible(words[number].text))
             axes.text(
                 column + width / 2, row + 0.52, text, color=ink_on(color), ha="center", va="center", parse_math=False,
-                fontfamily="DejaVu Sans Mono", fontsize=10.5 * _COLUMNS / columns,
+                fontfamily="DejaVu Sans Mono", fontsize=10.5 * _COLUMNS / columns, in_layout=False,
             )  # fmt: skip
     axes.set_xlim(0, columns)
     axes.set_ylim(max(len(lines), 1.5), 0)
@@ -156,9 +158,12 @@ def _draw_words(
 def _step_colors(num_steps: int) -> tuple[Colormap, Any]:
     """A color for each step, dark to light, which can be told apart in grey and by the color-blind."""
     import matplotlib
-    from matplotlib.colors import BoundaryNorm
+    from matplotlib.colors import BoundaryNorm, Normalize
 
-    return matplotlib.colormaps["viridis"], BoundaryNorm(np.arange(num_steps + 1) + 0.5, 256)
+    colors = matplotlib.colormaps["viridis"]
+    if num_steps > _MOST_BOUNDARIES:
+        return colors, Normalize(1, num_steps)
+    return colors, BoundaryNorm(np.arange(num_steps + 1) + 0.5, colors.N)
 
 
 def _entropy_colors(top: float) -> tuple[Colormap, Any]:

@@ -36,6 +36,7 @@ CASES = [
     {"length": 64, "grid": (64, 1), "steps": 9, "sampler": "confidence"},
     {"length": 1024, "grid": (32, 32), "steps": 12, "sampler": "halton"},
     {"length": 30, "grid": (5, 6), "steps": 5, "known": 20, "sampler": "confidence"},
+    {"length": 300, "grid": (15, 20), "steps": 300, "sampler": "confidence"},
 ]
 
 
