@@ -76,12 +76,21 @@ def check_component_types(components: Mapping[str, Any]) -> None:
 
 
 def tokenize(tokenizer: Any, text: Any, **options: Any) -> Any:
-    """Calls a tokenizer, one thread at a time.
+    """Calls a tokenizer, one thread at a time, and leaves it as it was.
 
-    Fast tokenizers store their padding and truncation between calls, so concurrent calls would get each other's.
+    Fast tokenizers store their padding and truncation between calls, so concurrent calls would get each other's, and a tokenizer
+    that was called would be saved, and identified, as another one.
     """
     with _TOKENIZERS:
-        return tokenizer(text, **options)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return tokenizer(text, **options)
+        padding, truncation = backend.padding, backend.truncation
+        try:
+            return tokenizer(text, **options)
+        finally:
+            backend.no_padding() if padding is None else backend.enable_padding(**padding)
+            backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
 
 
 def unwrapped(model: Any) -> Any:

@@ -232,7 +232,7 @@ def test_as_published_and_as_converted_and_as_saved_again(lumina, tmp_path):
     assert expected.shape == (1, 2, 3)
     assert main(["convert", str(lumina), str(tmp_path / "converted"), "--max-shard-size", "0.005"]) == 0
     assert not [
-        path for path in (tmp_path / "converted").rglob("*") if path.suffix not in ("", ".json", ".safetensors", ".jinja")
+        path for path in (tmp_path / "converted").rglob("*") if path.suffix not in ("", ".json", ".safetensors", ".jinja", ".md")
     ]
     again = InfoGainLuminaPipeline.from_pretrained(tmp_path / "converted")
     assert torch.equal(tokens_of(again), expected)

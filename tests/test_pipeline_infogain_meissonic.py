@@ -46,7 +46,8 @@ def test_as_published_and_as_converted_and_as_saved_again(repository, tmp_path, 
     assert torch.equal(tokens_of(again), expected)
     again.save_pretrained(tmp_path / "saved")
     assert torch.equal(tokens_of(load(tmp_path / "saved")), expected)
-    assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt"}
+    suffixes = {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".txt", ".md"}
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ def test_a_comparison_writes_a_table_and_runs_only_what_is_missing(capsys, tmp_p
     assert not list(tmp_path.glob("*.png"))
     code, out, _ = run(capsys, "compare-text", *flags, "confidence:token_temperature=0.5", "--plots")
     assert out.endswith(f"Written to {tmp_path}: results.jsonl, table.md, equation.png, sudoku.png.\n")
-    assert PIL.Image.open(tmp_path / "equation.png").size == (1430, 715)
+    assert PIL.Image.open(tmp_path / "equation.png").height == 715
 
 
 def test_a_folder_of_results_is_of_one_kind_of_runs(capsys, tmp_path):

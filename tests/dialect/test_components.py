@@ -13,6 +13,7 @@ from helpers.dialect import CLIP_FAMILIES, PROMPT, call, make_pipe
 
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.components import in_float32
+from diffusers_infogain.evaluation.identity import pipeline_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -124,6 +125,22 @@ def test_from_pipe_shares_the_components(pipe):
     blind = type(pipe).from_pipe(pipe, vqvae=None)
     assert blind.vqvae is None
     assert pipe.vqvae is not None
+
+
+def test_a_call_leaves_the_tokenizer_as_it_was(pipe, tmp_path):
+    """So a pipeline that was called is the same one for records, and saves the same files, also if those say how to pad."""
+    if "tokenizer" in pipe.components:
+        pipe.tokenizer.backend_tokenizer.enable_padding(length=7, pad_id=1, pad_token="a")
+        pipe.tokenizer.backend_tokenizer.enable_truncation(7)
+    pipe.save_pretrained(tmp_path / "before")
+    before = pipeline_digest(pipe)
+    call(pipe)
+    pipe.save_pretrained(tmp_path / "after")
+    assert pipeline_digest(pipe) == before
+    files = [path.relative_to(tmp_path / "before") for path in (tmp_path / "before").glob("tokenizer/*.json")]
+    assert bool(files) == ("tokenizer" in pipe.components)
+    for file in files:
+        assert (tmp_path / "before" / file).read_bytes() == (tmp_path / "after" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("copies", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
