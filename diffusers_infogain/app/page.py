@@ -38,7 +38,7 @@ class Introduction:
 
 INTRODUCTIONS = {
     "demo": Introduction(
-        "The demo model draws one to three coloured shapes, 64 pixels wide.",
+        "The demo model draws one to four coloured shapes, 64 pixels wide.",
         (
             "a cyan square above a purple circle",
             "a red circle and a blue diamond",
