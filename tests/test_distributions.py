@@ -49,7 +49,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {"py.typed", "custom_pipeline.py", "models/imagenet_names.py"} <= packaged
     assert {"demo/model/model_index.json", "demo/model/transformer/diffusion_pytorch_model.safetensors"} <= packaged
     assert {"demo/text_model/model.safetensors", "demo/text_model/tokenizer.json"} <= packaged
-    assert {file.suffix for file in map(PurePosixPath, packaged)} <= {".py", ".typed", ".json", ".safetensors", ".md"}
+    assert {file.suffix for file in map(PurePosixPath, packaged)} <= {".py", ".typed", ".json", ".safetensors", ".md", ".css"}
 
 
 def test_the_wheel_says_what_it_is(wheel):

@@ -57,8 +57,8 @@ def share_of_greedy_images(pipe, captions) -> float:
 
 
 def test_greedy_sampling_is_good_with_room_above(demo_pipe):
-    # Two in three on many images: 100 of them stay within four standard errors, and leave room above.
-    assert 0.60 - 0.15 <= share_of_greedy_images(demo_pipe, held_out(100)) <= 0.67 + 4 * 0.047
+    # Two in three on many images: 60 of them stay within four standard errors, and leave room above.
+    assert abs(share_of_greedy_images(demo_pipe, held_out(60)) - 0.64) <= 4 * 0.062
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_greedy_sampling_is_good_with_room_above_on_many_images(demo_pipe):
 
 def test_maskgit_rule_is_the_sampler_of_the_stock_pipeline(demo_pipe):
     """Same weights, steps and temperature: the same share of images is right, with as many objects."""
-    captions = held_out(120, seed=10)
+    captions = held_out(60, seed=10)
     prompts = [caption.text for caption in captions]
     stock = AmusedPipeline.from_pretrained(diffusers_infogain.DEMO_MODEL)
     stock.set_progress_bar_config(disable=True)
@@ -81,7 +81,7 @@ def test_maskgit_rule_is_the_sampler_of_the_stock_pipeline(demo_pipe):
     ours = generate_images(
         demo_pipe,
         prompts,
-        list(range(120)),
+        list(range(60)),
         20,
         "maskgit",
         num_inference_steps=8,

@@ -216,6 +216,7 @@ def test_no_error_of_exported_code_names_commands_of_the_package(exported):
                 assert "diffusers_infogain" not in ast.unparse(node).replace("diffusers_infogain.token_frequencies", ""), path
 
 
+@pytest.mark.slow
 def test_two_exports_load_in_one_process_in_any_order(exported):
     program = """
 import sys

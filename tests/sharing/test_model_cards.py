@@ -59,6 +59,7 @@ def test_the_code_of_a_card_runs_beside_the_folder(family, tmp_path, monkeypatch
             assert image.size == names["image"].size
 
 
+@pytest.mark.slow
 def test_the_code_of_an_exported_card_runs_in_another_process(tmp_path):
     export_pipeline(load("demo"), tmp_path / "my model")
     code = code_of((tmp_path / "my model" / "README.md").read_text())
@@ -193,6 +194,7 @@ def test_saved_pipelines_name_their_own_classes_so_that_the_hub_can_load_them(tm
     assert load(write_llada(tmp_path / "c")).saved_index()["model"] == ["diffusers", "BidirectionalLlama"]
 
 
+@pytest.mark.slow
 def test_the_hub_gives_exports_to_diffusers_and_saved_pipelines_to_the_package(tmp_path):
     pipe = load(write_maskgit_checkpoint(tmp_path / "published"))
     export_pipeline(pipe, tmp_path / "hub" / "me" / "export")
