@@ -84,7 +84,8 @@ class TextTabs:
                     samplers[side] = SamplerControls(site, choice, f"{side} sampler")
         buttons = RunButtons.make("Compare")
         table = gr.HTML()
-        inputs, outputs = {**asked, **seed.inputs, "samples": samples}, [table]
+        inputs = {**asked, **seed.inputs, "samples": samples}
+        outputs: list[gr.components.Component] = [table]
         with gr.Row():
             for side, sampler in samplers.items():
                 with gr.Column(min_width=320):

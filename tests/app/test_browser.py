@@ -1,4 +1,7 @@
-"""The page in headless Chromium, as visitors use it. Screenshots go to the folder SCREENSHOTS, if that is set."""
+"""The page in headless Chromium, as visitors use it. Screenshots go to the folder SCREENSHOTS, if that is set.
+
+SCREENSHOTS=/tmp pytest -n 0 --slow tests/app/test_browser.py
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ import pytest
 from test_command import address_of, start
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 pytest.importorskip("gradio", reason="the page needs the extra app")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by the package playwright")
-PATIENCE = 60_000
+PATIENCE = 180_000
 """Milliseconds: without a GPU the canvas to paint on is slow."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -22,7 +23,9 @@ def start(folder: Path, *arguments: str, program: tuple[str, ...] = APP, **varia
     (folder / "tmp").mkdir()
     command = [sys.executable, *program, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+    # A shell that runs the tests in the background has them, and so the command, ignore SIGINT.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, preexec_fn=heed, **pipes)
 
 
 def address_of(process: subprocess.Popen) -> str:
