@@ -97,7 +97,7 @@ def test_generate(browser, images, width):
     visit.press("Generate")
     assert "model rows (NFE) in" in visit.figures().inner_text()
     picture = visit.page.locator(".ig-gallery img").locator("visible=true").first
-    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
+    assert picture.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])") == [64, 64]
     assert picture.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
     assert picture.bounding_box()["width"] > 250
     strip = visit.page.locator(".ig-strip img").locator("visible=true")
