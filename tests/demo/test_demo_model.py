@@ -66,9 +66,10 @@ def test_greedy_sampling_is_good_with_room_above_on_many_images(demo_pipe):
     assert 0.60 <= share_of_greedy_images(demo_pipe, held_out(500, seed=9)) <= 0.95
 
 
+@pytest.mark.slow
 def test_maskgit_rule_is_the_sampler_of_the_stock_pipeline(demo_pipe):
     """Same weights, steps and temperature: the same share of images is right, with as many objects."""
-    captions = held_out(60, seed=10)
+    captions = held_out(120, seed=10)
     prompts = [caption.text for caption in captions]
     stock = AmusedPipeline.from_pretrained(diffusers_infogain.DEMO_MODEL)
     stock.set_progress_bar_config(disable=True)
@@ -81,7 +82,7 @@ def test_maskgit_rule_is_the_sampler_of_the_stock_pipeline(demo_pipe):
     ours = generate_images(
         demo_pipe,
         prompts,
-        list(range(60)),
+        list(range(120)),
         20,
         "maskgit",
         num_inference_steps=8,
