@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import pad
 
 from .candidates import uniforms
-from .checks import check_integer, check_number, check_type
+from .checks import check_integer, check_list, check_number, check_type
 from .choices import MOST_BLUR, SIDES
 from .printing import shown
 
@@ -73,11 +73,16 @@ class EditArguments:
                 raise ValueError("`strength` must be below 1 without `mask_image`: at 1 nothing of `image` would be kept.")
 
     @property
+    def is_image_to_image(self) -> bool:
+        """Whether a share of the whole image is decoded anew, and all of it is shown as decoded."""
+        return self.mask_image is None and self.outpaint is None
+
+    @property
     def share(self) -> float:
         """The share of the tokens in question that is decoded anew, in (0, 1]."""
         if self.strength is not None:
             return self.strength
-        return DEFAULT_STRENGTH if self.mask_image is None and self.outpaint is None else 1.0
+        return DEFAULT_STRENGTH if self.is_image_to_image else 1.0
 
     def margins(self, unit: int) -> tuple[int, int, int, int]:
         """Pixels that are added on the left, at the top, on the right and at the bottom.
@@ -100,11 +105,9 @@ class EditArguments:
         return left, top, right, bottom
 
 
-def _as_list(name: str, value: Any, kinds: tuple[type, ...], described: str) -> list[Any]:
-    items = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not items or not all(isinstance(item, kinds) for item in items):
-        raise ValueError(f"`{name}` must be {described}, got {shown(value)}.")
-    return items
+def _as_list(name: str, value: Any, described: str) -> list[Any]:
+    kinds = (PIL.Image.Image, np.ndarray, torch.Tensor)
+    return [value] if isinstance(value, kinds) else check_list(name, value, kinds, described)
 
 
 def _unit_range(name: str, values: torch.Tensor) -> torch.Tensor:
@@ -126,7 +129,7 @@ def _from_pil(name: str, image: PIL.Image.Image, mode: str) -> torch.Tensor:
     """(C, H, W) float32 in [0, 1]."""
     if image.mode in _DEEP_MODES:
         raise ValueError(f"`{name}` must have 8 bits per channel, got a PIL image of mode {image.mode!r}.")
-    array = np.array(image.convert(mode), dtype=np.uint8)
+    array = np.array(image.convert(mode))
     return torch.from_numpy(array[..., None] if array.ndim == 2 else array).movedim(-1, 0).float() / 255
 
 
@@ -138,7 +141,7 @@ def read_images(name: str, value: Any) -> list[torch.Tensor]:
     """
     described = "a PIL image, an array (H, W, 3) or (B, H, W, 3), a tensor (3, H, W) or (B, 3, H, W), or a list of them"
     images: list[torch.Tensor] = []
-    for item in _as_list(name, value, (PIL.Image.Image, np.ndarray, torch.Tensor), described):
+    for item in _as_list(name, value, described):
         if isinstance(item, PIL.Image.Image):
             images.append(_from_pil(name, item, "RGB"))
             continue
@@ -163,7 +166,7 @@ def read_masks(name: str, value: Any) -> list[torch.Tensor]:
         "a PIL image, an array (H, W), (H, W, 1) or (B, H, W), a tensor (H, W), (1, H, W) or (B, 1, H, W), or a list of them"
     )
     masks: list[torch.Tensor] = []
-    for item in _as_list(name, value, (PIL.Image.Image, np.ndarray, torch.Tensor), described):
+    for item in _as_list(name, value, described):
         if isinstance(item, PIL.Image.Image):
             tensor = _from_pil(name, item, "L")
         else:
@@ -185,8 +188,7 @@ def fit_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if image.shape[1:] == (height, width):
         return image
     pil = PIL.Image.fromarray((image * 255).round().byte().movedim(0, -1).numpy())
-    fitted = PIL.ImageOps.fit(pil, (width, height), PIL.Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(fitted)).movedim(-1, 0).float() / 255
+    return _from_pil("image", PIL.ImageOps.fit(pil, (width, height), PIL.Image.Resampling.LANCZOS), "RGB")
 
 
 def fit_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -310,7 +312,7 @@ def begin_edit(
     pixels = torch.stack([fit_image(image, height, width) for image in originals])
     tokens = _of_prompts(encode(pixels), prompt_index)
     if arguments.mask_image is None:
-        masked = torch.full((len(tokens), height, width), arguments.outpaint is None)
+        masked = torch.full((len(tokens), height, width), arguments.is_image_to_image)
     else:
         masked = _of_prompts(_fitted_masks(arguments.mask_image, originals, num_prompts, height, width), prompt_index)
     cells = token_mask(masked, pixels_per_token, arguments.mask_coverage).to(tokens.device)
@@ -320,11 +322,10 @@ def begin_edit(
         cells = draw_share(cells, arguments.share, generators)
     margins = (left, right, top, bottom)
     in_tokens = [side // pixels_per_token for side in margins]
-    image_to_image = arguments.mask_image is None and arguments.outpaint is None
     return Edit(
         tokens=pad(tokens.masked_fill(cells, mask_token_id), in_tokens, value=mask_token_id),
         pixels=pad(_of_prompts(pixels, prompt_index), margins),
-        shows=None if image_to_image else seam(pad(masked, margins, value=True), arguments.mask_blur),
+        shows=None if arguments.is_image_to_image else seam(pad(masked, margins, value=True), arguments.mask_blur),
         settings={
             "strength": arguments.share,
             "outpaint": None if arguments.outpaint is None else dict(arguments.outpaint),

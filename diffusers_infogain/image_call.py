@@ -153,14 +153,14 @@ class ImageCall:
                 f"`height` and `width` must be {side * pixels}, the only size of this model, got {height} and {width}."
             )
         if edit.image is not None:
-            self._begin_edit(edit)
+            self._begin_edit(edit, height, width)
         if self.latents is not None:
             self.check_latents(self.latents)
         self.state = CallState(self.guidance_scale, unguided=1 - self.pipe.guidance_offset)
         self.scheduler = self._own_scheduler(edit.share if self.edit else 1.0)
         self.state.num_timesteps = len(self.scheduler.all_timesteps)
 
-    def _begin_edit(self, edit: EditArguments) -> None:
+    def _begin_edit(self, edit: EditArguments, height: int, width: int) -> None:
         if self.latents is not None:
             raise ValueError("`latents` must be None with `image`, whose tokens take their place.")
         check_components(self.pipe, "vqvae")
@@ -169,7 +169,7 @@ class ImageCall:
         self.edit = begin_edit(
             edit,
             self.pipe._encode_pixels,
-            (self.grid[0] * self.pipe.vae_scale_factor, self.grid[1] * self.pipe.vae_scale_factor),
+            (height, width),
             self.pipe.vae_scale_factor,
             self.mask_token_id,
             torch.tensor(self.per_image(list(range(self.num_prompts)))),

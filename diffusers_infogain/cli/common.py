@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
+from PIL.ImageOps import exif_transpose
 
 from ..checkpoints.published import CheckedPipeline
 from ..checks import check_search
@@ -22,6 +23,7 @@ from ..choices import DEMO_PROMPTS, PRESETS, SPLITS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
+from ..image_files import open_image
 from ..loading import image_pipeline_class, pipeline_class
 from ..output_folders import owned
 from ..pipeline_infogain_text import InfoGainTextPipeline
@@ -143,6 +145,20 @@ def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[st
         "num_runs": args.num_runs,
     }
     return call
+
+
+EDIT_SETTINGS = ("strength", "outpaint", "mask_coverage", "mask_blur")
+"""The arguments of an edit that are no images, as flags and records name them."""
+
+
+def edited_images(image: Path | None, mask: Path | None) -> dict[str, Any]:
+    """The images of an edit by the argument of the call, each turned as its camera was held; None where there is no file.
+
+    Raises:
+        ValueError: If a file is no image.
+    """
+    files = {"image": image, "mask_image": mask}
+    return {name: None if file is None else exif_transpose(open_image(file)) for name, file in files.items()}
 
 
 def text_call_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from PIL.ImageOps import exif_transpose
 
 import diffusers_infogain
 
 from ..editing import EditArguments
 from ..evaluation.identity import scheduler_record
 from ..evaluation.runs import generate_images
-from ..image_files import open_image, read_png_metadata, save_png
+from ..image_files import read_png_metadata, save_png
 from ..output_folders import owned, unused
 from ..pictures import Picture
 from ..scheduling_infogain import InfoGainScheduler
@@ -38,13 +37,13 @@ def _edit_arguments(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
     Raises:
         ValueError: For flags that do not fit together, or a file that is no image.
     """
-    files = {"image": args.image, "mask_image": args.mask}
-    images: dict[str, Any] = {name: None if file is None else exif_transpose(open_image(file)) for name, file in files.items()}
-    settings = {name: getattr(args, name) for name in ("strength", "outpaint", "mask_coverage", "mask_blur")}
+    images = common.edited_images(args.image, args.mask)
+    settings = {name: getattr(args, name) for name in common.EDIT_SETTINGS}
     EditArguments(**images, **settings)
     if args.image is None:
         return {}, {}
-    return {**images, **settings}, {**{name: file.name for name, file in files.items() if file is not None}, **settings}
+    names = {name: file.name for name, file in (("image", args.image), ("mask_image", args.mask)) if file is not None}
+    return {**images, **settings}, {**names, **settings}
 
 
 def _generate(

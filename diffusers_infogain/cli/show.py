@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from PIL.ImageOps import exif_transpose
 
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.text_comparison import prompt_arguments
@@ -37,7 +36,6 @@ _OF_A_CALL = (
     "num_beams",
     "num_runs",
 )
-_OF_AN_EDIT = ("strength", "outpaint", "mask_coverage", "mask_blur")
 _OF_A_TEXT = ("max_new_tokens", "num_inference_steps", "block_length", "cache", "num_beams", "num_runs")
 
 
@@ -63,10 +61,10 @@ def _show_image(args: argparse.Namespace) -> None:
         sample = SampleTrace.read(record["trace"], f"The field `trace` in the text chunk of {args.file}")
     writable_folder(args.output)
     if again:
-        pipe, output, weights = _run_again(args, record)
+        pipe, output = _run_again(args, record)
         if output.trace.decoded_nothing_of(0):
             raise ValueError(f"Nothing of {args.file} was decoded: there is nothing to show.")
-        _compare(args, record, image, output.images[0], weights)
+        _compare(args, record, image, output.images[0], pipe)
         figure, steps = output.trace.plot(pipe=pipe), output.trace.of_sample()
     else:
         assert sample is not None
@@ -113,18 +111,18 @@ def _edit_of(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]
     """The arguments of the call that edited an image; none if it was generated from nothing."""
     if "image" not in record and "image_sha256" not in record:
         return {}
-    files = {"image": _found(args, "image", record.get("image")), "mask_image": _found(args, "mask", record.get("mask_image"))}
-    if files["image"] is None:
+    image, mask = _found(args, "image", record.get("image")), _found(args, "mask", record.get("mask_image"))
+    if image is None:
         raise ValueError(f"{args.file} is an edit of an image that it does not hold: give that by --image (and --mask).")
-    images = {name: None if path is None else exif_transpose(open_image(path)) for name, path in files.items()}
-    edit = {name: record[name] for name in _OF_AN_EDIT if name in record}
+    images = common.edited_images(image, mask)
+    edit = {name: record[name] for name in common.EDIT_SETTINGS if name in record}
     if images["mask_image"] is None and "image_sha256" in record and edit.get("strength") == 1:
         edit["strength"] = None  # recorded as the share of the padding that is decoded: all of it
     return {**images, **edit}
 
 
-def _run_again(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, Any, str | None]:
-    """The pipeline, its output for the settings that an image records, and the digest of its weights if that records one."""
+def _run_again(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, Any]:
+    """The pipeline, and its output for the settings that an image records."""
     where = f"The text chunk of {args.file}"
     if "cell" in record:
         raise ValueError(
@@ -141,8 +139,7 @@ def _run_again(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, A
     inputs.setdefault(first, record.get("prompt"))
     call = {name: record[name] for name in _OF_A_CALL if record.get(name) is not None}
     pipe.scheduler = _scheduler_of(pipe, record)
-    weights = pipeline_digest(pipe) if "weights" in record else None  # before a call, which sets up the tokenizer
-    return pipe, pipe(**inputs, **call, **edit, generator=torch.Generator().manual_seed(record["seed"])), weights
+    return pipe, pipe(**inputs, **call, **edit, generator=torch.Generator().manual_seed(record["seed"]))
 
 
 def _load(args: argparse.Namespace, record: dict[str, Any], kind: Any) -> Any:
@@ -166,23 +163,20 @@ def _scheduler_of(pipe: Any, record: dict[str, Any]) -> InfoGainScheduler:
     return InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
 
 
-def _compare(
-    args: argparse.Namespace, record: dict[str, Any], before: PIL.Image.Image, now: PIL.Image.Image, weights: str | None
-) -> None:
+def _compare(args: argparse.Namespace, record: dict[str, Any], before: PIL.Image.Image, now: PIL.Image.Image, pipe: Any) -> None:
     """Says in one sentence if the model did not make the same image again, and what may be the reason."""
-    same_size = before.size == now.size
-    if same_size and np.array_equal(np.array(before.convert("RGB")), np.array(now.convert("RGB"))):
-        return
+    difference = "their sizes differ"
+    if before.size == now.size:
+        there, here = (np.array(image.convert("RGB")) for image in (before, now))
+        share = (there != here).any(-1).mean()
+        if share == 0:
+            return
+        difference = f"{100 * share:.1f} % of the pixels differ"
     reasons = []
     if record.get("device") not in (None, torch.device(args.device).type):
         reasons.append(f"it was made on {record['device']}, now it ran on {torch.device(args.device).type}")
-    if record.get("weights") != weights:
+    if "weights" in record and record["weights"] != pipeline_digest(pipe):
         reasons.append("the weights of the model are others")
-    difference = "their sizes differ"
-    if same_size:
-        pixels = [np.array(image.convert("RGB")).astype(int) for image in (before, now)]
-        share = (np.abs(pixels[0] - pixels[1]).max(-1) > 0).mean()
-        difference = f"{100 * share:.1f} % of the pixels differ"
     because = ", and ".join(reasons) or "other versions, another machine or arguments that it does not record may be the reason"
     print(f"The model made another image than {args.file} this time ({difference}): {because}.", file=sys.stderr)
 
