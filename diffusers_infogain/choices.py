@@ -79,8 +79,8 @@ PRESET_DESCRIPTIONS: dict[str, str] = {
     "text_fast": "left to right, as many tokens at a time as an entropy bound allows",
 }
 
-CACHES = ("none", "exact", "prefix")
-"""Of keys and values, in text models."""
+CACHES = ("none", "exact", "prefix", "dual")
+"""Of keys and values, in text models; the last two are approximations."""
 
 METRICS = (
     "composition",

@@ -221,10 +221,12 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
             num_beams: Above 1: beam search in every block.
             num_runs: Above 1: every block is decoded this often, and the best run is kept.
             cache: "none"; "exact" for block-causal models, which does not run finished blocks again and gives the same logits; or
-                "prefix" for models with full attention, an approximation in which tokens before a block see the block as it was
-                when it began. By default "exact" if the model allows it, else "none".
-            pack_candidates: With the exact cache, run the candidates of a text as one sequence over one copy of its keys and
-                values, which saves memory.
+                for models with full attention (but not `AutoModelForMaskedLM`s) one of two approximations (arXiv 2505.22618), in
+                which tokens outside a block see the block as it was when it began: those before it with "prefix", which runs the
+                block and what follows; all others with "dual", which runs the block alone. By default "exact" if the model allows
+                it, else "none".
+            pack_candidates: With a cache, run the candidates of a text as one sequence over one copy of its keys and values,
+                which saves memory.
 
         Returns:
             `InfoGainTextOutput`, or (texts, sequences, attention_mask, trace).

@@ -147,8 +147,8 @@ class TextGeneration:
                 f"{shown(self.cache)}."
             )
         self._cache_mode = self.cache or ("exact" if "exact" in caches else "none")
-        if self.pack_candidates and self._cache_mode != "exact":
-            raise ValueError(f"`pack_candidates` must be False without the cache 'exact', got True with {self._cache_mode!r}.")
+        if self.pack_candidates and self._cache_mode == "none":
+            raise ValueError("`pack_candidates` must be False with the cache 'none', got True.")
         names = self.callback_on_step_end_tensor_inputs
         self._callback_names = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
 

@@ -391,7 +391,7 @@ def forwards(pipe) -> Iterator[list[int]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
 def test_the_trace_counts_every_row_and_call_of_the_model(sampler, cache):
     pipe = make_pipe(sampler=sampler, tokens_per_step=2, gain_reduction="sum")

@@ -76,20 +76,38 @@ def test_shifted_models_read_a_prediction_one_token_before(block):
     assert output.sequences[0][output.attention_mask[0]].tolist() == tokens[0].tolist()
 
 
-def test_a_prefix_cache_is_an_option_for_full_attention_only(pipe):
-    output = pipe(PROMPTS, max_new_tokens=6, block_length=3, cache="prefix")
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_approximate_caches_are_options_for_full_attention_only(cache, pipe):
+    output = pipe(PROMPTS, max_new_tokens=6, block_length=3, cache=cache, generator=generators(0, 1, 2))
     assert MASK not in output.sequences[output.attention_mask].tolist()
-    with pytest.raises(ValueError, match="prefix"):
-        make_block_pipe()("a cat", max_new_tokens=4, cache="prefix")
-    with pytest.raises(ValueError, match="`cache` must be none, prefix or None for llada with full attention, got 'exact'"):
+    packed = pipe(PROMPTS, max_new_tokens=6, block_length=3, cache=cache, generator=generators(0, 1, 2), pack_candidates=True)
+    assert torch.equal(packed.sequences, output.sequences)
+    with pytest.raises(ValueError, match=f"`cache` must be none, exact or None for sdar .*, got '{cache}'"):
+        make_block_pipe()("a cat", max_new_tokens=4, cache=cache)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
+def test_approximate_caches_change_nothing_in_blocks_of_one_token(sampler, cache):
+    """Such a block is decided by its first forward pass, which runs whole texts."""
+    pipe = make_pipe(sampler=sampler)
+    call = {"max_new_tokens": 5, "block_length": 1, "stop_at_eos": False}
+    found, expected = (pipe(PROMPTS, generator=generators(0, 1, 2), cache=mode, **call) for mode in (cache, "none"))
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.trace.entropies, expected.trace.entropies, equal_nan=True)
+
+
+def test_arguments_of_blocks_that_do_not_fit_are_named(pipe):
+    text = "`cache` must be none, prefix, dual or None for llada with full attention, got 'exact'"
+    with pytest.raises(ValueError, match=text):
         pipe("a cat", max_new_tokens=4, cache="exact")
-    with pytest.raises(ValueError, match="`pack_candidates` must be False without the cache 'exact', got True with 'none'"):
+    with pytest.raises(ValueError, match="`pack_candidates` must be False with the cache 'none', got True"):
         pipe("a cat", max_new_tokens=4, pack_candidates=True)
     with pytest.raises(ValueError, match="`num_inference_steps` must be None with the scheduler's `tokens_per_step` = 2, got 4"):
         make_pipe(tokens_per_step=2)("a cat", max_new_tokens=8, num_inference_steps=4)
     with pytest.raises(ValueError, match="`sampler` and `certainty` must be others than 'halton' for text, which has no grid"):
         make_pipe(sampler="halton")("a cat", max_new_tokens=4)
-    with pytest.raises(ValueError, match="`cache` must be none, prefix or None for llada with full attention, got 'dual'"):
-        pipe("a cat", max_new_tokens=4, cache="dual")
+    with pytest.raises(ValueError, match=text.replace("'exact'", "'block'")):
+        pipe("a cat", max_new_tokens=4, cache="block")
     with pytest.raises(ValueError, match="`block_length` must be a multiple of the model's own, 4, got 6"):
         make_block_pipe()("a cat", max_new_tokens=4, block_length=6)

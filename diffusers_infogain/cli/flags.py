@@ -263,7 +263,7 @@ def _add_samplers_flag(
 def _add_text_call_flags(command: Parser) -> None:
     """Arguments of a text pipeline's call that change no text."""
     _add_lookahead_flag(command)
-    text = "of keys and values (default: exact if possible, else none)"
+    text = "of keys and values; prefix and dual are approximations (default: exact if possible, else none)"
     command.add_argument("--cache", choices=choices.CACHES, help=text)
 
 

@@ -26,7 +26,7 @@ def fitting_caches(family: TextFamily) -> tuple[str, ...]:
     """The modes of `TextCache` that work for a family."""
     if family.name == "masked_lm":
         return ("none",)
-    return ("none", "exact" if family.attention == "block_causal" else "prefix")
+    return ("none", "exact") if family.attention == "block_causal" else ("none", "prefix", "dual")
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
@@ -166,6 +166,12 @@ def _shallow(module: Any) -> Any:
     return shallow
 
 
+def _ends(states: torch.Tensor, num_first: int, num_last: int) -> torch.Tensor:
+    """The first and the last columns of (B, heads, L, D)."""
+    first = states[..., :num_first, :]
+    return torch.cat([first, states[..., states.shape[-2] - num_last :, :]], dim=-2) if num_last else first
+
+
 class TextCache:
     """Logits of one block after the other, with or without keys and values kept between them.
 
@@ -188,14 +194,16 @@ class TextCache:
         "exact": For block-causal models. Keys and values of finished blocks are kept, and a call runs the active block alone. The
             logits are those of "none" up to rounding. This also holds if columns do not coincide with the blocks of the model:
             as many columns as needed are then run on either side.
-        "prefix": For full attention, an approximation. The first call of a block runs the whole sequences, as `begin_block` saw
-            them, and keeps what lies before the block; later calls run the block and all that follows. With the tokens that
-            `begin_block` saw they give the logits of "none"; the prefix does not see what is decoded in the block later.
+        "prefix": For full attention, an approximation (arXiv 2505.22618). The first call of a block runs the whole sequences, as
+            `begin_block` saw them, and keeps what lies before the block; later calls run the block and all that follows. With the
+            tokens that `begin_block` saw they give the logits of "none"; the prefix does not see what is decoded in the block
+            later.
+        "dual": The same (there DualCache), but what follows the block is kept, too: later calls run the block alone.
 
     Args:
         model, family: From `open_text_model`.
         mode: One of `CACHES`.
-        packed: With "exact" or "prefix": the states of a sample share one sequence and one copy of the sample's keys and values,
+        packed: With any mode but "none": the states of a sample share one sequence and one copy of the sample's keys and values,
             and do not see each other. By default every state is a sequence of a batch, with a copy of its own.
 
     Raises:
@@ -245,7 +253,9 @@ class TextCache:
         self._positions = count_positions(self._real)
         self._start, self._end = start, end
         self._first, self._last = self._columns_to_run()
-        if self.mode == "prefix":
+        # Columns behind those that run are seen by full attention only, and run with them unless they are kept.
+        self._num_behind = sequences.shape[1] - self._last if self.mode == "dual" else 0
+        if self.mode in ("prefix", "dual"):
             self._crop(0)  # the first call of `logits` fills it, and may get the logits of the block in the same forward
         elif self.mode == "exact":
             self._crop(min(self._first, self._unchanged(old_tokens, old_real)))
@@ -253,9 +263,9 @@ class TextCache:
                 self._fill(start, torch.zeros_like(self._real))
 
     def _columns_to_run(self) -> tuple[int, int]:
-        """The first column, and the last + 1, that `logits` runs for the active block; those before come from the cache."""
+        """The first column, and the last + 1, that `logits` runs for the active block; the others come from the cache."""
         if self.family.attention == "full":
-            first, last = self._start, self._tokens.shape[1]
+            first, last = self._start, self._end if self.mode == "dual" else self._tokens.shape[1]
         else:
             # The tokens of a model's own block see each other, so whole blocks have to run; what follows is not seen.
             first, last = self._own_block(self._start)[0], self._own_block(self._end - 1)[1]
@@ -278,7 +288,7 @@ class TextCache:
         return self._own_block(changed[0])[0] if changed else self.length
 
     def _fill(self, end: int, where: torch.Tensor) -> torch.Tensor:
-        """Runs the columns up to `end` that are not kept, and keeps those before the ones that `logits` runs.
+        """Runs the columns up to `end` that are not kept, and keeps all but the ones that `logits` runs.
 
         Args:
             where: (B, L) bool, M positions that are wanted, none of which is kept.
@@ -291,16 +301,17 @@ class TextCache:
         visible = _visible(self.family, real[:, queries], positions[:, queries], real[:, keys], positions[:, keys])
         read_at = _read_at(where[:, queries], positions[:, queries], self.family.shifted)
         logits = _native_logits(self.model, self._tokens[:, queries], visible, positions[:, queries], read_at, self._kept)
-        self._crop(self._first)
+        self._crop(self._first, self._num_behind)
         return logits
 
-    def _crop(self, length: int) -> None:
-        if length == 0:
+    def _crop(self, length: int, num_behind: int = 0) -> None:
+        """Keeps the first `length` columns, and the last `num_behind`."""
+        if length + num_behind == 0:
             self._kept = DynamicCache()
         # Not `DynamicCache.crop`, whose argument means something else in every other version.
         for layer in self._kept.layers:
-            layer.keys = layer.keys[..., :length, :]
-            layer.values = layer.values[..., :length, :]
+            layer.keys = _ends(layer.keys, length, num_behind)
+            layer.values = _ends(layer.values, length, num_behind)
 
     def _copy(self, sample_index: torch.Tensor) -> DynamicCache | None:
         """The cache of some samples, for a forward, which appends to what it is given even if it need not."""
@@ -341,7 +352,7 @@ class TextCache:
         return self._logits(states, sample_index, where)[:, : self.family.num_text_tokens]
 
     def _logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        if self.mode == "prefix" and self._first > self.length:
+        if self.mode in ("prefix", "dual") and self._first + self._num_behind > self.length:
             length = self._tokens.shape[1]
             wanted = torch.zeros_like(self._real)
             if self._is_whole_batch(sample_index) and torch.equal(states, self._tokens[:, self._start : self._end]):
@@ -364,10 +375,12 @@ class TextCache:
         return _native_logits(self.model, tokens, visible, positions, read_at, cache)
 
     def _visible_to_run(self, sample_index: torch.Tensor) -> torch.Tensor:
-        """Which keys (kept or run) the columns that are run see, (S, Q or 1, K) bool."""
+        """Which keys the columns that are run see, (S, Q or 1, K) bool: those kept before and behind them, and then their own."""
+        real, positions = self._real[sample_index], self._positions[sample_index]
         columns = slice(self._first, self._last)
-        real, positions = self._real[sample_index, : self._last], self._positions[sample_index, : self._last]
-        return _visible(self.family, real[:, columns], positions[:, columns], real, positions)
+        behind = slice(real.shape[1] - self._num_behind, None)
+        keys = [torch.cat([of[:, : self._first], of[:, behind], of[:, columns]], dim=1) for of in (real, positions)]
+        return _visible(self.family, real[:, columns], positions[:, columns], *keys)
 
     def _packed_logits(self, tokens: torch.Tensor, sample_index: torch.Tensor, read_at: Positions) -> torch.Tensor:
         """Logits of states (S, Q) that run as (U, C · Q): the states of each of U samples, C at most, behind each other.
@@ -387,7 +400,7 @@ class TextCache:
         # The mask for one state is (U, Q, kept + Q). Its left part is repeated for every slot; its right part goes on the
         # diagonal of a (C, C) grid of such parts, (U, C, Q, C, Q).
         visible = self._visible_to_run(samples).expand(-1, width, -1)
-        kept, own = visible[..., : self._first], visible[..., self._first :]
+        kept, own = visible.tensor_split([self._first + self._num_behind], dim=-1)
         same_slot = torch.eye(most, dtype=torch.bool, device=owner.device)
         within = (own[:, None, :, None, :] & same_slot[None, :, None, :, None]).reshape(-1, most * width, most * width)
         visible = torch.cat([kept.repeat(1, most, 1), within], dim=-1)

@@ -198,6 +198,20 @@ def test_a_cache_gives_the_logits_of_whole_rows(name, mode, loaded):
     torch.testing.assert_close(cache.logits(states, rows, where), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_dual_cache_runs_the_block_alone(name, packed, loaded):
+    model, family = loaded[name]
+    ids, real = draw_rows(model, [12, 9], left=True)
+    cache, seen = TextCache(model, family, "dual", packed), []
+    with model.model.embed_tokens.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape))):
+        cache.begin_block(ids, real, 5, 9)
+        for rows in (torch.arange(2), torch.tensor([0, 0, 1])):
+            cache.logits(ids[rows, 5:9], rows, torch.ones(len(rows), 4, dtype=torch.bool))
+    width = 4 + family.shifted  # a shifted token is read one column before
+    assert seen == [(2, 12), (2, 2 * width) if packed else (3, width)]
+
+
 def test_a_block_of_the_models_own_runs_alone(loaded):
     model, family = loaded["sdar"]
     ids, real = draw_rows(model, [16, 13], left=False)
@@ -210,17 +224,17 @@ def test_a_block_of_the_models_own_runs_alone(loaded):
     assert seen == [(2, 4), (3, 4), (2, 4), (3, 4)]
 
 
-@pytest.mark.parametrize("mode", ["exact", "prefix"])
+@pytest.mark.parametrize("mode", ["exact", "prefix", "dual"])
 def test_what_is_kept_never_changes_by_reading(mode, loaded):
     model, family = loaded["sdar" if mode == "exact" else "dream"]
     ids, real = draw_rows(model, [12, 10], left=True)
     for packed in (False, True):
         cache = TextCache(model, family, mode, packed)
-        cache.begin_block(ids, real, 8, 12)
+        cache.begin_block(ids, real, 6, 10)
         all_of_it = torch.ones(4, 4, dtype=torch.bool)
-        first = cache.logits(ids[[0, 1, 1, 0], 8:12], torch.tensor([0, 1, 1, 0]), all_of_it)
+        first = cache.logits(ids[[0, 1, 1, 0], 6:10], torch.tensor([0, 1, 1, 0]), all_of_it)
         kept = [(layer.keys.clone(), layer.values.clone()) for layer in cache._kept.layers]
-        again = cache.logits(ids[:, 8:12], torch.arange(2), all_of_it[:2])
+        again = cache.logits(ids[:, 6:10], torch.arange(2), all_of_it[:2])
         torch.testing.assert_close(again, first[:8], atol=1e-4, rtol=0)
         assert cache.length == kept[0][0].shape[-2] > 0
         for layer, (keys, values) in zip(cache._kept.layers, kept, strict=True):
@@ -266,31 +280,34 @@ def test_rows_that_are_finished_can_be_dropped(mode, loaded):
 
 
 @pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("mode", ["prefix", "dual"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("whole_first", [True, False])
-def test_the_prefix_cache_is_exact_for_what_it_was_made_of(name, packed, left, whole_first, loaded):
+def test_an_approximate_cache_is_exact_for_what_it_was_made_of(name, mode, packed, left, whole_first, loaded):
     model, family = loaded[name]
     ids, real = draw_rows(model, [14, 9], left)
-    cache, none = TextCache(model, family, "prefix", packed), TextCache(model, family)
-    for start in (0, 4, 8):
+    cache, none = TextCache(model, family, mode, packed), TextCache(model, family)
+    for start in (0, 4, 8, 10):
         cache.begin_block(ids, real, start, start + 4)
         none.begin_block(ids, real, start, start + 4)
         for rows in (torch.arange(2), torch.tensor([1, 0, 1])) if whole_first else (torch.tensor([1, 0, 1]), torch.arange(2)):
             block, where = ids[rows, start : start + 4], real[rows, start : start + 4]
             torch.testing.assert_close(cache.logits(block, rows, where), none.logits(block, rows, where), atol=1e-4, rtol=0)
-            assert cache.length == max(start - family.shifted, 0)
+            num_behind = 14 - (start + 4) if mode == "dual" else 0
+            assert cache.length == max(start - family.shifted, 0) + num_behind
         ids[:, start : start + 4] = (ids[:, start : start + 4] + 1) % model.config.vocab_size
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_first_call_of_a_block_may_be_about_other_tokens_and_rows(packed, loaded):
+@pytest.mark.parametrize("mode", ["prefix", "dual"])
+def test_the_first_call_of_a_block_may_be_about_other_tokens_and_rows(mode, packed, loaded):
     model, family = loaded["llada"]
-    ids, real = draw_rows(model, [12, 12], left=True)
+    ids, real = draw_rows(model, [14, 14], left=True)
     ids[1, 8:12] = ids[0, 8:12]
     changed = ids[:, 8:12].roll(1, -1)
     for block, rows in ((ids[:, 8:12], torch.tensor([1, 0])), (changed, torch.arange(2))):
-        cache, none = TextCache(model, family, "prefix", packed), TextCache(model, family)
+        cache, none = TextCache(model, family, mode, packed), TextCache(model, family)
         for one in (cache, none):
             one.begin_block(ids, real, 8, 12)
         where = torch.ones(2, 4, dtype=torch.bool)
@@ -301,12 +318,13 @@ def test_the_first_call_of_a_block_may_be_about_other_tokens_and_rows(packed, lo
             torch.testing.assert_close(first, none.logits(block, rows, where), atol=1e-4, rtol=0)
 
 
-def test_the_error_of_the_prefix_cache(loaded, record_property):
-    """One changed token of a block: what the rest of the block is told, with the prefix of before and without a cache."""
+@pytest.mark.parametrize("mode", ["prefix", "dual"])
+def test_the_error_of_an_approximate_cache(mode, loaded, record_property):
+    """One changed token of a block: what the rest of the block is told, with what was kept before and without a cache."""
     for name in FULL:
         model, family = loaded[name]
         ids, real = draw_rows(model, [20], left=True)
-        cache, none = TextCache(model, family, "prefix"), TextCache(model, family)
+        cache, none = TextCache(model, family, mode), TextCache(model, family)
         for one in (cache, none):
             one.begin_block(ids, real, 12, 16)
         block, where = ids[:, 12:16].clone(), torch.tensor([[False, True, True, True]])
@@ -314,7 +332,7 @@ def test_the_error_of_the_prefix_cache(loaded, record_property):
         block[:, 0] = (block[:, 0] + 1) % model.config.vocab_size
         approximate, exact = (one.logits(block, torch.tensor([0]), where) for one in (cache, none))
         error, effect = ((value - exact).square().mean().sqrt().item() for value in (approximate, unchanged))
-        record_property(f"{name}: error of the prefix cache, of an effect, in logits", f"{error:.3g} of {effect:.3g}")
+        record_property(f"{name}: error of the {mode} cache, of an effect, in logits", f"{error:.3g} of {effect:.3g}")
         assert 1e-4 < error < 2 * effect
         ids[:, 12:16] = block
         cache.begin_block(ids, real, 12, 16)
@@ -327,9 +345,10 @@ def test_the_error_of_the_prefix_cache(loaded, record_property):
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("sdar", {"mode": "block"}, "`mode` must be one of none, exact, prefix, got 'block'"),
-        ("dream", {"mode": "exact"}, "`mode` must be none or prefix for dream, got 'exact'"),
+        ("sdar", {"mode": "block"}, "`mode` must be one of none, exact, prefix, dual, got 'block'"),
+        ("dream", {"mode": "exact"}, "`mode` must be none or prefix or dual for dream, got 'exact'"),
         ("sdar", {"mode": "prefix"}, "`mode` must be none or exact for sdar, got 'prefix'"),
+        ("sdar", {"mode": "dual"}, "`mode` must be none or exact for sdar, got 'dual'"),
         ("masked_lm", {"mode": "prefix"}, "`mode` must be none for masked_lm, got 'prefix'"),
         ("masked_lm", {"mode": "exact"}, "`mode` must be none for masked_lm, got 'exact'"),
         ("sdar", {"packed": True}, "`packed` must be False without a cache, got True"),
