@@ -14,7 +14,9 @@ from .callbacks import CallState, StepCallback, call_back, tensor_inputs
 from .candidates import Generators, check_generator, split_generator
 from .checks import check_bool, check_integer, check_search
 from .decoding import DecodingStep
-from .masked_logits import Logits, MaskedLogits
+from .denoising import Denoised
+from .guidance import Rows, first_of_equal
+from .masked_logits import Logits, MaskedLogits, take_states
 from .models.text_logits import TextCache, fitting_caches, longest_text
 from .models.wrapped import underlying
 from .printing import shown
@@ -191,15 +193,24 @@ class TextGeneration:
         if not samples:
             return
         sample_index = torch.tensor(samples, device=self.tokens.device)
-        # Only the exact cache keeps something from block to block, and so has to hold the texts of the other groups, too.
-        in_cache = self._in_cache if self._cache_mode == "exact" else sample_index
+        # Texts that are equal so far (of one prompt, say) are told the same of equal states.
+        first, kind = first_of_equal(torch.cat([self.tokens[sample_index], self.attention_mask[sample_index].long()], dim=1))
+        # Only the exact cache keeps something from block to block, and so has to hold all texts, those of the other groups, too.
+        in_cache = self._in_cache if self._cache_mode == "exact" else sample_index[first]
         self._cache.begin_block(self.tokens[in_cache], self.attention_mask[in_cache], group.start, group.end)
-        cache_index = torch.searchsorted(in_cache, sample_index)
+        cache_index = torch.searchsorted(in_cache, sample_index[first])[kind]
 
         reads_decoded = self.scheduler.corrector.reads_decoded
         decodable = self.tokens[sample_index, group.start : group.end] == self.mask_token_id
+        may_share = len(first) < len(samples)
 
-        def denoise(tokens: torch.Tensor, sample_index: torch.Tensor) -> Logits:
+        def denoise(tokens: torch.Tensor, sample_index: torch.Tensor) -> Logits | Denoised:
+            if not may_share:
+                return predict(tokens, sample_index)
+            rows = Rows.of(tokens, kind[sample_index])
+            return Denoised(take_states(predict(tokens[rows.state], sample_index[rows.state]), rows.number), rows.count)
+
+        def predict(tokens: torch.Tensor, sample_index: torch.Tensor) -> MaskedLogits:
             where = tokens == self.mask_token_id
             where = where | decodable[sample_index] if reads_decoded else where
             return MaskedLogits.at(where, self._cache.logits(tokens, cache_index[sample_index], where))

@@ -431,6 +431,34 @@ def test_searches(search):
     assert output.sequences[1][output.attention_mask[1]].tolist() == alone.sequences[0].tolist()
 
 
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("sampler", ["info_gain", "confidence"])
+def test_texts_share_the_evaluations_of_equal_states(sampler, cache):
+    pipe = make_pipe(sampler=sampler, tokens_per_step=2, gain_reduction="sum")
+    call = {"max_new_tokens": 8, "block_length": 4, "cache": cache, "stop_at_eos": False}
+    prompts = ["a red cat", "a red cat", "dogs", "a red cat"]
+    with forwards(pipe) as batch_sizes:
+        output = pipe(prompts, generator=generators(0, 1, 2, 0), **call)
+    evaluations, states = output.trace.num_evaluations, output.trace.num_states
+    assert batch_sizes[0] == 2
+    assert evaluations.sum() == sum(batch_sizes)
+    assert evaluations[0].tolist() == [1, 0, 1, 0] if sampler == "confidence" else states[0].sum() > evaluations[0].sum()
+    assert evaluations[:, 3].sum() == 0  # the first text once more, with the same random numbers
+    for sample, seed in enumerate([0, 1, 2, 0]):
+        alone = pipe(prompts[sample], generator=generators(seed), **call)
+        assert alone.texts == [output.texts[sample]]
+        assert alone.trace.num_states.sum() == states[:, sample].sum()
+
+
+def test_texts_that_begin_alike_but_for_their_masks_share_nothing_else(pipe):
+    red = pipe.tokenizer("red").input_ids[0]
+    prompts = [[3, MASK, MASK, red, 5], [3, red, MASK, red, 5], [3, MASK, MASK, red, 5]]
+    output = pipe(input_ids=prompts, max_new_tokens=0, generator=generators(0, 1, 2))
+    for sample, prompt in enumerate(prompts):
+        alone = pipe(input_ids=[prompt], max_new_tokens=0, generator=generators(sample))
+        assert torch.equal(alone.sequences[0], output.sequences[sample])
+
+
 def test_texts_of_a_prompt_follow_each_other(pipe):
     output = pipe(["a cat", "fog"], max_new_tokens=3, num_texts_per_prompt=2, generator=generators(*range(4)))
     starts = [output.sequences[sample][output.attention_mask[sample]][0].item() for sample in range(4)]

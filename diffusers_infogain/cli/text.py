@@ -64,7 +64,8 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
             print("\n\n".join(_shown(output, sample) if args.show else text for sample, text in enumerate(output.texts)))
             parts += map(output.html_part, range(len(batch)))
             continue
-        evaluations = output.trace.num_evaluations.sum(0).tolist()
+        # A text's own, whatever it shared with others of its batch: a run that was cut goes on with other batches.
+        evaluations = output.trace.num_states.sum(0).tolist()
         entropies = output.trace.cumulative_entropy.tolist()
         records = [
             {"prompt": prompt, "seed": seed, "text": answer, "num_evaluations": count, "cumulative_entropy": round(entropy, 4)}

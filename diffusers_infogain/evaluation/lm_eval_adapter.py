@@ -327,7 +327,8 @@ class InfoGainLM(LM):
         finally:
             self.pipe.scheduler = own
         seconds = (time.perf_counter() - start) / len(batch)
-        evaluations = output.trace.num_evaluations.sum(0).tolist()
+        # A text's own, whatever it shared with others of its batch: a run that was cut goes on with other batches.
+        evaluations = output.trace.num_states.sum(0).tolist()
         entropies = output.trace.cumulative_entropy.tolist()
         texts, costs = [], []
         for index, pending in enumerate(batch):

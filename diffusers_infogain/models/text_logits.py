@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from ..choices import CACHES
-from .llada import BidirectionalLlama, additive_mask, count_positions
+from ..guidance import first_of_equal
+from .llada import additive_mask, count_positions
 from .text_family import TextFamily
-from .wrapped import compiled, underlying
-
-Positions = tuple[torch.Tensor, torch.Tensor]
-"""M positions in a batch of sequences: which sequence, and which column of it, (M,) long each."""
-
-SEES_PADDING = ("convbert", "funnel", "mobilebert", "nystromformer", "reformer", "yoso")
-"""Model types that read padding whatever the attention mask says, through convolution, pooling or segments. Sequences of
-different lengths are run apart."""
+from .text_network import Positions, TextNetwork
+from .wrapped import underlying
 
 
 def fitting_caches(family: TextFamily) -> tuple[str, ...]:
@@ -40,13 +33,13 @@ def longest_text(model: PreTrainedModel) -> int | None:
 
 
 def _read_at(where: torch.Tensor, positions: torch.Tensor, shifted: bool) -> Positions:
-    """The positions at which the network outputs its predictions of the tokens at `where` (R, L).
+    """The places at which the network outputs its predictions of the tokens at `where` (R, L), `positions` (R or 1, L).
 
     A shifted network predicts a token one position before. The first token of a sequence, which has nothing before it, is read
     at its own position.
     """
     sequences, columns = where.nonzero(as_tuple=True)
-    return sequences, columns - (positions[sequences, columns] > 0).long() if shifted else columns
+    return sequences, columns - (positions.expand_as(where)[sequences, columns] > 0).long() if shifted else columns
 
 
 def _visible(
@@ -63,107 +56,6 @@ def _visible(
         return visible
     visible = visible & (key_positions[:, None, :] // family.block_length <= positions[:, :, None] // family.block_length)
     return visible | ~real[:, :, None]  # padding sees everything, and nothing sees it: a query without any key would be NaN
-
-
-def _native_logits(
-    model: Any,
-    input_ids: torch.Tensor,
-    visible: torch.Tensor,
-    positions: torch.Tensor,
-    read_at: Positions,
-    cache: DynamicCache | None = None,
-) -> torch.Tensor:
-    """Outputs (M, V) of a Llama, Qwen2 or Qwen3; the keys and values of the input are appended to `cache`."""
-    inner = underlying(model)
-    hidden = additive_mask(visible, input_ids.shape[1], inner.dtype)
-    arguments: dict[str, Any] = {"attention_mask": hidden, "position_ids": positions, "use_cache": cache is not None}
-    if cache is not None:
-        names = inspect.signature(type(inner.base_model).forward).parameters
-        arguments["cache" if "cache" in names else "past_key_values"] = cache
-    return _logits_at(model, read_at, input_ids=input_ids, **arguments)
-
-
-def _encoder_logits(model: Any, input_ids: torch.Tensor, real: torch.Tensor, read_at: Positions) -> torch.Tensor:
-    """Outputs (M, V) of an `AutoModelForMaskedLM`."""
-    # Padding goes to the right: there every architecture counts positions as it was trained to.
-    order = (~real).long().argsort(dim=-1, stable=True)
-    input_ids, real = input_ids.gather(-1, order), real.gather(-1, order)
-    sequences, columns = read_at
-    columns = order.argsort(-1)[sequences, columns]
-    if underlying(model).config.model_type not in SEES_PADDING:
-        return _logits_at(model, (sequences, columns), input_ids=input_ids, attention_mask=real.long())
-    lengths = real.sum(-1)
-    parts, parts_of = [], []
-    for length in lengths.unique().tolist():
-        same_length = lengths == length
-        ids = input_ids[same_length, :length]
-        own = same_length[sequences].nonzero()[:, 0]  # those of the M positions that lie in these sequences
-        number = same_length.cumsum(0) - 1  # of a sequence among these
-        at = number[sequences[own]], columns[own]
-        parts.append(_logits_at(model, at, input_ids=ids, attention_mask=torch.ones_like(ids)))
-        parts_of.append(own)
-    return torch.cat(parts)[torch.cat(parts_of).argsort()]
-
-
-def _logits_at(model: Any, read_at: Positions, **arguments: Any) -> torch.Tensor:
-    """Outputs (M, V) of a model. If its architecture allows it, only these positions go through the output embeddings."""
-    inner, own = underlying(model), compiled(model)
-    if isinstance(inner, BidirectionalLlama):
-        return (inner if own is None else own)(where=read_at, **arguments)
-    if own is None:
-        logits = _narrowed(inner, read_at, arguments["input_ids"].shape)(**arguments).logits
-        return logits if logits.ndim == 2 else logits[read_at]
-    if "logits_to_keep" not in inspect.signature(type(inner).forward).parameters:
-        return own(**arguments).logits[read_at]
-    # What was compiled cannot be narrowed; it is asked for all columns in which any position is wanted.
-    sequences, columns = read_at
-    kept, kept_columns = columns.unique(return_inverse=True)
-    return own(logits_to_keep=kept, **arguments).logits[sequences, kept_columns]
-
-
-class _HeadAtPositions(torch.nn.Module):
-    """The output embeddings of a model, applied to some positions of its input only."""
-
-    def __init__(self, head: torch.nn.Module, read_at: Positions, shape: torch.Size):
-        super().__init__()
-        self.head = head
-        self.read_at = read_at
-        self.shape = shape
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.head, name)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """(R, L, H) to (M, V)."""
-        return self.head(states[self.read_at] if states.shape[:-1] == self.shape else states)
-
-
-def _narrowed(model: PreTrainedModel, read_at: Positions, shape: torch.Size) -> PreTrainedModel:
-    """The model with its output embeddings applied to some positions only; as it is if it has none.
-
-    Neither copies nor changes anything that other calls may be using at the same time: only the few modules that lead to the
-    output embeddings are other objects, with the same contents.
-    """
-    head = model.get_output_embeddings()
-    path = next((name for name, module in model.named_modules() if module is head), "") if head is not None else ""
-    if not path:
-        return model
-    narrowed: Any = _shallow(model)
-    parent, (*owners, last) = narrowed, path.split(".")
-    for name in owners:
-        parent._modules[name] = _shallow(parent._modules[name])
-        parent = parent._modules[name]
-    parent._modules[last] = _HeadAtPositions(head, read_at, shape)
-    return narrowed
-
-
-def _shallow(module: Any) -> Any:
-    shallow = copy.copy(module)
-    shallow._modules = dict(module._modules)
-    return shallow
 
 
 def _ends(states: torch.Tensor, num_first: int, num_last: int) -> torch.Tensor:
@@ -217,10 +109,10 @@ class TextCache:
             raise ValueError(f"`mode` must be {' or '.join(fitting_caches(family))} for {family.name}, got {mode!r}.")
         if packed and mode == "none":
             raise ValueError("`packed` must be False without a cache, got True.")
-        self.model = model
         self.family = family
         self.mode = mode
         self.packed = packed
+        self._network = TextNetwork(model)
         self._kept = DynamicCache()
         self._tokens = self._real = self._positions = torch.empty(0, 0)
 
@@ -260,7 +152,30 @@ class TextCache:
         elif self.mode == "exact":
             self._crop(min(self._first, self._unchanged(old_tokens, old_real)))
             if self._first > self.length:
-                self._fill(start, torch.zeros_like(self._real))
+                self._fill_prefix(start)
+        self._look_up()
+
+    def _look_up(self) -> None:
+        """Looks up what the calls of a block have in common."""
+        real, positions = self._real, self._positions
+        columns = slice(self._first, self._last)
+        self._run_tokens, self._run_positions = self._tokens[:, columns], positions[:, columns]
+        # Without padding, say, samples have the same masks and positions, and one copy of them is enough for any batch.
+        self._alike = bool((real == real[:1]).all())
+        if self.family.name == "masked_lm":
+            # The columns of an encoder as it takes them, padding last, and the new place of each column.
+            self._order = None if real.all() else (~real).long().argsort(dim=-1, stable=True)
+            self._place = None if self._order is None else self._order.argsort(-1)
+            return
+        behind = slice(real.shape[1] - self._num_behind, None)
+        keys = [torch.cat([of[:, : self._first], of[:, behind], of[:, columns]], dim=1) for of in (real, positions)]
+        # Which keys the columns that are run see, (B, Q or 1, K): those kept before and behind them, and then their own.
+        self._run_visible = _visible(self.family, real[:, columns], self._run_positions, *keys)
+        self._mask = self._additive(self._run_visible[:1])
+
+    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
+        """`additive_mask` for the columns that are run."""
+        return additive_mask(visible, self._last - self._first, self._network.inner.dtype)
 
     def _columns_to_run(self) -> tuple[int, int]:
         """The first column, and the last + 1, that `logits` runs for the active block; the others come from the cache."""
@@ -287,20 +202,31 @@ class TextCache:
         changed = (old_tokens != self._tokens)[:, : self.length].any(0).nonzero()[:, 0].tolist()
         return self._own_block(changed[0])[0] if changed else self.length
 
-    def _fill(self, end: int, where: torch.Tensor) -> torch.Tensor:
-        """Runs the columns up to `end` that are not kept, and keeps all but the ones that `logits` runs.
+    def _fill_prefix(self, end: int) -> None:
+        """Runs the columns up to `end` that are not kept, and keeps those before the ones that `logits` runs."""
+        seen = torch.cat([self._tokens[:, :end], self._real[:, :end].long()], dim=1)
+        # At first, texts of a prompt are equal up to here.
+        samples, kind = first_of_equal(seen) if self.length == 0 else (torch.arange(len(seen), device=seen.device),) * 2
+        self._run(samples, end, torch.zeros_like(self._real[samples]))
+        if len(samples) < len(seen):
+            self._kept.batch_select_indices(kind)
+
+    def _run(self, samples: torch.Tensor, end: int, where: torch.Tensor) -> torch.Tensor:
+        """Runs the columns of some samples (K,) up to `end` that are not kept, and keeps all but the ones that `logits` runs.
 
         Args:
-            where: (B, L) bool, M positions that are wanted, none of which is kept.
+            where: (K, L) bool, M positions that are wanted, none of which is kept.
 
         Returns:
             (M, V), their logits.
         """
         queries, keys = slice(self.length, end), slice(0, end)
-        real, positions = self._real, self._positions
+        real, positions = self._real[samples], self._positions[samples]
         visible = _visible(self.family, real[:, queries], positions[:, queries], real[:, keys], positions[:, keys])
         read_at = _read_at(where[:, queries], positions[:, queries], self.family.shifted)
-        logits = _native_logits(self.model, self._tokens[:, queries], visible, positions[:, queries], read_at, self._kept)
+        mask = additive_mask(visible, queries.stop - queries.start, self._network.inner.dtype)
+        tokens = self._tokens[samples, queries]
+        logits = self._network.decoder_logits(tokens, mask, positions[:, queries], read_at, self._kept)
         self._crop(self._first, self._num_behind)
         return logits
 
@@ -319,13 +245,17 @@ class TextCache:
             return None
         cache = copy.copy(self._kept)
         cache.layers = [copy.copy(layer) for layer in self._kept.layers]
-        if not self._is_whole_batch(sample_index):
+        if len(self._tokens) == 1:  # appending makes the only copy
+            for layer in cache.layers:
+                layer.keys = layer.keys.expand(len(sample_index), -1, -1, -1)
+                layer.values = layer.values.expand(len(sample_index), -1, -1, -1)
+        elif not self._is_whole_batch(sample_index):
             for layer in cache.layers:
                 layer.batch_select_indices(sample_index)
         return cache
 
     def _is_whole_batch(self, sample_index: torch.Tensor) -> bool:
-        return sample_index.tolist() == list(range(len(self._tokens)))
+        return torch.equal(sample_index, torch.arange(len(self._tokens), device=sample_index.device))
 
     def logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """What the model predicts if the active block of some samples had other tokens.
@@ -353,34 +283,37 @@ class TextCache:
 
     def _logits(self, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         if self.mode in ("prefix", "dual") and self._first + self._num_behind > self.length:
-            length = self._tokens.shape[1]
+            samples, length = torch.arange(len(self._tokens), device=states.device), self._tokens.shape[1]
             wanted = torch.zeros_like(self._real)
             if self._is_whole_batch(sample_index) and torch.equal(states, self._tokens[:, self._start : self._end]):
                 # The forward that fills the cache is of just these states.
                 wanted[:, self._start : self._end] = where
-                return self._fill(length, wanted)
-            self._fill(length, wanted)
-        columns = slice(self._first, self._last)
-        block = slice(self._start - self._first, self._end - self._first)
-        tokens, positions = self._tokens[sample_index, columns], self._positions[sample_index, columns]
-        wanted = torch.zeros_like(tokens, dtype=torch.bool)
-        tokens[:, block] = states
-        wanted[:, block] = where
+                return self._run(samples, length, wanted)
+            self._run(samples, length, wanted)
+        tokens, wanted = states, where
+        if self._first < self._start or self._end < self._last:
+            block = slice(self._start - self._first, self._end - self._first)
+            tokens = self._run_tokens[sample_index]
+            wanted = torch.zeros_like(tokens, dtype=torch.bool)
+            tokens[:, block] = states
+            wanted[:, block] = where
+        positions = self._run_positions[:1] if self._alike else self._run_positions[sample_index]
         read_at = _read_at(wanted, positions, self.family.shifted)
         if self.family.name == "masked_lm":
-            return _encoder_logits(self.model, tokens, self._real[sample_index, columns], read_at)
+            return self._encoder_logits(tokens, sample_index, read_at)
         if self.packed and len(sample_index):
             return self._packed_logits(tokens, sample_index, read_at)
-        visible, cache = self._visible_to_run(sample_index), self._copy(sample_index)
-        return _native_logits(self.model, tokens, visible, positions, read_at, cache)
+        mask = self._mask if self._alike else self._additive(self._run_visible[sample_index])
+        return self._network.decoder_logits(tokens, mask, positions, read_at, self._copy(sample_index))
 
-    def _visible_to_run(self, sample_index: torch.Tensor) -> torch.Tensor:
-        """Which keys the columns that are run see, (S, Q or 1, K) bool: those kept before and behind them, and then their own."""
-        real, positions = self._real[sample_index], self._positions[sample_index]
-        columns = slice(self._first, self._last)
-        behind = slice(real.shape[1] - self._num_behind, None)
-        keys = [torch.cat([of[:, : self._first], of[:, behind], of[:, columns]], dim=1) for of in (real, positions)]
-        return _visible(self.family, real[:, columns], positions[:, columns], *keys)
+    def _encoder_logits(self, tokens: torch.Tensor, sample_index: torch.Tensor, read_at: Positions) -> torch.Tensor:
+        """Logits of whole sequences (S, L)."""
+        real = self._real[sample_index]
+        if self._order is None or self._place is None:
+            return self._network.encoder_logits(tokens, real, read_at)
+        order, (sequences, columns) = self._order[sample_index], read_at
+        read_at = sequences, self._place[sample_index[sequences], columns]
+        return self._network.encoder_logits(tokens.gather(-1, order), real.gather(-1, order), read_at)
 
     def _packed_logits(self, tokens: torch.Tensor, sample_index: torch.Tensor, read_at: Positions) -> torch.Tensor:
         """Logits of states (S, Q) that run as (U, C · Q): the states of each of U samples, C at most, behind each other.
@@ -399,15 +332,16 @@ class TextCache:
         packed[owner, slot] = tokens
         # The mask for one state is (U, Q, kept + Q). Its left part is repeated for every slot; its right part goes on the
         # diagonal of a (C, C) grid of such parts, (U, C, Q, C, Q).
-        visible = self._visible_to_run(samples).expand(-1, width, -1)
+        visible = self._run_visible[samples].expand(-1, width, -1)
         kept, own = visible.tensor_split([self._first + self._num_behind], dim=-1)
         same_slot = torch.eye(most, dtype=torch.bool, device=owner.device)
         within = (own[:, None, :, None, :] & same_slot[None, :, None, :, None]).reshape(-1, most * width, most * width)
         visible = torch.cat([kept.repeat(1, most, 1), within], dim=-1)
-        positions = self._positions[samples, self._first : self._last].repeat(1, most)
+        mask = additive_mask(visible, most * width, self._network.inner.dtype)
+        positions = self._run_positions[samples].repeat(1, most)
         state, column = read_at
         read_at = owner[state], slot[state] * width + column
-        return _native_logits(self.model, packed.flatten(1), visible, positions, read_at, self._copy(samples))
+        return self._network.decoder_logits(packed.flatten(1), mask, positions, read_at, self._copy(samples))
 
     def keep_samples(self, sample_index: torch.Tensor) -> None:
         """Drops all samples but these, (K,) long; from then on they are samples 0 to K - 1, for `begin_block` too.
@@ -421,3 +355,4 @@ class TextCache:
         self._tokens = self._tokens[sample_index]
         self._real = self._real[sample_index]
         self._positions = self._positions[sample_index]
+        self._look_up()

@@ -257,6 +257,21 @@ def test_tokens_that_changed_behind_the_cache_are_computed_anew(loaded):
         torch.testing.assert_close(cache.logits(block, rows, where), fresh.logits(block, rows, where), atol=1e-4, rtol=0)
 
 
+def test_equal_prompts_are_run_once_for_the_exact_cache(loaded):
+    model, family = loaded["sdar"]
+    ids, real = draw_rows(model, [12, 12, 10, 12, 12], left=True)
+    ids[[1, 4], :8] = ids[0, :8]
+    ids[2, 2:8] = ids[0, 2:8]  # but for its padding
+    cache, none, seen = TextCache(model, family, "exact"), TextCache(model, family), []
+    with model.model.embed_tokens.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape))):
+        cache.begin_block(ids, real, 8, 12)
+    assert seen == [(3, 8)]
+    none.begin_block(ids, real, 8, 12)
+    rows, where = torch.arange(5), torch.ones(5, 4, dtype=torch.bool)
+    block = ids[:, 8:12]
+    torch.testing.assert_close(cache.logits(block, rows, where), none.logits(block, rows, where), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("mode", ["none", "exact"])
 def test_rows_that_are_finished_can_be_dropped(mode, loaded):
     model, family = loaded["sdar"]
