@@ -157,8 +157,9 @@ def run(
             distinct[text] = distinct.get(text, False) or right[-1]
             first.append(_product_first(problem, trace.selected[:, index]) if infilled else None)
         entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
+        # What each text takes by itself, whatever equal ones of a batch share: a row for each state.
         states += trace.num_states.sum(0).tolist()
-        evaluations += trace.num_evaluations.sum(0).tolist()
+        evaluations += trace.num_states.sum(0).tolist()
         steps += (trace.num_decoded > 0).sum(0).tolist()
     return {
         **cell.key,
