@@ -108,17 +108,35 @@ def gumbel(uniform: torch.Tensor) -> torch.Tensor:
     return -torch.log(-torch.log(uniform.float().clamp(min=tiny)))
 
 
-def filter_logits(logits: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
-    """Leaves the `top_k` largest logits (..., V), then the smallest set of them that holds the mass `top_p`; -inf elsewhere."""
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
-    if top_p is not None and top_p < 1:
-        ordered, index = logits.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
-        logits = logits.masked_fill(dropped, -torch.inf)
-    return logits
+def keep_top_k(logits: torch.Tensor, top_k: int | None) -> torch.Tensor:
+    """Leaves the `top_k` largest logits (..., V), and those equal to the smallest of them; -inf elsewhere."""
+    if top_k is None or top_k >= logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
+
+
+def nucleus(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest set of tokens that holds the mass `top_p`: logits (..., V) to logits and token ids (..., K), ids ascending.
+
+    K is at least the size of the largest set; where a set is smaller, logits are -inf.
+    """
+    vocab_size = logits.shape[-1]
+    log_total = logits.logsumexp(-1, keepdim=True)
+    size = _USUAL_NUCLEUS
+    while True:
+        size = min(size, vocab_size)
+        largest, tokens = logits.topk(size, -1)
+        p = (largest - log_total).exp()
+        mass = p.cumsum(-1)
+        if size == vocab_size or (mass[..., -1] >= top_p).all():
+            break
+        size *= 8
+    tokens, order = tokens.sort(-1)
+    return largest.masked_fill(mass - p >= top_p, -torch.inf).gather(-1, order), tokens
+
+
+_USUAL_NUCLEUS = 64
+"""Most sets are smaller, and sorting all tokens takes longer than everything else in a step."""
 
 
 def sample_tokens(
@@ -139,47 +157,44 @@ def sample_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True).expand(uniform.shape)
-    cdf = filter_logits(logits / temperature, top_k, top_p).softmax(-1).cumsum(-1)
+    logits = keep_top_k(logits if temperature == 1 else logits / temperature, top_k)
+    kept = None
+    if top_p is not None and top_p < 1:
+        logits, kept = nucleus(logits, top_p)
+    cdf = logits.softmax(-1).cumsum(-1)
     total = cdf[..., -1:].contiguous()
-    tokens = torch.searchsorted(cdf, (uniform * total).contiguous(), right=True)
+    place = torch.searchsorted(cdf, (uniform * total).contiguous(), right=True)
     # Rounding may bring u · total up to the total: the last token that has any mass is then meant.
-    return torch.minimum(tokens, torch.searchsorted(cdf, total))
-
-
-def select_top(scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The `count` (B,) best-scored positions of `scores` (B, N, L), as a mask; at equal scores the earlier position."""
-    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return rank < count[:, None, None]
-
-
-def select_within_bound(scores: torch.Tensor, entropies: torch.Tensor, bound: float) -> torch.Tensor:
-    """The best-scored positions of `scores` (B, N, L), as many as keep Σ H - max H <= bound, as a mask; -inf is never selected.
-
-    Decoding positions independently of each other costs at most that many nats, by which their joint entropy falls short of the
-    sum of their own (Ben-Hamu et al., "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking", arXiv
-    2505.24857). One position is always within the bound.
-    """
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    ordered = entropies[:, None].expand(scores.shape).gather(-1, order)
-    within = (ordered.cumsum(-1) - ordered.cummax(-1).values <= bound) & (scores.gather(-1, order) > -torch.inf)
-    return torch.zeros_like(within).scatter(-1, order, within)
+    place = torch.minimum(place, torch.searchsorted(cdf, total))
+    return place if kept is None else kept.gather(-1, place)
 
 
 def select_positions(
-    phi: torch.Tensor, entropies: torch.Tensor, count: torch.Tensor, bound: float, bound_only: bool
+    phi: torch.Tensor, entropies: torch.Tensor, count: torch.Tensor, bound: float = 0, bound_only: bool = False
 ) -> torch.Tensor:
-    """A (B, N, L): the `count` (B,) best of φ (B, N, L), or as many more as an entropy bound allows (0 for none).
+    """A (B, N, L): the `count` (B,) best of φ (B, N, L), or as many more as an entropy bound allows.
+
+    At equal φ the earlier position is better; -inf is never selected for the bound. Within the bound, Σ H - max H <= bound:
+    decoding positions independently of each other costs at most that many nats, by which their joint entropy falls short of the
+    sum of their own (Ben-Hamu et al., "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking", arXiv
+    2505.24857). One position always is.
 
     Args:
+        entropies: H_l (B, L).
+        bound: In nats; 0 for none.
         bound_only: Whether the bound alone counts, and not `count`; positions where φ is inf are always selected.
     """
-    if bound_only:
-        return select_within_bound(phi, entropies, bound) | (phi == torch.inf)
-    selected = select_top(phi, count)
-    return selected if bound == 0 else selected | select_within_bound(phi, entropies, bound)
+    ordered, order = phi.sort(dim=-1, descending=True, stable=True)
+    best = ordered == torch.inf if bound_only else torch.arange(phi.shape[-1], device=phi.device) < count[:, None, None]
+    if bound_only or bound > 0:
+        costs = entropies[:, None].expand(phi.shape).gather(-1, order)
+        best = best | ((costs.cumsum(-1) - costs.cummax(-1).values <= bound) & (ordered > -torch.inf))
+    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, best.expand(order.shape))
 
 
 def first_occurrence(candidates: torch.Tensor) -> torch.Tensor:
     """The index (B, N) of the first candidate (B, N, L) that leads to the same state."""
+    if candidates.shape[1] == 1:
+        return torch.zeros(candidates.shape[:2], dtype=torch.long, device=candidates.device)
     equal = (candidates[:, :, None] == candidates[:, None]).all(-1)
     return equal.int().argmax(-1)

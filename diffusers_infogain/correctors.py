@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from .masked_logits import Logits, MaskedLogits, codebook_rows, rows_at
+from .masked_logits import Logits, MaskedLogits
+from .reductions import Reader, statistics
 from .rules import Memory
 from .schedules import mask_ratio
 from .scoring import log_probability
@@ -93,7 +94,7 @@ class CorrectionStep:
         masked: (B, L) bool, M_t.
         decoded: (B, L) bool, positions that were decoded in earlier steps.
         num_left: (B,) long, how many masks the schedule leaves after the step.
-        log_probability: (B, L) log p_l(v_l) of the tokens that the first candidate has for masked positions.
+        log_probability: Gives log p_l(v_l), (B, L), of the tokens that the first candidate has for masked positions.
         probability: (B, L) p_l(v_l) of decoded tokens when they were decoded, if the corrector remembers it.
         uniforms: Gives random numbers (B, L) in [0, 1).
     """
@@ -106,7 +107,7 @@ class CorrectionStep:
     masked: torch.Tensor
     decoded: torch.Tensor
     num_left: torch.Tensor
-    log_probability: torch.Tensor
+    log_probability: Callable[[], torch.Tensor]
     probability: torch.Tensor
     uniforms: Callable[[], torch.Tensor]
 
@@ -162,10 +163,12 @@ def p2(step: CorrectionStep) -> torch.Tensor:
         return step.none()
     if isinstance(step.logits, MaskedLogits) and (step.logits.index[step.decoded] < 0).any():
         raise ValueError("`denoise` must return logits at decoded positions, too, with the corrector 'p2'.")
-    places = step.decoded.nonzero(as_tuple=True)
-    rows = codebook_rows(rows_at(step.logits, step.decoded), step.config.mask_token_id, places, step.index)
-    scores = torch.where(step.masked, step.log_probability, torch.inf)
-    scores[step.decoded] = step.config.p2_eta * log_probability(rows, step.tokens[step.decoded][:, None])[:, 0]
+    reader = Reader(step.logits, step.decoded, step.config.mask_token_id)
+    found = statistics(reader)
+    reader.check(found.top, step.index)
+    scores = torch.where(step.masked, step.log_probability(), torch.inf)
+    log_p = found.log_probability(reader.at(step.tokens[step.decoded][:, None]))[:, 0]
+    scores[step.decoded] = step.config.p2_eta * log_p
     return lowest(scores, step.num_left) & step.decoded
 
 
@@ -288,7 +291,7 @@ class Correction:
 
     Attributes:
         tokens, masked: With those tokens of a class that is verified back in their places that may stay.
-        verified: (B,) bool, samples that are being verified.
+        verified: (B,) bool, samples that are being verified; None for other correctors.
 
     Raises:
         ValueError: If the memory is of a scheduler without this corrector.
@@ -313,16 +316,18 @@ class Correction:
                 f"{config.corrector!r}."
             )
         self.tokens, self.masked = tokens, masked
-        self.verified = self.sample.get("own_step", torch.zeros(len(tokens), device=tokens.device)) > 0
+        self.verified: torch.Tensor | None = None
         if self.corrector.verifies:
+            self.verified = self.sample["own_step"] > 0
             self.tokens = self._restored()
             self.masked = masked & (self.tokens == config.mask_token_id)
 
     def _restored(self) -> torch.Tensor:
         doubted, mask_token_id = self.sample["doubted"], self.config.mask_token_id
         tested = doubted != mask_token_id
-        rows = rows_at(self.logits, tested)
-        rows = codebook_rows(rows, mask_token_id, tested.nonzero(as_tuple=True), self.index)
+        reader = Reader(self.logits, tested, mask_token_id)
+        rows = reader.read()
+        reader.check(rows.amax(-1), self.index)
         tokens = self.tokens.clone()
         stays = is_plausible(rows, doubted[tested], self.config.verify_threshold)
         tokens[tested] = torch.where(stays, doubted[tested], mask_token_id)
@@ -339,19 +344,21 @@ class Correction:
         if self.corrector.verifies:
             # ⌈failed / own steps left⌉ for samples that are verified; an entropy bound may allow more.
             steps_left = (num_own_steps(config) - self.sample["own_step"] + 1).clamp(min=1)
-            return torch.where(self.verified, -(-num_masked // steps_left), scheduled)
+            return torch.where(self.sample["own_step"] > 0, -(-num_masked // steps_left), scheduled)
         return scheduled
 
-    def remask(self, count: torch.Tensor, log_probability: torch.Tensor, uniforms: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The positions (B, L) that the step masks again.
+    def remask(
+        self, count: torch.Tensor, log_probability: Callable[[], torch.Tensor], uniforms: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The positions (B, L) that the step masks again; None for a corrector that masks nothing within the steps.
 
         Args:
             count: (B,) tokens that the step decodes by itself.
-            log_probability: (B, N, L) log p_l(v_l) of the tokens drawn.
+            log_probability: Gives log p_l(v_l), (B, L), of the tokens that the first candidate has for masked positions.
             uniforms: Gives random numbers (B, L) in [0, 1).
         """
         if self.corrector.remask is None:
-            return torch.zeros_like(self.masked)
+            return None
         decoded = self.sample["decodable"] & ~self.masked
         return self.corrector.remask(
             CorrectionStep(
@@ -363,7 +370,7 @@ class Correction:
                 masked=self.masked,
                 decoded=decoded,
                 num_left=self.masked.sum(-1) - count,
-                log_probability=log_probability[:, 0],
+                log_probability=log_probability,
                 probability=self._probability() if self.corrector.remembers else decoded.float(),
                 uniforms=uniforms,
             )

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from . import scoring
 from .candidates import Generators, split_generator
 from .checks import check_grid, check_integer, check_tensor, check_type
 from .denoising import Denoise, Denoised, Guide, Model
 from .lookahead import CandidateIndex, Lookahead
-from .masked_logits import Logits, codebook_rows, rows_at, take_states
+from .masked_logits import Logits, take_states
 from .printing import shown, summary
 from .proposal import InfoGainProposal
+from .reductions import Reader, statistics
 from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
 from .trace import DecodingTrace, TraceRecorder
@@ -156,10 +156,11 @@ class Run:
         """The proposal as candidates are compared without guidance: with what the `logits` of `denoise` say of its states."""
         if self.model.guide is None:
             return proposal
-        where, mask_token_id = proposal.masked, self.model.mask_token_id
-        places, step_index = where.nonzero(as_tuple=True), self.scheduler.step_index(timestep)
+        reader = Reader(logits, proposal.masked, self.model.mask_token_id)
+        found = statistics(reader, self.scheduler.compiles)
+        reader.check(found.top, self.scheduler.step_index(timestep))
         entropies = torch.zeros_like(proposal.entropies)
-        entropies[where] = scoring.entropy(codebook_rows(rows_at(logits, where), mask_token_id, places, step_index))
+        entropies[proposal.masked] = found.entropy
         return replace(proposal, entropies=entropies, logits=None if proposal.logits is None else logits)
 
     def look_ahead(

@@ -9,11 +9,12 @@ import torch
 
 from . import scoring
 from .denoising import Denoised
-from .masked_logits import Logits, codebook_rows, concatenate, rows_at, take_states
+from .masked_logits import Logits, concatenate, take_states
 from .proposal import InfoGainProposal
+from .reductions import Reader, divergences, log_distributions, statistics
 
-_SCORED_AT_ONCE = 1 << 22
-"""Logits that are scored together: float32 copies of more are never made at once."""
+Before = tuple[torch.Tensor, torch.Tensor]
+"""Log-distributions (M, V) and the row (B, L) of each position among them."""
 
 CandidateIndex = tuple[torch.Tensor, torch.Tensor]
 """Sample and candidate, (K,) long each."""
@@ -28,25 +29,47 @@ class Objective:
         reduction: Its `gain_reduction`.
         weight: Its `gain_weight`, w.
         weighs_cost: Whether the objective is J, not just the remaining uncertainty.
+        compiles: Whether the logits are reduced by compiled kernels.
     """
 
     mask_token_id: int
     reduction: str
     weight: float
     weighs_cost: bool = True
+    compiles: bool = False
 
     @property
     def compares_distributions(self) -> bool:
         """Whether the gain is a divergence from the previous logits, which the proposal then keeps."""
         return self.weighs_cost and self.reduction == "kl"
 
-    def evidence(self, logits: Logits, proposal: InfoGainProposal, candidates: CandidateIndex, step_index: int) -> torch.Tensor:
+    def before(self, proposal: InfoGainProposal) -> Before | None:
+        """What divergences compare with: log p (M, V) of z_t at its M masks, and the row (B, L) of each position.
+
+        None if the gain is no divergence.
+        """
+        if proposal.logits is None:
+            return None
+        masked = proposal.masked
+        row = torch.full(masked.shape, -1, device=masked.device)
+        row[masked] = torch.arange(int(masked.sum()), device=masked.device)
+        return log_distributions(Reader(proposal.logits, masked, self.mask_token_id)), row
+
+    def evidence(
+        self,
+        logits: Logits,
+        proposal: InfoGainProposal,
+        candidates: CandidateIndex,
+        step_index: int,
+        before: Before | None,
+    ) -> torch.Tensor:
         """Reduces the logits of some candidates to what their gains need, so that the logits can be freed.
 
         Args:
             logits: (K, L, V) of the candidates; only those at masked positions of distinct ones are read.
             candidates: Their indices.
             step_index: For error messages.
+            before: What `before` returned for the proposal.
 
         Returns:
             (K, L) in nats: at positions still masked the entropy, or with "kl" KL(after ‖ before), and 0 elsewhere.
@@ -56,20 +79,17 @@ class Objective:
         """
         sample_index, candidate_index = candidates
         state, position = (proposal.next_masked & proposal.distinct[..., None])[candidates].nonzero(as_tuple=True)
-        values = torch.zeros(len(sample_index), proposal.masked.shape[-1], dtype=torch.float32, device=proposal.masked.device)
-        size = max(_SCORED_AT_ONCE // logits.shape[-1], 1)
-        for state_part, position_part in zip(state.split(size), position.split(size), strict=True):
-            here = state_part, position_part
-            sample = sample_index[state_part]
-            places = sample, candidate_index[state_part], position_part
-            after = codebook_rows(rows_at(logits, here), self.mask_token_id, places, step_index)
-            if proposal.logits is None:
-                values[here] = scoring.entropy(after)
-            else:
-                place_before = sample, position_part
-                before = rows_at(proposal.logits, place_before)
-                before = codebook_rows(before, self.mask_token_id, place_before, step_index)
-                values[here] = scoring.kl_divergence(after, before)
+        reader = Reader(logits, (state, position), self.mask_token_id)
+        sample = sample_index[state]
+        if before is None:
+            found = statistics(reader, self.compiles)
+            value, top = found.entropy, found.top
+        else:
+            log_q, row = before
+            value, top = divergences(reader, log_q, row[sample, position], self.compiles)
+        reader.check(top, step_index, (sample, candidate_index[state], position))
+        values = torch.zeros(len(sample_index), proposal.masked.shape[-1], dtype=torch.float32, device=value.device)
+        values[state, position] = value
         return values
 
     def __call__(self, evidence: torch.Tensor | None, proposal: InfoGainProposal) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,6 +176,7 @@ class Lookahead:
         self.ran = torch.zeros_like(finished)
         num_evaluations = torch.zeros_like(proposal.duplicate_of)
         self._duplicate_of = proposal.duplicate_of
+        before = objective.before(proposal)
         kept: list[_Kept] = []
         columns = torch.arange(known.shape[1], device=known.device)
         undecided = torch.ones_like(finished[:, 0])
@@ -168,7 +189,7 @@ class Lookahead:
             for start in range(0, len(samples), size):
                 candidates = samples[start : start + size], candidate_index[start : start + size]
                 logits, num_evaluations[candidates] = run(candidates)
-                evidence[candidates] = objective.evidence(logits, proposal, candidates, step_index)
+                evidence[candidates] = objective.evidence(logits, proposal, candidates, step_index, before)
                 known[candidates] = True
                 self.ran[candidates] = True
                 # On the whole tensors every time: how a sum rounds may depend on how many there are beside it.

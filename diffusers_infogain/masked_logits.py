@@ -50,7 +50,7 @@ class MaskedLogits:
         """
         index = self.index[where]
         if (index < 0).any():
-            raise ValueError("Logits were asked for at a position that was known when the model ran.")
+            raise missing_logits()
         return self.rows[index]
 
     def flatten(self) -> MaskedLogits:
@@ -71,6 +71,11 @@ class MaskedLogits:
 
 
 Logits = torch.Tensor | MaskedLogits
+
+
+def missing_logits() -> ValueError:
+    """The error for logits that do not exist."""
+    return ValueError("Logits were asked for at a position that was known when the model ran.")
 
 
 def check_logits(name: str, logits: Any) -> None:
@@ -95,35 +100,6 @@ def check_logits_of_tokens(logits: Any, tokens: Any) -> None:
 def rows_at(logits: Logits, where: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The vectors (K, V) of (..., L, V) at a mask (..., L), or at an index for every dimension of it; always a copy."""
     return logits.rows_at(where) if isinstance(logits, MaskedLogits) else logits[where]
-
-
-def exclude_token(rows: torch.Tensor, token_id: int) -> torch.Tensor:
-    """Vectors of logits (M, V) in float32, -inf for a token, if it is one of the V. float32 is changed in place."""
-    rows = rows.float()
-    if token_id < rows.shape[-1]:
-        rows[:, token_id] = -torch.inf
-    return rows
-
-
-def codebook_rows(rows: torch.Tensor, mask_token_id: int, places: tuple[torch.Tensor, ...], step_index: int) -> torch.Tensor:
-    """Vectors of logits (M, V) as they are sampled from: in float32, without the mask token. float32 is changed in place.
-
-    Args:
-        places: Where they come from, to be named in an error: sample, perhaps candidate, and position, (M,) each.
-
-    Raises:
-        ValueError: If a logit is NaN or +inf, or all of a position are -inf.
-    """
-    rows = exclude_token(rows, mask_token_id)
-    finite = rows.amax(-1).isfinite()
-    if not finite.all():
-        first = [int(index[~finite][0]) for index in places]
-        place = f"sample {first[0]}, " + (f"candidate {first[1]}, " if len(first) == 3 else "") + f"position {first[-1]}"
-        raise ValueError(
-            f"`logits` are NaN, +inf or all -inf at step {step_index}, {place}: the model's output cannot be sampled from "
-            "(half precision may have overflowed; -inf for single tokens is allowed)."
-        )
-    return rows
 
 
 def concatenate(parts: Sequence[Logits]) -> Logits:

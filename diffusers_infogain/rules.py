@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 
 from . import scoring
-from .candidates import Generators, draw_integers, gumbel, select_top
-from .masked_logits import Logits, exclude_token, rows_at, take_states
+from .candidates import Generators, draw_integers, gumbel, sample_tokens, select_positions
+from .masked_logits import Logits, take_states
+from .reductions import Reader, Statistics, divergences, log_distributions
 from .token_frequencies import read_surprisals
 
 
@@ -47,12 +48,15 @@ class Memory:
 class Step:
     """What a rule may look at: B samples, L positions, M masked positions, N candidates, V tokens.
 
+    Whatever is not in the list of attributes is computed when it is asked for: a rule that does not read `logits` or `tokens`
+    spares the copy, or the draw at positions that the step does not decode.
+
     Attributes:
-        logits: (M, V) float32, -inf for the mask token.
-        entropies: (M,) H_l in nats.
-        tokens: (M, N) long, the tokens v_l drawn for each candidate.
-        uniform: (M, N) random numbers in [0, 1), for the positions.
-        temperature: (M, 1) τ_pos, from the setting that the rule names.
+        reader: The logits of the M positions.
+        statistics: What one pass over them says.
+        uniforms: (B, N, 2, L) random numbers in [0, 1), for tokens and for positions.
+        position_temperature: τ_pos, from the setting that the rule names: (), or (B,) for samples that run ahead of the steps.
+        token_temperature, top_p: As tokens are drawn.
         masked: (B, L) bool, where the M positions are.
         allowed: (B, L) bool, the region being decoded.
         grid: (height, width) of the tokens of an image, if given.
@@ -62,11 +66,12 @@ class Step:
         all_logits: (B, L, V) as the model returned them.
     """
 
-    logits: torch.Tensor
-    entropies: torch.Tensor
-    tokens: torch.Tensor
-    uniform: torch.Tensor
-    temperature: torch.Tensor
+    reader: Reader
+    statistics: Statistics
+    uniforms: torch.Tensor
+    position_temperature: torch.Tensor
+    token_temperature: float
+    top_p: float
     masked: torch.Tensor
     allowed: torch.Tensor
     grid: tuple[int, int] | None
@@ -75,16 +80,71 @@ class Step:
     resource: Any
     all_logits: Logits
 
-    def dense(self, values: torch.Tensor, fill: float) -> torch.Tensor:
-        """(M, N) at the masked positions to (B, N, L), or (M,) to (B, L); `fill` elsewhere."""
+    def dense(self, values: torch.Tensor, fill: float, where: torch.Tensor | None = None) -> torch.Tensor:
+        """(M, N) at the masked positions, or those at `where` (B, L), to (B, N, L), or (M,) to (B, L); `fill` elsewhere."""
         full = values.new_full((*self.masked.shape, *values.shape[1:]), fill)
-        full[self.masked] = values
+        full[self.masked if where is None else where] = values
         return full.transpose(1, 2) if full.ndim == 3 else full
 
-    @cached_property
+    @property
+    def entropies(self) -> torch.Tensor:
+        """(M,) H_l in nats."""
+        return self.statistics.entropy
+
+    @property
     def confidence(self) -> torch.Tensor:
         """(M,) max_v p_l(v)."""
-        return scoring.top_probability(self.logits)
+        return self.statistics.top_probability
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """(M, V) float32, -inf for the mask token."""
+        return self.reader.read()
+
+    @cached_property
+    def uniform(self) -> torch.Tensor:
+        """(M, N) random numbers in [0, 1), for the positions."""
+        return self.uniforms[:, :, 1].transpose(1, 2)[self.masked]
+
+    @cached_property
+    def temperature(self) -> torch.Tensor:
+        """(M, 1) τ_pos."""
+        temperature = self.position_temperature.to(self.masked.device)
+        return (
+            temperature[:, None].expand(self.masked.shape)[self.masked][:, None] if temperature.ndim else temperature.view(1, 1)
+        )
+
+    @cached_property
+    def tokens(self) -> torch.Tensor:
+        """(M, N) long, the tokens v_l drawn for each candidate."""
+        return self._draw(self.reader, self.masked)
+
+    @cached_property
+    def log_probability(self) -> torch.Tensor:
+        """(M, N) log p_l(v_l) of `tokens` at temperature 1."""
+        return self.statistics.log_probability(self.reader.at(self.tokens))
+
+    def _draw(self, reader: Reader, where: torch.Tensor) -> torch.Tensor:
+        uniform = self.uniforms[:, :, 0].transpose(1, 2)[where]
+        settings = self.token_temperature, self.config.top_k, self.top_p
+        drawn = [sample_tokens(reader.read(part), uniform[part], *settings) for part in reader.blocks()]
+        return torch.cat(drawn) if drawn else torch.zeros(uniform.shape, dtype=torch.long, device=uniform.device)
+
+    def decoded_at(self, where: torch.Tensor, most_probable: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and their log-probabilities at K of the masked positions, (K, N) each.
+
+        Args:
+            where: (B, L) bool.
+            most_probable: (B, L) bool, where the most probable token replaces the one that was drawn.
+        """
+        chosen = where[self.masked]
+        reader, statistics = self.reader.take(chosen), self.statistics.take(chosen)
+        tokens = self.tokens[chosen] if "tokens" in self.__dict__ else self._draw(reader, where)
+        if most_probable is not None:
+            largest = [reader.read(part).argmax(-1, keepdim=True) for part in reader.blocks()]
+            if largest:
+                tokens = torch.where(most_probable[where][:, None], torch.cat(largest), tokens)
+        return tokens, statistics.log_probability(reader.at(tokens))
 
     @cached_property
     def stable(self) -> torch.Tensor:
@@ -94,9 +154,11 @@ class Step:
             return stable
         # A corrector may have masked a position again, which had no logits, or those of a visible token.
         both = self.masked & self.memory.state["masked"]  # type: ignore[operator]  # a tensor
-        before = exclude_token(rows_at(self.memory.state["logits"], both), self.config.mask_token_id)
+        before = Reader(self.memory.state["logits"], both, self.config.mask_token_id)
         now = both[self.masked]
-        stable[now] = scoring.kl_divergence(self.logits[now], before) < self.config.klass_threshold
+        same_place = torch.arange(len(before), device=now.device)
+        kl, _ = divergences(self.reader.take(now), log_distributions(before), same_place)
+        stable[now] = kl < self.config.klass_threshold
         return stable
 
     @cached_property
@@ -215,7 +277,7 @@ def confidence(step: Step) -> torch.Tensor:
 @rule("maskgit", noisy=True, temperature="choice_temperature")
 def maskgit(step: Step) -> torch.Tensor:
     """log p_l(v_l) + τ_pos · Gumbel noise, as MaskGIT (arXiv 2202.04200) and aMUSEd do."""
-    return step.logits.log_softmax(-1).gather(-1, step.tokens) + step.temperature * gumbel(step.uniform)
+    return step.log_probability + step.temperature * gumbel(step.uniform)
 
 
 @rule("entropy")
@@ -293,16 +355,16 @@ def pivot(step: Step) -> torch.Tensor:
 @rule("pc_sampler", load=lambda config: read_surprisals(config.pc_frequencies))
 def pc_sampler(step: Step) -> torch.Tensor:
     """exp(-λ i) · min(-p_l(v_l) log f(v_l), α), with i the position within the region being decoded (arXiv 2508.13021)."""
-    surprisals, vocab_size = step.resource, step.logits.shape[-1]
+    surprisals, vocab_size = step.resource, step.reader.vocab_size
     if len(surprisals) < vocab_size:
         raise ValueError(
             f"`pc_frequencies` must hold a number for each of the model's {vocab_size} tokens, got {len(surprisals)} in "
             f"{step.config.pc_frequencies!r}."
         )
     place = step.allowed.cumsum(-1)[step.masked][:, None] - 1
-    probability = step.logits.softmax(-1).gather(-1, step.tokens)
     surprisal = surprisals.to(step.tokens.device)[step.tokens]
-    return (-step.config.pc_decay * place.float()).exp() * (probability * surprisal).clamp(max=step.config.pc_clip)
+    confidence = step.log_probability.exp() * surprisal
+    return (-step.config.pc_decay * place.float()).exp() * confidence.clamp(max=step.config.pc_clip)
 
 
 def above_threshold(step: Step) -> torch.Tensor:
@@ -380,26 +442,29 @@ def check_combination(config: Any) -> None:
 
 
 def commit_early(
-    sampler: Sampler, step: Step, phi: torch.Tensor, values: torch.Tensor, count: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Applies the thresholds to φ (B, N, L), tokens (B, N, L) and counts (B,): positions above them come first.
+    sampler: Sampler, step: Step, phi: torch.Tensor, count: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Applies the thresholds to φ (B, N, L) and counts (B,): positions above them come first.
 
     Positions that are `ready` are all decoded, with the tokens drawn for them. Otherwise `confidence_threshold` puts the most
     confident positions, up to the number that the step decodes, into every candidate with their most probable token.
+
+    Returns:
+        φ, the counts, and where the most probable tokens go, (B, L) bool or None for nowhere.
     """
     if sampler.ready is not None:
         ready = step.dense(sampler.ready(step), False)
-        return torch.where(ready[:, None], torch.inf, phi), values, torch.maximum(count, ready.sum(-1))
+        return torch.where(ready[:, None], torch.inf, phi), torch.maximum(count, ready.sum(-1)), None
     threshold = step.config.confidence_threshold
     if threshold is None:
-        return phi, values, count
+        return phi, count, None
     confidence = step.dense(step.confidence, 0.0)
     num_above = (confidence > threshold).sum(-1)
-    bypass = select_top(confidence[:, None], torch.minimum(num_above, count))
-    most_probable = step.dense(step.logits.argmax(-1), 0)
-    return torch.where(bypass, torch.inf, phi), torch.where(bypass, most_probable[:, None], values), count
+    bypass = select_positions(confidence[:, None], confidence, torch.minimum(num_above, count))
+    return torch.where(bypass, torch.inf, phi), count, bypass[:, 0]
 
 
+@lru_cache(maxsize=16)  # asked for in every step
 def halton_order(height: int, width: int) -> torch.Tensor:
     """The rank (height · width,) of each grid cell, in raster order, in the Halton sequence of bases 2 (rows) and 3 (columns).
 

@@ -17,10 +17,11 @@ from . import candidates as draw
 from . import checks, correctors, schedules, scoring
 from .correctors import CORRECTORS, Correction, Corrector
 from .lookahead import Objective
-from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_tokens, codebook_rows, rows_at, take_states
+from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_tokens, take_states
 from .migration import as_saved
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
+from .reductions import Reader, statistics
 from .rules import RULES, SAMPLERS, Memory, Rule, Sampler, Step, check_combination, commit_early
 from .settings import RETRY_LIMITS, SETTINGS
 from .stock_scheduler import StockSchedulerMixin
@@ -164,6 +165,14 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]
         self._resource: Any = None
+        self.compiles = False
+
+    def compile(self) -> None:
+        """Reduces logits by kernels that `torch.compile` fuses from now on: the same numbers, up to rounding, in one pass.
+
+        The first steps take seconds longer. It is no setting of the configuration: it is neither saved nor copied with it.
+        """
+        self.compiles = True
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, return_unused_kwargs: bool = False, **settings: Any) -> Any:
@@ -245,7 +254,9 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
     def objective(self) -> Objective:
         """How candidates are compared."""
         config = self.config
-        return Objective(config.mask_token_id, config.gain_reduction, config.gain_weight, self._sampler.weighs_cost)
+        return Objective(
+            config.mask_token_id, config.gain_reduction, config.gain_weight, self._sampler.weighs_cost, self.compiles
+        )
 
     def set_timesteps(
         self,
@@ -371,24 +382,30 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         region = torch.ones_like(masked) if allowed is None else allowed
         correction = Correction(self.config, logits, tokens, masked, memory, index, len(self.timesteps))
         tokens, masked = correction.tokens, correction.masked
-        share_left = masked.sum(-1).float() / (region.sum(-1) if initial_masks is None else initial_masks).clamp(min=1)
-        step = self._step(logits, index, masked, region, share_left, generator, memory, grid)
-        # φ and a token for every masked position of every candidate, and k_t.
+        step = self._step(logits, index, masked, region, initial_masks, generator, memory, grid)
+        # φ of every masked position of every candidate, and k_t.
         phi = step.dense(self.rule(step), -torch.inf)
-        values = step.dense(step.tokens, 0)
         count = correction.counts(self._scheduled(masked, index, initial_masks, region))
         entropies = step.dense(step.entropies, 0.0)
-        phi, values, count = commit_early(self._sampler, step, phi, values, count)
-        log_p = step.dense(scoring.log_probability(step.logits, values.transpose(1, 2)[masked]), 0.0)
+        phi, count, most_probable = commit_early(self._sampler, step, phi, count)
         # What a corrector masks again, as many more are decoded.
-        remasked = correction.remask(count, log_p, lambda: draw.uniforms(generator, len(masked), masked.shape[1:]))
-        count = count + remasked.sum(-1)
+        remasked = correction.remask(
+            count,
+            lambda: step.dense(step.decoded_at(masked, most_probable)[1], 0.0)[:, 0],
+            lambda: draw.uniforms(generator, len(masked), masked.shape[1:]),
+        )
+        if remasked is not None:
+            count = count + remasked.sum(-1)
         # The action A of each candidate: its k_t best positions, or more within the entropy bound.
         bound_only = self._sampler.bound_only and index < len(self.timesteps) - 1
         # In memory order, so that the costs of equal candidates are sums in the same order and equal to the last bit.
         selected = draw.select_positions(phi.contiguous(), entropies, count, self.entropy_bound, bound_only)
+        decoded = selected.any(1)
+        found, log_p = step.decoded_at(decoded, most_probable)
+        values, log_p = step.dense(found, 0, decoded), step.dense(log_p, 0.0, decoded)
         candidates = torch.where(selected, values, tokens[:, None])
-        candidates = candidates.masked_fill(remasked[:, None], self.config.mask_token_id)
+        if remasked is not None:
+            candidates = candidates.masked_fill(remasked[:, None], self.config.mask_token_id)
         # What `select` needs to know about z_t, and the next step about this one.
         keeps_logits = self.looks_ahead and self.objective.compares_distributions
         remembered = {**self.rule.remember(step), **self._sampler.remember(step)}
@@ -397,22 +414,31 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             variance = scoring.action_cost(step.dense(scoring.surprisal_variance(step.logits), 0.0)[:, None], selected)
         # Candidates that lead to one state are run once; if all do, a lookahead has nothing to decide.
         duplicate_of = draw.first_occurrence(candidates)
-        differ = ~correction.verified & (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)
+        compared = torch.ones(len(masked), dtype=torch.bool, device=masked.device)
+        if correction.verified is not None:
+            compared = ~correction.verified
         return InfoGainProposal(
             candidates=candidates,
             selected=selected,
             cost=scoring.action_cost(entropies[:, None], selected),
             log_probability=torch.where(selected, log_p, 0.0).sum(-1),
             variance=variance,
-            needs_lookahead=self.looks_ahead and bool(differ.any()),
+            needs_lookahead=self.looks_ahead and bool(self._decides(compared, duplicate_of, masked, selected)),
             masked=masked,
-            remasked=remasked,
-            compared=~correction.verified,
+            remasked=torch.zeros_like(masked) if remasked is None else remasked,
+            compared=compared,
             entropies=entropies,
             duplicate_of=duplicate_of,
             logits=logits if keeps_logits else None,
             memory=Memory({**step.memory.sample, **correction.remember(selected, values, log_p)}, remembered),
         )
+
+    @staticmethod
+    def _decides(
+        compared: torch.Tensor, duplicate_of: torch.Tensor, masked: torch.Tensor, selected: torch.Tensor
+    ) -> torch.Tensor:
+        """(), whether a lookahead has something to decide: candidates of a sample that is compared differ, and masks are left."""
+        return (compared & (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)).any()
 
     def _scheduled(
         self, masked: torch.Tensor, index: int, initial_masks: torch.Tensor | None, region: torch.Tensor
@@ -434,29 +460,30 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         index: int,
         masked: torch.Tensor,
         region: torch.Tensor,
-        share_left: torch.Tensor,
+        initial_masks: torch.Tensor | None,
         generator: draw.Generators,
         memory: Memory | None,
         grid: tuple[int, int] | None,
     ) -> Step:
-        """Draws the tokens of every candidate, and collects what a rule may look at."""
+        """Draws the random numbers of every candidate, reads the logits once, and collects what a rule may look at."""
         config, rule = self.config, self.rule
         batch, length = masked.shape
         if memory is None:
             memory = Memory({} if rule.begin is None else rule.begin(config, generator, batch, length))
-        rows = codebook_rows(rows_at(logits, masked), config.mask_token_id, masked.nonzero(as_tuple=True), index)
-        uniform = draw.draw_uniforms(generator, batch, self.num_compared, length).to(masked.device)
-        uniform = uniform.permute(0, 3, 1, 2)[masked]  # (M, N, 2)
-        token_temperature = schedules.annealed_inversely(config.token_temperature, index, len(self.timesteps))
-        runs_ahead = self.entropy_bound > 0
-        temperature = schedules.temperature_at(self.position_temperatures, index, share_left if runs_ahead else None)
-        temperature = temperature.to(masked.device).expand(batch)[:, None].expand(batch, length)
+        reader = Reader(logits, masked, config.mask_token_id)
+        found = statistics(reader, self.compiles)
+        reader.check(found.top, index)
+        temperature = self.position_temperatures
+        share_left = None
+        if self.entropy_bound > 0 and temperature[0] != temperature[-1]:
+            share_left = masked.sum(-1).float() / (region.sum(-1) if initial_masks is None else initial_masks).clamp(min=1)
         return Step(
-            logits=rows,
-            entropies=scoring.entropy(rows),
-            tokens=draw.sample_tokens(rows, uniform[..., 0], token_temperature, config.top_k, self.top_p),
-            uniform=uniform[..., 1],
-            temperature=temperature[masked][:, None],
+            reader=reader,
+            statistics=found,
+            uniforms=draw.draw_uniforms(generator, batch, self.num_compared, length).to(masked.device),
+            position_temperature=schedules.temperature_at(temperature, index, share_left),
+            token_temperature=schedules.annealed_inversely(config.token_temperature, index, len(self.timesteps)),
+            top_p=self.top_p,
             masked=masked,
             allowed=region,
             grid=grid,
@@ -492,7 +519,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"`lookahead_logits` must have the shape ({expected}, V), got {tuple(lookahead_logits.shape)}.")
         flat = lookahead_logits.flatten() if isinstance(lookahead_logits, MaskedLogits) else lookahead_logits.flatten(0, 1)
         all_candidates = samples.repeat_interleave(num), torch.arange(num, device=samples.device).repeat(batch)
-        evidence = self.objective.evidence(flat, proposal, all_candidates, index)
+        evidence = self.objective.evidence(flat, proposal, all_candidates, index, self.objective.before(proposal))
         gain, objective = self.objective(evidence.view(batch, num, length), proposal)
         winner = objective.argmax(1)
         pred_logits = take_states(flat, samples * num + proposal.duplicate_of[samples, winner])

@@ -7,12 +7,54 @@ C(a | z_t) the cost of an action a, IG(a; z_t) its information gain, J(a) the ob
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+NEGLIGIBLE = -110.0
+"""Logits this far below the largest are as good as -inf: exp is exactly 0 in float32."""
+
+
+def moments(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """H_l in nats, max_v x_v and log Σ_v exp(x_v - max x) of logits x: (R, V) float32 to (R,) each. NaN stays NaN.
+
+    H = log Z + Σ_v p_v (max x - x_v) with Z = Σ_v exp(x_v - max x): both terms are >= 0, so nothing cancels.
+    """
+    top = logits.amax(-1)
+    below = (logits - top[:, None]).clamp_(min=NEGLIGIBLE)
+    weights = below.exp()
+    total = weights.sum(-1)
+    log_total = total.log()
+    return log_total - weights.mul_(below).sum(-1) / total, top, log_total
+
+
+def divergence(logits: torch.Tensor, other_log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p ‖ q) in nats and max_v x_v, of logits x and the `floored_log_softmax` of others: (R, V) twice to (R,) each."""
+    top = logits.amax(-1)
+    below = (logits - top[:, None]).clamp_(min=NEGLIGIBLE)
+    weights = below.exp()
+    total = weights.sum(-1)
+    value = weights.mul_(below.sub_(other_log_p)).sum(-1) / total - total.log()
+    # Where p > 0 and q = 0 the floor makes it larger than any divergence of finite logits.
+    return value.clamp(min=0).masked_fill(value > _FINITE, torch.inf), top
+
+
+_FINITE = 1e20
+
+
+def floored_log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """log q(v), finite where q is 0, so that 0 · log q is 0: (R, V) to (R, V), float32."""
+    return logits.float().log_softmax(-1).clamp_(min=torch.finfo(torch.float32).min)
+
+
+def _per_row(function: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """A function of (R, V) applied to (..., V), in float32."""
+    return function(logits.float().reshape(-1, logits.shape[-1])).view(logits.shape[:-1])
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """H_l = -Σ_v p_l(v) log p_l(v) in nats, in float32: (..., V) to (...). Logits may be -inf, NaN stays NaN."""
-    return torch.special.entr(logits.float().softmax(-1)).sum(-1)
+    return _per_row(lambda rows: moments(rows)[0], logits)
 
 
 def surprisal_variance(logits: torch.Tensor) -> torch.Tensor:
@@ -43,8 +85,7 @@ def margin(logits: torch.Tensor) -> torch.Tensor:
 
 def kl_divergence(logits: torch.Tensor, other_logits: torch.Tensor) -> torch.Tensor:
     """KL(p ‖ q) = Σ_v p(v) (log p(v) - log q(v)) in nats: (..., V) to (...). 0 log 0 = 0."""
-    log_p, log_q = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
-    return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
+    return _per_row(lambda rows: divergence(rows, floored_log_softmax(other_logits).view(rows.shape))[0], logits)
 
 
 def action_cost(entropies: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,23 @@ def brute_force_filter(logits: list[float], top_k: int | None, top_p: float | No
     return set(kept)
 
 
+def filtered(logits, top_k, top_p):
+    """All logits, -inf for tokens that are not drawn."""
+    logits = draw.keep_top_k(logits, top_k)
+    if top_p is None or top_p >= 1:
+        return logits
+    kept, tokens = draw.nucleus(logits, top_p)
+    return torch.full_like(logits, -INF).scatter(-1, tokens, kept)
+
+
+def best(scores, count):
+    return draw.select_positions(scores, scores[:, 0], count)
+
+
+def within_bound(scores, entropies, bound):
+    return draw.select_positions(scores, entropies, torch.zeros(len(scores)), bound, bound_only=True)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_tokens_follow_the_softmax_at_the_temperature(temperature):
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, -INF, 0.5])
@@ -64,7 +81,7 @@ def test_tokens_of_no_probability_never_come(row, uniforms, temperature, top_k, 
     tokens = draw.sample_tokens(logits, torch.tensor(uniforms), temperature, top_k, top_p)
     assert tokens.shape == (len(uniforms),)
     assert ((tokens >= 0) & (tokens < len(row))).all()
-    p = draw.filter_logits(logits / temperature, top_k, top_p).softmax(-1)
+    p = filtered(logits / temperature, top_k, top_p).softmax(-1)
     assert (p[tokens] > 0).all()
 
 
@@ -97,20 +114,40 @@ def test_filter_keeps_what_brute_force_keeps(values, top_k, top_p):
     mass = list(itertools.accumulate(probabilities(sorted(row, reverse=True)[:top_k])))
     if top_p is not None and min(abs(value - top_p) for value in mass) < 1e-5:
         return  # rounding may decide either way
-    filtered = draw.filter_logits(torch.tensor([row, row]), top_k, top_p)
+    found = filtered(torch.tensor([row, row]), top_k, top_p)
     kept = brute_force_filter(row, top_k, top_p)
-    for result in filtered.tolist():
+    for result in found.tolist():
         assert {v for v, value in enumerate(result) if value > -INF} == kept
         assert all(result[v] == pytest.approx(row[v]) for v in kept)
 
 
-def test_filter_without_limits_changes_nothing_and_never_its_argument():
+def test_filters_never_change_their_argument():
     logits = random_logits(3, 9)
     before = logits.clone()
-    assert torch.equal(draw.filter_logits(logits), before)
-    assert torch.equal(draw.filter_logits(logits, 9, 1.0), before)
-    draw.filter_logits(logits, 2, 0.4)
+    assert torch.equal(draw.keep_top_k(logits, None), before)
+    assert torch.equal(draw.keep_top_k(logits, 9), before)
+    draw.keep_top_k(logits, 2)
+    draw.nucleus(logits, 0.4)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.9999])
+def test_nucleus_of_large_vocabularies_is_that_of_a_full_sort(scale, top_p):
+    """Flat and sharp distributions in one batch: the tokens that are looked at first may or may not hold the mass."""
+    logits = random_logits(4, 3000, scale=scale).double()
+    logits[0] *= 10
+    kept, tokens = draw.nucleus(logits, top_p)
+    assert (tokens.diff(dim=-1) > 0).all()
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    p = ordered.softmax(-1)
+    sizes = (p.cumsum(-1) - p < top_p).sum(-1)
+    for row in range(4):
+        found = tokens[row, kept[row] > -INF]
+        assert torch.equal(kept[row, kept[row] > -INF], logits[row, found])
+        assert len(found) == sizes[row]
+        if scale > 0:  # else all are equal, and any will do
+            assert torch.equal(found, order[row, : sizes[row]].sort().values)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -128,7 +165,7 @@ def test_gumbel_top_k_draws_without_replacement_in_proportion_to_the_exponential
     draws = 20000
     uniform = torch.rand(1, draws, 4, generator=torch.Generator().manual_seed(7))
     noisy = torch.tensor(phi) / temperature + draw.gumbel(uniform)
-    selected = draw.select_top(noisy, torch.tensor([count]))[0]
+    selected = best(noisy, torch.tensor([count]))[0]
     found = [tuple(row.nonzero()[:, 0].tolist()) for row in selected]
     counts = [found.count(positions) for positions in expected]
     assert sum(counts) == draws
@@ -146,9 +183,9 @@ def test_gumbel_noise_is_finite_at_the_ends_and_has_its_distribution():
 
 def test_select_top_takes_exactly_the_count_of_each_sample_the_earlier_of_equals_first():
     scores = torch.tensor([[[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]], [[-INF, 5.0, -INF, 1.0], [4.0, 3.0, 2.0, 1.0]]])
-    selected = draw.select_top(scores, torch.tensor([1, 2]))
+    selected = best(scores, torch.tensor([1, 2]))
     assert selected.int().tolist() == [[[0, 1, 0, 0], [1, 0, 0, 0]], [[0, 1, 0, 1], [1, 1, 0, 0]]]
-    assert draw.select_top(scores, torch.tensor([0, 4])).sum(-1).tolist() == [[0, 0], [4, 4]]
+    assert best(scores, torch.tensor([0, 4])).sum(-1).tolist() == [[0, 0], [4, 4]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -260,7 +297,7 @@ def test_as_many_of_the_best_as_keep_the_sum_less_the_largest_entropy_within_the
     generator = torch.Generator().manual_seed(seed)
     scores, entropies = torch.rand(2, 3, num, generator=generator), 2 * torch.rand(2, num, generator=generator)
     scores[0, 0, 0] = -INF
-    selected = draw.select_within_bound(scores, entropies, bound)
+    selected = within_bound(scores, entropies, bound)
     for b, n in itertools.product(range(2), range(3)):
         order = sorted((i for i in range(num) if scores[b, n, i] > -INF), key=lambda i: -scores[b, n, i])
         costs = [[entropies[b, i].item() for i in order[:count]] for count in range(1, len(order) + 1)]
@@ -272,6 +309,6 @@ def test_as_many_of_the_best_as_keep_the_sum_less_the_largest_entropy_within_the
 
 def test_one_position_is_always_within_the_bound():
     entropies = torch.tensor([[3.0, 1.0]])
-    assert draw.select_within_bound(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), entropies, 0.0).tolist() == [
+    assert within_bound(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), entropies, 0.0).tolist() == [
         [[False, True], [True, False]]
     ]

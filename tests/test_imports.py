@@ -14,6 +14,7 @@ LAYERS = {
     "sampler": [
         "scoring",
         "masked_logits",
+        "reductions",
         "candidates",
         "schedules",
         "token_frequencies",

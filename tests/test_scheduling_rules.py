@@ -9,7 +9,7 @@ from helpers.sampling import HashModel, generators, make_scheduler, partly_known
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_infogain import decode, lookahead
+from diffusers_infogain import decode, reductions
 from diffusers_infogain.candidates import draw_uniforms
 from diffusers_infogain.rules import RULES, SAMPLERS, Memory, halton_order
 from diffusers_infogain.schedules import annealed_inversely, temperature_at
@@ -441,18 +441,46 @@ def test_the_order_starts_at_its_beginning_where_it_is_not_randomized():
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * 40, 7 * 100])
-@pytest.mark.parametrize("config", [{"gain_reduction": "kl"}, {"gain_reduction": "sum"}, {"sampler": "lookum"}], ids=str)
-def test_candidates_are_scored_alike_together_and_in_parts(config, at_once, monkeypatch):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"gain_reduction": "kl"},
+        {"gain_reduction": "sum", "top_p": 0.8},
+        {"sampler": "lookum", "certainty": "maskgit"},
+        {"sampler": "klass", "confidence_threshold": 0.5},
+    ],
+    ids=str,
+)
+def test_logits_are_read_alike_together_and_in_parts(config, at_once, monkeypatch):
     scheduler = make_scheduler(MASK, STEPS, **{"sampler": "info_gain", "certainty": "uniform", **config})
+    before = random_logits(BATCH, LENGTH, MASK, seed=1)
+    after = random_logits(BATCH, 8, LENGTH, MASK, seed=2)
+
+    def step():
+        proposal = scheduler.propose(before, 3, state(1), generator=generators(1, 2, 3))
+        return proposal, scheduler.select(after if proposal.needs_lookahead else None, 3, proposal)
+
+    sizes, read = [], reductions.Reader.read
+    monkeypatch.setattr(reductions.Reader, "read", lambda *where: (rows := read(*where), sizes.append(len(rows)))[0])
+    whole_proposal, whole = step()
+    num_reads = len(sizes)
+    sizes.clear()
+    monkeypatch.setattr(reductions, "CPU_BLOCK", at_once)
+    proposal, parts = step()
+    assert max(sizes) <= max(at_once // MASK, 1)
+    assert len(sizes) > num_reads or at_once // MASK >= proposal.masked.sum()
+    assert torch.equal(proposal.candidates, whole_proposal.candidates)
+    assert torch.equal(proposal.cost, whole_proposal.cost)
+    assert torch.equal(parts.objective.nan_to_num(7), whole.objective.nan_to_num(7))
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * 100])
+@pytest.mark.parametrize("reduction", ["sum", "kl"])
+def test_an_error_names_the_candidate_whose_logits_are_not_finite(reduction, at_once, monkeypatch):
+    monkeypatch.setattr(reductions, "CPU_BLOCK", at_once)
+    scheduler = make_scheduler(MASK, STEPS, sampler="info_gain", certainty="uniform", gain_reduction=reduction)
     proposal = scheduler.propose(random_logits(BATCH, LENGTH, MASK, seed=1), 3, state(1), generator=generators(1, 2, 3))
     after = random_logits(BATCH, 8, LENGTH, MASK, seed=2)
-    whole = scheduler.select(after, 3, proposal)
-    monkeypatch.setattr(lookahead, "_SCORED_AT_ONCE", at_once)
-    sizes, check = [], lookahead.codebook_rows
-    monkeypatch.setattr(lookahead, "codebook_rows", lambda rows, *where: (sizes.append(len(rows)), check(rows, *where))[1])
-    parts = scheduler.select(after, 3, proposal)
-    assert max(sizes) == max(at_once // MASK, 1)
-    assert torch.equal(parts.objective, whole.objective)
     last = int(proposal.distinct[1].nonzero()[-1])  # of the candidates whose logits are read
     assert last > 0
     after[1, last, state(1)[1] == MASK] = math.nan

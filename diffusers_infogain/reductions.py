@@ -1,0 +1,164 @@
+"""Reductions of logits to a few numbers per position, in blocks that stay in the processor's cache.
+
+A row of logits is read once for all that is wanted of it. The kernels of `scoring` work on blocks (R, V) in float32. A `Reader`
+copies these out of the model's logits, whatever their precision, so that no float32 copy of all logits is made.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from . import scoring
+from .masked_logits import Logits, MaskedLogits, missing_logits
+
+CPU_BLOCK = 1 << 19
+"""Logits in a block on the CPU: 2 MB in float32."""
+DEVICE_BLOCK = 1 << 25
+"""On other devices, where only the memory for float32 copies matters."""
+
+
+class Statistics(NamedTuple):
+    """What one pass over logits (M, V) says of each position, (M,) float32 each.
+
+    Attributes:
+        entropy: H_l in nats.
+        top: The largest logit.
+        log_total: log Σ_v exp(logit_v - top), so that the most probable token has the probability exp(-log_total).
+    """
+
+    entropy: torch.Tensor
+    top: torch.Tensor
+    log_total: torch.Tensor
+
+    def take(self, chosen: torch.Tensor) -> Statistics:
+        """Those of some of the positions."""
+        return Statistics(*(values[chosen] for values in self))
+
+    @property
+    def top_probability(self) -> torch.Tensor:
+        """(M,) max_v p_l(v)."""
+        return (-self.log_total).exp()
+
+    def log_probability(self, logits: torch.Tensor) -> torch.Tensor:
+        """(M, N) log p_l(v) of tokens with these logits (M, N)."""
+        return logits - (self.top + self.log_total)[:, None]
+
+
+class Reader:
+    """The logits of M positions, read where they lie, without the mask token.
+
+    Args:
+        logits: (..., L, V).
+        where: A mask (..., L), or an index (M,) for every dimension of (..., L).
+        mask_token_id: Has the logit -inf, if it is one of the V tokens.
+
+    Raises:
+        ValueError: If there are no logits at one of the positions.
+    """
+
+    def __init__(self, logits: Logits, where: torch.Tensor | tuple[torch.Tensor, ...], mask_token_id: int):
+        self.places = where.nonzero(as_tuple=True) if isinstance(where, torch.Tensor) else where
+        self.mask_token_id = mask_token_id
+        self._source: torch.Tensor
+        if isinstance(logits, MaskedLogits):
+            index = logits.index[self.places]
+            if (index < 0).any():
+                raise missing_logits()
+            self._source, self._index = logits.rows, (index,)
+        else:
+            self._source, self._index = logits, self.places
+
+    def __len__(self) -> int:
+        return len(self._index[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self._source.shape[-1]
+
+    def take(self, chosen: torch.Tensor) -> Reader:
+        """Some of the positions."""
+        part = object.__new__(Reader)
+        part.places = tuple(index[chosen] for index in self.places)
+        part.mask_token_id = self.mask_token_id
+        part._source, part._index = self._source, tuple(index[chosen] for index in self._index)
+        return part
+
+    def blocks(self) -> Iterator[slice]:
+        """The positions in parts that are read together."""
+        size = max((CPU_BLOCK if self._source.device.type == "cpu" else DEVICE_BLOCK) // self.vocab_size, 1)
+        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
+    def read(self, part: slice = slice(None)) -> torch.Tensor:
+        """(R, V) float32, a copy, -inf for the mask token."""
+        rows = self._source[tuple(index[part] for index in self._index)].float()
+        if self.mask_token_id < self.vocab_size:
+            rows[:, self.mask_token_id] = -torch.inf
+        return rows
+
+    def at(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(M, N) float32, the logits of tokens (M, N), none of which is the mask token."""
+        return self._source[(*(index[:, None] for index in self._index), tokens)].float()
+
+    def check(self, top: torch.Tensor, step_index: int, places: tuple[torch.Tensor, ...] | None = None) -> None:
+        """Checks by the largest logit of every position, (M,), that there is something to sample from.
+
+        Args:
+            places: How an error names the positions: sample, perhaps candidate, and position, (M,) each; by default the index.
+
+        Raises:
+            ValueError: If a logit is NaN or +inf, or all of a position are -inf.
+        """
+        finite = top.isfinite()
+        if not finite.all():
+            first = [int(index[~finite][0]) for index in places or self.places]
+            place = f"sample {first[0]}, " + (f"candidate {first[1]}, " if len(first) == 3 else "") + f"position {first[-1]}"
+            raise ValueError(
+                f"`logits` are NaN, +inf or all -inf at step {step_index}, {place}: the model's output cannot be sampled from "
+                "(half precision may have overflowed; -inf for single tokens is allowed)."
+            )
+
+
+@functools.cache
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel as `torch.compile` fuses it, for blocks of any size."""
+    return torch.compile(kernel, dynamic=True)
+
+
+def statistics(reader: Reader, compile_kernels: bool = False) -> Statistics:
+    """Entropy, largest logit and normaliser of every position, in one pass."""
+    kernel = compiled(scoring.moments) if compile_kernels else scoring.moments
+    return Statistics(*_in_blocks(kernel, reader, 3))
+
+
+def log_distributions(reader: Reader) -> torch.Tensor:
+    """log p_l(v) of every position, (M, V) float32, finite where p is 0: what `divergences` compares with."""
+    return _in_blocks(lambda rows: (scoring.floored_log_softmax(rows),), reader, 1)[0]
+
+
+def divergences(
+    reader: Reader, before: torch.Tensor, place_before: torch.Tensor, compile_kernels: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p_l ‖ q_l) in nats and the largest logit of every position, (M,) each.
+
+    Args:
+        before: (K, V), from `log_distributions`.
+        place_before: (M,), which of the K distributions each position is compared with.
+    """
+    kernel = compiled(scoring.divergence) if compile_kernels else scoring.divergence
+    found = [kernel(reader.read(part), before[place_before[part]]) for part in reader.blocks()]
+    return _joined(found, 2, before)
+
+
+def _in_blocks(kernel: Callable[[torch.Tensor], Any], reader: Reader, num_results: int) -> tuple[torch.Tensor, ...]:
+    return _joined([kernel(reader.read(part)) for part in reader.blocks()], num_results, reader.read(slice(0)))
+
+
+def _joined(found: list[Any], num_results: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if not found:
+        return (like.new_zeros(0, dtype=torch.float32),) * num_results
+    return tuple(found[0]) if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
