@@ -198,3 +198,15 @@ def first_occurrence(candidates: torch.Tensor) -> torch.Tensor:
         return torch.zeros(candidates.shape[:2], dtype=torch.long, device=candidates.device)
     equal = (candidates[:, :, None] == candidates[:, None]).all(-1)
     return equal.int().argmax(-1)
+
+
+def differ(compared: torch.Tensor, duplicate_of: torch.Tensor, masked: torch.Tensor, selected: torch.Tensor) -> bool:
+    """Whether a lookahead has something to decide: candidates of a sample that is compared differ, and masks are left.
+
+    Args:
+        compared: (B,) bool.
+        duplicate_of: (B, N), from `first_occurrence`.
+        masked, selected: M_t (B, L) and A (B, N, L).
+    """
+    undecided = (masked[:, None] & ~selected).flatten(1).any(-1)
+    return bool((compared & (duplicate_of > 0).any(-1) & undecided).any())

@@ -135,24 +135,25 @@ class Run:
     def propose(
         self,
         logits: Logits,
-        timestep: torch.Tensor,
+        timestep: int,
         states: torch.Tensor,
         sample_index: torch.Tensor,
         memory: Memory | None,
+        generators: list[torch.Generator],
     ) -> InfoGainProposal:
-        """`InfoGainScheduler.propose` for states (R, L) of the samples `sample_index` (R,)."""
+        """`InfoGainScheduler.propose` for states (R, L) of the samples `sample_index` (R,), which have these generators."""
         return self.scheduler.propose(
             logits,
             timestep,
             states,
             None if self.allowed is None else self.allowed[sample_index],
-            generator=[self.generators[index] for index in sample_index.tolist()],
+            generator=generators,
             memory=memory,
             initial_masks=self.initial_masks[sample_index],
             grid=self.grid,
         )
 
-    def unguided(self, proposal: InfoGainProposal, logits: Logits, timestep: torch.Tensor) -> InfoGainProposal:
+    def unguided(self, proposal: InfoGainProposal, logits: Logits, timestep: int) -> InfoGainProposal:
         """The proposal as candidates are compared without guidance: with what the `logits` of `denoise` say of its states."""
         if self.model.guide is None:
             return proposal
@@ -163,9 +164,13 @@ class Run:
         entropies[proposal.masked] = found.entropy
         return replace(proposal, entropies=entropies, logits=None if proposal.logits is None else logits)
 
+    def generators_of(self, sample_index: torch.Tensor) -> list[torch.Generator]:
+        """Those of the samples `sample_index` (R,)."""
+        return [self.generators[index] for index in sample_index.tolist()]
+
     def look_ahead(
         self,
-        timestep: torch.Tensor,
+        timestep: int,
         proposal: InfoGainProposal,
         sample_index: torch.Tensor,
         wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
@@ -279,7 +284,9 @@ def attempt(
     known_token = int(run.model.mask_token_id == 0)
     memory: Memory | None = None
     plain, logits = known_logits or (None, None)
-    for index, timestep in enumerate(run.scheduler.all_timesteps):
+    generators, timesteps = run.generators_of(sample_index), run.scheduler.all_timesteps
+    # As numbers, and generators found once: a device that is asked in every step would have to wait.
+    for index, timestep in enumerate(timesteps.tolist()):
         corrected, again, memory = run.scheduler.mask_again(tokens, run.undecided(tokens, sample_index), memory, run.grid)
         active = run.undecided(corrected, sample_index).any(-1)
         if not active.any() or run.interrupted():
@@ -297,7 +304,7 @@ def attempt(
             num_passes = num_passes + (active & more.any())
         if index == 0 and unlikely is not None:  # kept for the next try
             result.first_logits = plain, logits
-        proposal = run.propose(logits, timestep, tokens, sample_index, memory)
+        proposal = run.propose(logits, timestep, tokens, sample_index, memory, generators)
         if proposal.needs_lookahead:
             lazy_threshold = run.scheduler.config.lazy_threshold if run.scheduler.is_lazy else None
             compared = run.unguided(proposal, plain, timestep)
@@ -315,7 +322,7 @@ def attempt(
             "num_evaluations": num_evaluations,
             "num_passes": num_passes,
         }
-        step = DecodingStep(index, timestep, output.prev_sample, logits, output.objective)
+        step = DecodingStep(index, timesteps[index], output.prev_sample, logits, output.objective)
         tokens = output.prev_sample
         plain, logits = output.pred_logits, None
         memory = proposal.memory

@@ -70,6 +70,8 @@ class Model:
     def _in_chunks(
         self, function: Callable[..., Denoised], where: torch.Tensor, *tensors: torch.Tensor, known: Logits | None = None
     ) -> Denoised:
+        if self.chunk is None and where.all():
+            return function(*tensors)
         chosen = [tensor[where] for tensor in tensors]
         size = self.chunk or len(chosen[0])
         parts = [function(*part) for part in zip(*(tensor.split(size) for tensor in chosen), strict=True)]

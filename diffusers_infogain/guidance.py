@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .checks import check_bool, check_choice, check_number, is_number
@@ -59,8 +60,10 @@ def guidance_weights(
         schedule: The r of `GUIDANCE_SCHEDULES`.
         interval: (start, stop).
     """
-    u = 1 - (tokens == mask_token_id).sum(-1).double() / tokens.shape[1]
     start, stop = interval
+    if schedule == "constant" and (start, stop) == (0, 1):  # the usual case, with fewer operations
+        return torch.where((tokens == mask_token_id).any(-1), 1 + (guidance_scale - 1), 1.0)
+    u = 1 - (tokens == mask_token_id).sum(-1).double() / tokens.shape[1]
     strength = torch.where((start <= u) & (u < stop), GUIDANCE_SCHEDULES[schedule](u), 0.0)
     return 1 + (guidance_scale - 1) * strength.float()
 
@@ -113,11 +116,14 @@ class Rows:
 
 def first_of_equal(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which of the rows (R, ...) are the first of their kind, (K,) ascending, and the number among these of each row, (R,)."""
-    kinds, kind = rows[:, None].flatten(1).unique(dim=0, return_inverse=True)
-    places = torch.arange(len(rows), device=rows.device)
-    first = torch.full((len(kinds),), len(rows), device=rows.device).scatter_reduce(0, kind, places, "amin")
-    first, order = first.sort()
-    return first, order.argsort()[kind]
+    if len(rows) == 1:
+        zero = torch.zeros(1, dtype=torch.long, device=rows.device)
+        return zero, zero
+    # Compared as bytes on the CPU, which is several times faster than `torch.unique`, and neither waits for the device twice.
+    values = rows[:, None].flatten(1).contiguous().view(torch.uint8).cpu().numpy()
+    _, first, kind = np.unique(values.view(f"V{values.shape[1]}")[:, 0], return_index=True, return_inverse=True)
+    order = first.argsort()
+    return torch.from_numpy(first[order]).to(rows.device), torch.from_numpy(order.argsort()[kind]).to(rows.device)
 
 
 def number_conditions(condition: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -78,6 +78,7 @@ class ImageCall:
         grid: Rows and columns of image tokens, (h, w).
         scheduler: A copy of the pipeline's, with the timesteps of this call.
         state: What callbacks and other threads may read and change while the call runs.
+        device: Where the pipeline computes. (diffusers walks through all modules to find out.)
         edit: The images that are edited, if there are.
 
     The others are arguments of `InfoGainImagePipeline.__call__`; `height`, `width` and `num_inference_steps` are numbers after
@@ -117,6 +118,7 @@ class ImageCall:
     grid: tuple[int, int] = field(init=False)
     scheduler: InfoGainScheduler = field(init=False)
     state: CallState = field(init=False)
+    device: torch.device = field(init=False)
     edit: Edit | None = field(init=False, default=None)
     _condition: Condition = field(init=False)
     _negative: Condition | None = field(init=False)
@@ -125,6 +127,7 @@ class ImageCall:
 
     def __post_init__(self) -> None:
         self.canvas = self.pipe.canvas()
+        self.device = self.pipe._execution_device
         pixels = self.pipe.vae_scale_factor
         edit = EditArguments(**{option.name: getattr(self, option.name) for option in fields(EditArguments)})
         left, top, right, bottom = edit.margins(pixels)
@@ -244,7 +247,7 @@ class ImageCall:
             steps = self.num_inference_steps or self.pipe.default_num_inference_steps
         # Every step decodes at least one token. The limit is the canvas, not its masks: their number differs within a batch.
         self.num_inference_steps = min(steps, length)
-        return scheduler.with_timesteps(max(1, int(self.num_inference_steps * share)), device=self.pipe._execution_device)
+        return scheduler.with_timesteps(max(1, int(self.num_inference_steps * share)), device=self.device)
 
     def per_image(self, values: Any) -> list[Any]:
         """A value for every image, from one for all prompts or a list with one for each."""
@@ -254,7 +257,7 @@ class ImageCall:
 
     def start_tokens(self) -> torch.Tensor:
         """The canvas (B, L) that decoding starts from: `latents`, or nothing but masks."""
-        device = self.pipe._execution_device
+        device = self.device
         if self.latents is not None:
             return self.latents.to(device).flatten(1)
         return torch.full((self.batch_size, self.grid[0] * self.grid[1]), self.mask_token_id, dtype=torch.long, device=device)
@@ -295,9 +298,9 @@ class ImageCall:
             self._numbers = number_conditions(self._current_condition())
         return Rows.of(tokens, self._numbers[sample_index])
 
-    def negative_rows(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> Rows:
-        """The same under their negative conditions, for the states that are guided."""
-        needed = self.guidance_weights(tokens) != 1
+    def negative_rows(self, tokens: torch.Tensor, sample_index: torch.Tensor, weights: torch.Tensor) -> Rows:
+        """The same under their negative conditions, for the states that are guided, with weights (R,) other than 1."""
+        needed = weights != 1
         if self._negative_numbers is None:
             self._negative_numbers = number_conditions(self._current_negative()) if needed.any() else None
         numbers = torch.zeros_like(sample_index) if self._negative_numbers is None else self._negative_numbers[sample_index]
@@ -327,17 +330,18 @@ class ImageCall:
         scale = self.state.guidance_scale + self.pipe.guidance_offset if self.guided else 1.0
         return guidance_weights(tokens, self.mask_token_id, scale, self.guidance_schedule, self.guidance_interval)
 
-    def guide(self, cond: Logits, uncond: Logits, tokens: torch.Tensor, negative: Rows) -> Logits:
-        """Guided logits of states (R, L).
 
-        Args:
-            cond: Their logits (R, L, V) under their conditions.
-            uncond: Those of the rows `negative`, (K, L, V).
-        """
-        guided = (negative.number >= 0).nonzero()[:, 0]
-        uncond = take_states(uncond, negative.number[guided])
-        weights = self.guidance_weights(tokens)[guided]
-        return replace_states(cond, guided, guide(take_states(cond, guided), uncond, weights))
+def guide_states(cond: Logits, uncond: Logits, weights: torch.Tensor, negative: Rows) -> Logits:
+    """Guided logits of R states.
+
+    Args:
+        cond: Their logits (R, L, V) under their conditions.
+        uncond: Those of the rows `negative`, (K, L, V).
+        weights: g (R,) of each state.
+    """
+    guided = (negative.number >= 0).nonzero()[:, 0]
+    uncond = take_states(uncond, negative.number[guided])
+    return replace_states(cond, guided, guide(take_states(cond, guided), uncond, weights[guided]))
 
 
 CALL_OPTIONS = tuple(

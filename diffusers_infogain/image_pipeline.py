@@ -36,7 +36,7 @@ from .components import (
 from .decoding import DecodingOutput, DecodingStep
 from .denoising import Denoised
 from .editing import ImageInput, fit_image, read_images
-from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each
+from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each, guide_states
 from .image_output import InfoGainPipelineOutput
 from .masked_logits import Logits, MaskedLogits, split_states, take_states
 from .pictures import Picture
@@ -339,7 +339,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         """
         rows = call.rows(states, sample_index)
         condition = call.condition(sample_index[rows.state])
-        negative = call.negative_rows(states, sample_index) if call.guided_lookahead else None
+        weights = call.guidance_weights(states)
+        negative = call.negative_rows(states, sample_index, weights) if call.guided_lookahead else None
         if negative is None or not len(negative.state):
             cond = self._predict(call, states[rows.state], condition)
             return Denoised(take_states(cond, rows.number), rows.count)
@@ -351,15 +352,16 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
         else:
             cond = self._predict(call, states[rows.state], condition)
             uncond = self._predict(call, states[negative.state], steered)
-        logits = call.guide(take_states(cond, rows.number), uncond, states, negative)
+        logits = guide_states(take_states(cond, rows.number), uncond, weights, negative)
         return Denoised(logits, rows.count + negative.count)
 
     def _guide(self, call: ImageCall, logits: Logits, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
         """Guided logits of states (R, L), given those with their conditions alone (R, L, V)."""
-        negative = call.negative_rows(states, sample_index)
+        weights = call.guidance_weights(states)
+        negative = call.negative_rows(states, sample_index, weights)
         if len(negative.state):
             uncond = self._predict(call, states[negative.state], call.negative(sample_index[negative.state]))
-            logits = call.guide(logits, uncond, states, negative)
+            logits = guide_states(logits, uncond, weights, negative)
         return Denoised(logits, negative.count)
 
     def _predict(self, call: ImageCall, states: torch.Tensor, condition: Condition) -> Logits:
@@ -378,7 +380,8 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
                 progress_bar.update(total - int((tokens == call.mask_token_id).sum()) - progress_bar.n)
 
             def after_step(step: DecodingStep) -> torch.Tensor | None:
-                show(step.tokens)
+                if not progress_bar.disable:  # counting makes a device wait
+                    show(step.tokens)
                 if call.callback_on_step_end is None:
                     return None
                 latents, names = step.tokens.unflatten(1, call.grid), call.callback_on_step_end_tensor_inputs

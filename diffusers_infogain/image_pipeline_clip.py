@@ -101,11 +101,14 @@ class ClipImagePipeline(InfoGainImagePipeline):
     ) -> tuple[Condition, Condition | None]:
         """The embeddings of the prompts, and of the negative prompts with guidance, with the micro-conditions."""
         pooled, hidden, negative_pooled, negative_hidden = self.encode_prompt(
-            num_images_per_prompt=call.num_images_per_prompt, do_classifier_free_guidance=call.guided, **prompts
+            num_images_per_prompt=call.num_images_per_prompt,
+            do_classifier_free_guidance=call.guided,
+            device=call.device,
+            **prompts,
         )
         micro_conds = torch.tensor(
             [[call.width, call.height, *micro_conditioning_crop_coord, micro_conditioning_aesthetic_score]],
-            device=self._execution_device,
+            device=call.device,
             dtype=torch.float32,
         ).expand(call.batch_size, -1)
         condition = {"prompt_embeds": pooled, "encoder_hidden_states": hidden, "micro_conds": micro_conds}
@@ -123,10 +126,12 @@ class ClipImagePipeline(InfoGainImagePipeline):
         encoder_hidden_states: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_encoder_hidden_states: torch.Tensor | None = None,
+        device: torch.device | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Text embeddings of the prompts, each repeated `num_images_per_prompt` times in a row.
 
-        Embeddings that are given are only repeated. The negative prompt defaults to the empty text.
+        Embeddings that are given are only repeated. The negative prompt defaults to the empty text. `device` is by default the
+        pipeline's.
 
         Returns:
             `prompt_embeds` (B, P), `encoder_hidden_states` (B, S, D), and the same two of the negative prompts (None without
@@ -136,9 +141,11 @@ class ClipImagePipeline(InfoGainImagePipeline):
             ValueError: For the first argument that does not fit, or a missing tokenizer or text encoder.
         """
 
+        device = self._execution_device if device is None else device
+        dtype = None if self.transformer is None else self.transformer.dtype
+
         def repeated(embeds: torch.Tensor) -> torch.Tensor:
-            dtype = embeds.dtype if self.transformer is None else self.transformer.dtype
-            return embeds.to(self._execution_device, dtype).repeat_interleave(num_images_per_prompt, 0)
+            return embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
         check_integer("num_images_per_prompt", num_images_per_prompt, 1)
         check_bool("do_classifier_free_guidance", do_classifier_free_guidance)
@@ -152,21 +159,21 @@ class ClipImagePipeline(InfoGainImagePipeline):
                 if value is not None:
                     check_tensor(name, value, [ndim], f"a tensor of {ndim} dimensions or None")
         if prompt is not None:
-            prompt_embeds, encoder_hidden_states = self._encode_texts(prompt_list("prompt", prompt))
+            prompt_embeds, encoder_hidden_states = self._encode_texts(prompt_list("prompt", prompt), device)
         if prompt_embeds is None or encoder_hidden_states is None:
             raise ValueError("Either `prompt`, or `prompt_embeds` and `encoder_hidden_states`, must be given.")
         negative: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         if do_classifier_free_guidance:
             if negative_prompt_embeds is None or negative_encoder_hidden_states is None:
                 texts = [""] if negative_prompt is None else prompt_list("negative_prompt", negative_prompt)
-                negative_prompt_embeds, negative_encoder_hidden_states = self._encode_texts(texts)
+                negative_prompt_embeds, negative_encoder_hidden_states = self._encode_texts(texts, device)
             if len(negative_prompt_embeds) == 1:
                 negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1)
                 negative_encoder_hidden_states = negative_encoder_hidden_states.expand(len(prompt_embeds), -1, -1)
             negative = repeated(negative_prompt_embeds), repeated(negative_encoder_hidden_states)
         return repeated(prompt_embeds), repeated(encoder_hidden_states), *negative
 
-    def _encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode_texts(self, texts: list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         check_components(self, "tokenizer", "text_encoder")
         limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         options = {"return_tensors": "pt", "padding": "max_length", "truncation": True, "max_length": limit}
@@ -175,7 +182,7 @@ class ClipImagePipeline(InfoGainImagePipeline):
             length = len(tokenize(self.tokenizer, text, verbose=False).input_ids)
             if length > limit:
                 logger.warning(f"A prompt of {length} tokens was cut to the {limit} that the text encoder takes: {text!r}.")
-        outputs = self.text_encoder(ids.to(self._execution_device), return_dict=True, output_hidden_states=True)
+        outputs = self.text_encoder(ids.to(device), return_dict=True, output_hidden_states=True)
         return outputs.text_embeds, outputs.hidden_states[-2]
 
     @torch.no_grad()

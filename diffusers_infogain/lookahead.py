@@ -100,11 +100,9 @@ class Objective:
         """
         next_masked = proposal.next_masked
         if evidence is None:
-            zeros = torch.zeros(next_masked.shape, dtype=torch.float32, device=next_masked.device)
-            values = zeros.masked_fill(next_masked, torch.nan)
-        else:
-            samples = torch.arange(len(evidence), device=evidence.device)
-            values = evidence[samples[:, None], proposal.duplicate_of]
+            return self._without_lookahead(proposal, next_masked.any(-1))
+        samples = torch.arange(len(evidence), device=evidence.device)
+        values = evidence[samples[:, None], proposal.duplicate_of]
         if proposal.logits is not None:
             gain = scoring.surprise(proposal.cost, values, next_masked)
             return gain, scoring.objective(gain, proposal.cost, self.weight)
@@ -112,6 +110,14 @@ class Objective:
         gain = scoring.information_gain(self.uncertainty(proposal), next_uncertainty)
         if not self.weighs_cost:
             return gain, -next_uncertainty
+        return gain, scoring.objective(gain, proposal.cost, self.weight)
+
+    def _without_lookahead(self, proposal: InfoGainProposal, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What candidates that leave nothing masked gain, since nothing is uncertain after them; of others nothing is known."""
+        gain = self.uncertainty(proposal)[:, None] if proposal.logits is None else proposal.cost
+        gain = torch.where(unknown, torch.nan, gain)
+        if not self.weighs_cost:
+            return gain, torch.where(unknown, torch.nan, 0.0)
         return gain, scoring.objective(gain, proposal.cost, self.weight)
 
     def uncertainty(self, proposal: InfoGainProposal) -> torch.Tensor:

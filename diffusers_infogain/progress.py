@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import huggingface_hub
+import torch
 import transformers
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
@@ -70,6 +71,11 @@ class Progress(tqdm):
 
 class ProgressPipeline(DiffusionPipeline):
     """A pipeline that shows its bar only where it is `watched`, unless `set_progress_bar_config(disable=...)` was called."""
+
+    @property
+    def _execution_device(self) -> torch.device:
+        # diffusers looks for hooks in all modules, which takes as long as several steps of a small model.
+        return super()._execution_device if torch.accelerator.is_available() else torch.device("cpu")
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """As in diffusers, but with a copy of the configuration, which calls in other threads read too."""

@@ -7,6 +7,7 @@ copies these out of the model's logits, whatever their precision, so that no flo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class Reader:
         self.places = where.nonzero(as_tuple=True) if isinstance(where, torch.Tensor) else where
         self.mask_token_id = mask_token_id
         self._source: torch.Tensor
+        self._index: tuple[torch.Tensor, ...]
         if isinstance(logits, MaskedLogits):
             index = logits.index[self.places]
             if (index < 0).any():
@@ -85,7 +87,9 @@ class Reader:
         part = object.__new__(Reader)
         part.places = tuple(index[chosen] for index in self.places)
         part.mask_token_id = self.mask_token_id
-        part._source, part._index = self._source, tuple(index[chosen] for index in self._index)
+        part._source, part._index = self._source, part.places
+        if self._index is not self.places:
+            part._index = tuple(index[chosen] for index in self._index)
         return part
 
     def blocks(self) -> Iterator[slice]:
@@ -113,8 +117,10 @@ class Reader:
         Raises:
             ValueError: If a logit is NaN or +inf, or all of a position are -inf.
         """
+        if math.isfinite(top.sum()):  # waits for the device once
+            return
         finite = top.isfinite()
-        if not finite.all():
+        if not finite.all():  # else their sum overflows
             first = [int(index[~finite][0]) for index in places or self.places]
             place = f"sample {first[0]}, " + (f"candidate {first[1]}, " if len(first) == 3 else "") + f"position {first[-1]}"
             raise ValueError(
@@ -151,7 +157,8 @@ def divergences(
     """
     kernel = compiled(scoring.divergence) if compile_kernels else scoring.divergence
     found = [kernel(reader.read(part), before[place_before[part]]) for part in reader.blocks()]
-    return _joined(found, 2, before)
+    kl, top = _joined(found, 2, before)
+    return kl, top
 
 
 def _in_blocks(kernel: Callable[[torch.Tensor], Any], reader: Reader, num_results: int) -> tuple[torch.Tensor, ...]:

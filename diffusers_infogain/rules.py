@@ -209,7 +209,7 @@ class Rule:
         """
         phi = self.phi(step)
         phi = (phi if phi.ndim == 2 else phi[:, None]).expand(step.uniform.shape)
-        if self.noisy:
+        if self.noisy or phi.shape[1] == 1:
             return phi
         drawn = torch.where(step.temperature > 0, phi / step.temperature + gumbel(step.uniform), phi)
         return torch.cat([phi[:, :1], drawn[:, 1:]], dim=1)

@@ -87,11 +87,16 @@ def decode_counts(
         return num_masked.clamp(max=tokens_per_step)
     if masking_schedule == "even":
         return -(-num_masked // (num_steps - step_index))
-    steps = torch.arange(1, step_index + 2, dtype=torch.float32, device=num_masked.device)
-    ratios = mask_ratio(steps / num_steps, masking_schedule)
+    ratios = _ratios(num_steps, masking_schedule).to(num_masked.device)
     if initial_masks is None:
-        initial_masks = _infer_initial_masks(num_masked, ratios[:-1], num_masked if max_masks is None else max_masks)
-    return num_masked - _after_step(num_masked, initial_masks, ratios[-1])
+        initial_masks = _infer_initial_masks(num_masked, ratios[:step_index], num_masked if max_masks is None else max_masks)
+    return num_masked - _after_step(num_masked, initial_masks, ratios[step_index])
+
+
+@functools.lru_cache(maxsize=16)  # asked for in every step
+def _ratios(num_steps: int, masking_schedule: str) -> torch.Tensor:
+    """(T,) r after each step."""
+    return mask_ratio(torch.arange(1, num_steps + 1, dtype=torch.float32) / num_steps, masking_schedule)
 
 
 def share_masked_after(

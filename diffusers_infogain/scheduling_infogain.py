@@ -288,17 +288,6 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         own.set_timesteps(num_inference_steps, device=device)
         return own
 
-    def timesteps_at(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The timestep (R,) of states (R, L) by their number of masks: when the schedule leaves that many of an empty canvas.
-
-        Models that are conditioned on time get this one, also for a state that is only looked at, or that an entropy bound
-        brought ahead of the schedule.
-        """
-        config, steps = self.config, len(self.timesteps)
-        planned = schedules.planned_masks(tokens.shape[1], steps, config.masking_schedule, tokens_per_step=config.tokens_per_step)
-        masks = (tokens == config.mask_token_id).sum(-1)
-        return steps - (planned.to(tokens.device) >= masks[:, None]).sum(-1)
-
     def undecided(self, tokens: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
         """M_t: the masked positions of `tokens` that may be decoded, a mask of the same shape.
 
@@ -329,20 +318,6 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         if memory is None or not self.corrector.verifies:
             return tokens, torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device), memory
         return correctors.mask_next_class(tokens, masked, memory, grid, self.config)
-
-    def step_index(self, timestep: int | torch.Tensor) -> int:
-        """The number of a step, counted from 0.
-
-        Raises:
-            ValueError: If `timestep` is not one of `timesteps`.
-        """
-        if self.timesteps is None:
-            raise ValueError("`timesteps` are not set: call `set_timesteps` first.")
-        number = timestep.item() if isinstance(timestep, torch.Tensor) and timestep.numel() == 1 else timestep
-        num_steps = len(self.timesteps)
-        if not (checks.is_number(number) and 0 <= number < num_steps and number == int(number)):
-            raise ValueError(f"`timestep` must be one of the scheduler's {num_steps} timesteps, got {shown(number)}.")
-        return num_steps - 1 - int(number)
 
     def propose(
         self,
@@ -383,9 +358,24 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         correction = Correction(self.config, logits, tokens, masked, memory, index, len(self.timesteps))
         tokens, masked = correction.tokens, correction.masked
         step = self._step(logits, index, masked, region, initial_masks, generator, memory, grid)
-        # φ of every masked position of every candidate, and k_t.
+        count = schedules.decode_counts(
+            masked.sum(-1),
+            index,
+            len(self.timesteps),
+            self.config.masking_schedule,
+            tokens_per_step=self.config.tokens_per_step,
+            initial_masks=initial_masks,
+            max_masks=None if initial_masks is not None else region.sum(-1),
+        )
+        return self._proposal(step, correction, correction.counts(count), index, generator)
+
+    def _proposal(
+        self, step: Step, correction: Correction, count: torch.Tensor, index: int, generator: draw.Generators
+    ) -> InfoGainProposal:
+        """The candidates of a step that decodes `count` (B,) tokens, or more within the entropy bound."""
+        masked, tokens, logits = step.masked, correction.tokens, step.all_logits
+        # φ of every masked position of every candidate.
         phi = step.dense(self.rule(step), -torch.inf)
-        count = correction.counts(self._scheduled(masked, index, initial_masks, region))
         entropies = step.dense(step.entropies, 0.0)
         phi, count, most_probable = commit_early(self._sampler, step, phi, count)
         # What a corrector masks again, as many more are decoded.
@@ -423,7 +413,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             cost=scoring.action_cost(entropies[:, None], selected),
             log_probability=torch.where(selected, log_p, 0.0).sum(-1),
             variance=variance,
-            needs_lookahead=self.looks_ahead and bool(self._decides(compared, duplicate_of, masked, selected)),
+            needs_lookahead=self.looks_ahead and draw.differ(compared, duplicate_of, masked, selected),
             masked=masked,
             remasked=torch.zeros_like(masked) if remasked is None else remasked,
             compared=compared,
@@ -431,27 +421,6 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
             duplicate_of=duplicate_of,
             logits=logits if keeps_logits else None,
             memory=Memory({**step.memory.sample, **correction.remember(selected, values, log_p)}, remembered),
-        )
-
-    @staticmethod
-    def _decides(
-        compared: torch.Tensor, duplicate_of: torch.Tensor, masked: torch.Tensor, selected: torch.Tensor
-    ) -> torch.Tensor:
-        """(), whether a lookahead has something to decide: candidates of a sample that is compared differ, and masks are left."""
-        return (compared & (duplicate_of > 0).any(-1) & (masked[:, None] & ~selected).flatten(1).any(-1)).any()
-
-    def _scheduled(
-        self, masked: torch.Tensor, index: int, initial_masks: torch.Tensor | None, region: torch.Tensor
-    ) -> torch.Tensor:
-        """(B,) how many tokens the schedule decodes in a step."""
-        return schedules.decode_counts(
-            masked.sum(-1),
-            index,
-            len(self.timesteps),
-            self.config.masking_schedule,
-            tokens_per_step=self.config.tokens_per_step,
-            initial_masks=initial_masks,
-            max_masks=region.sum(-1),
         )
 
     def _step(

@@ -217,7 +217,7 @@ def decode_beam(
     history: list[dict[str, torch.Tensor]] = []
     plain: Logits | None = None
     memory: Memory | None = None
-    for timestep in scheduler.timesteps:
+    for timestep in scheduler.timesteps.tolist():
         if not beams.alive.any() or run.interrupted():
             break
         states, owners = beams.states[beams.alive], beams.sample_index
@@ -228,7 +228,7 @@ def decode_beam(
             plain, num_evaluations = run.model.logits(states, owners, every)
         logits, more = run.model.guided(plain, states, owners, every)
         num_passes = unseen.long() + more.any()
-        proposal = run.propose(logits, timestep, states, owners, memory)
+        proposal = run.propose(logits, timestep, states, owners, memory, run.generators_of(owners))
         looks = proposal.needs_lookahead
         compared = run.unguided(proposal, plain, timestep) if looks else proposal
         remaining = scheduler.config.gain_weight * scheduler.objective.uncertainty(compared).double() if looks else 0

@@ -1,4 +1,4 @@
-"""What diffusers' own pipelines ask of a scheduler: a step at a time, without memory, and noise."""
+"""What diffusers' own pipelines ask of a scheduler: its timesteps, a step at a time, without memory, and noise."""
 
 from __future__ import annotations
 
@@ -8,23 +8,48 @@ import torch
 
 from . import candidates as draw
 from . import checks, schedules
+from .printing import shown
 from .proposal import InfoGainSchedulerOutput
 from .rules import Memory
 
 
 class StockSchedulerMixin:
-    """`step` and `add_noise` of `InfoGainScheduler`."""
+    """`step_index`, `timesteps_at`, `step` and `add_noise` of `InfoGainScheduler`."""
 
     if TYPE_CHECKING:  # the scheduler has them
         config: Any
         timesteps: torch.Tensor
         propose: Any
         select: Any
-        step_index: Any
 
         @property
         def looks_ahead(self) -> bool:
             """Whether the sampler compares candidates."""
+
+    def step_index(self, timestep: int | torch.Tensor) -> int:
+        """The number of a step, counted from 0.
+
+        Raises:
+            ValueError: If `timestep` is not one of `timesteps`.
+        """
+        if self.timesteps is None:
+            raise ValueError("`timesteps` are not set: call `set_timesteps` first.")
+        number = timestep.item() if isinstance(timestep, torch.Tensor) and timestep.numel() == 1 else timestep
+        num_steps = len(self.timesteps)
+        if not (checks.is_number(number) and 0 <= number < num_steps and number == int(number)):
+            raise ValueError(f"`timestep` must be one of the scheduler's {num_steps} timesteps, got {shown(number)}.")
+        return num_steps - 1 - int(number)
+
+    def timesteps_at(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The timestep (R,) of states (R, L) by their number of masks: when the schedule leaves that many of an empty canvas.
+
+        Models that are conditioned on time get this one, also for a state that is only looked at, or that an entropy bound
+        brought ahead of the schedule.
+        """
+        config, steps = self.config, len(self.timesteps)
+        planned = schedules.planned_masks(tokens.shape[1], steps, config.masking_schedule, tokens_per_step=config.tokens_per_step)
+        masks = (tokens == config.mask_token_id).sum(-1)
+        return steps - (planned.to(tokens.device) >= masks[:, None]).sum(-1)
 
     def step(
         self,

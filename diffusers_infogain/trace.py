@@ -352,7 +352,7 @@ class DecodingTrace:
 
 
 class TraceRecorder:
-    """Records a trace step by step, on the CPU."""
+    """Records a trace step by step. It stays on the device until all steps are done, so that none has to wait for the CPU."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -377,12 +377,13 @@ class TraceRecorder:
 
     def add(self, **values: torch.Tensor) -> None:
         """Adds a step by the fields of `DecodingTrace`, without their first dimension."""
-        self.steps.append({name: value.cpu() for name, value in values.items()})
+        self.steps.append(values)
 
     def trace(self, shape: torch.Size, num_candidates: int, view: TraceView) -> DecodingTrace:
         """The trace of all steps; `shape` (B, L) and N give its shapes if there were none."""
         if self.steps:
-            return DecodingTrace(**{name: torch.stack([step[name] for step in self.steps]) for name in self.steps[0]}, view=view)
+            columns = {name: torch.stack([step[name] for step in self.steps]).cpu() for name in self.steps[0]}
+            return DecodingTrace(**columns, view=view)
         batch, length = shape
         integers = torch.zeros(0, batch, dtype=torch.long)
         numbers = torch.zeros(0, batch, dtype=torch.float32)

@@ -309,6 +309,4 @@ def test_as_many_of_the_best_as_keep_the_sum_less_the_largest_entropy_within_the
 
 def test_one_position_is_always_within_the_bound():
     entropies = torch.tensor([[3.0, 1.0]])
-    assert within_bound(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), entropies, 0.0).tolist() == [
-        [[False, True], [True, False]]
-    ]
+    assert within_bound(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), entropies, 0.0).tolist() == [[[False, True], [True, False]]]

@@ -167,13 +167,13 @@ def test_images_share_rows_where_their_conditions_are_equal_as_callbacks_left_th
     tokens, images = torch.full((4, 16), MASK), torch.arange(4)
     assert call.rows(tokens, images).number.tolist() == [0, 1, 0, 2]
     assert call.rows(tokens, images).state.tolist() == [0, 1, 3]
-    assert call.negative_rows(tokens, images).state.tolist() == [0]
+    assert call.negative_rows(tokens, images, call.guidance_weights(tokens)).state.tolist() == [0]
     tokens[2, 5] = 3
     assert call.rows(tokens, images).number.tolist() == [0, 1, 2, 3]
-    assert call.negative_rows(tokens, images).number.tolist() == [0, 0, 1, 0]
+    assert call.negative_rows(tokens, images, call.guidance_weights(tokens)).number.tolist() == [0, 0, 1, 0]
     assert call.rows(tokens[:2], torch.tensor([2, 0])).number.tolist() == [0, 0]
     words[0, 0] = 9  # in place, as a callback may
     call.state.conditions["negative_words"] = torch.tensor([[0.0, 0], [0, 0], [0, 0], [0, 1]])
     call.forget_numbers()
     assert call.rows(tokens[:2], torch.tensor([2, 0])).number.tolist() == [0, 1]
-    assert call.negative_rows(tokens, images).number.tolist() == [0, 0, 1, 2]
+    assert call.negative_rows(tokens, images, call.guidance_weights(tokens)).number.tolist() == [0, 0, 1, 2]
