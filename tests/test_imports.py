@@ -10,7 +10,18 @@ import diffusers_infogain
 PACKAGE = Path(diffusers_infogain.__file__).parent
 # From the bottom up. A module imports from its own layer or from those below it, and never in a circle.
 LAYERS = {
-    "ground": ["printing", "extras", "progress", "files", "_files", "output_folders", "checks", "settings", "choices"],
+    "ground": [
+        "printing",
+        "extras",
+        "progress",
+        "processes",
+        "files",
+        "_files",
+        "output_folders",
+        "checks",
+        "settings",
+        "choices",
+    ],
     "sampler": [
         "scoring",
         "masked_logits",

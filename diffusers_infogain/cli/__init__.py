@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -10,11 +11,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
+from .. import processes
 from . import errors, flags, flags_app, flags_export, flags_show
 
 _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
@@ -28,12 +29,14 @@ class Command:
         summary: One line for `--help`.
         function: "module.function" below this package.
         add_flags: Adds the command's flags to its parser.
+        shared: Whether the processes of a launcher share its work; otherwise only the main one runs it.
     """
 
     name: str
     summary: str
     function: str
     add_flags: Callable[[argparse.ArgumentParser], None]
+    shared: bool = False
 
 
 COMMANDS = (
@@ -42,6 +45,7 @@ COMMANDS = (
         "Generate images from prompts, as PNG files that hold their settings.",
         "generate.generate",
         flags.add_generate,
+        shared=True,
     ),
     Command(
         "show",
@@ -59,33 +63,38 @@ COMMANDS = (
     Command("exact", "Compare all samplers on models with exact marginals, in one table.", "exact.exact", flags.add_exact),
     Command(
         "evaluate",
-        "Generate images from many prompts, resumable and on several processes, and report their metrics.",
+        "Generate images from many prompts, resumable, and report their metrics.",
         "evaluate.evaluate",
         flags.add_evaluate,
+        shared=True,
     ),
     Command(
         "compare",
         "Compare samplers x steps x candidates x guidance x seeds on the same prompts: figures, a table and plots.",
         "compare.compare",
         flags.add_compare,
+        shared=True,
     ),
     Command(
         "text",
         "Generate texts from prompts with a masked language model; resumable with --output.",
         "text.text",
         flags.add_text,
+        shared=True,
     ),
     Command(
         "compare-text",
         "Compare samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables.",
         "compare_text.compare_text",
         flags.add_compare_text,
+        shared=True,
     ),
     Command(
         "lm-eval",
         "Run lm-eval tasks that generate text, such as gsm8k: scores, samples and their costs; resumable.",
         "lm_eval.lm_eval",
         flags.add_lm_eval,
+        shared=True,
     ),
     Command(
         "app",
@@ -118,6 +127,8 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        if processes.local_index():  # all processes of this machine have the same flags, and the first says so
+            self.exit(errors.USAGE)
         self.exit(errors.USAGE, f"{self.prog}: error: {errors.one_sentence(message)} (see {self.prog} --help)\n")
 
 
@@ -135,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code.
+    """Runs a command and returns its exit code. Of several processes all end if one fails, and that one says why.
 
     Errors that users can fix print one sentence to stderr and return 2, bugs 70, an interruption 130, SIGTERM 143, and an output
     whose reader has gone 141.
@@ -155,6 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run(args)
             sys.stdout.flush()
             return 0
+    except processes.OtherProcessFailedError as error:
+        if received:
+            return _code(received)
+        if str(error):
+            print(f"diffusers-infogain: error: {error}{processes.place()}", file=sys.stderr)
+        return errors.USAGE
     except BrokenPipeError:
         return _NOBODY_READS
     except KeyboardInterrupt:
@@ -165,16 +182,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(errors.TRACEBACK):
             traceback.print_exc()
         sentence, code = errors.explain(error, args)
-        print(f"diffusers-infogain: error: {sentence}", file=sys.stderr)
+        print(f"diffusers-infogain: error: {sentence}{processes.place()}", file=sys.stderr)
         return code
     finally:
         _leave_nothing_to_flush()
 
 
 def _interrupted(received: Sequence[int]) -> int:
-    terminated = signal.SIGTERM in received
-    print(f"diffusers-infogain: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
-    return _TERMINATED if terminated else _INTERRUPTED
+    print(f"diffusers-infogain: {'terminated' if signal.SIGTERM in received else 'interrupted'}", file=sys.stderr)
+    return _code(received)
+
+
+def _code(received: Sequence[int]) -> int:
+    return _TERMINATED if signal.SIGTERM in received else _INTERRUPTED
 
 
 def _leave_nothing_to_flush() -> None:
@@ -186,19 +206,29 @@ def _leave_nothing_to_flush() -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if hasattr(args, "device"):  # checked before anything is loaded
-        from .device import choose_device
+    command = next(command for command in COMMANDS if command.name == args.command)
+    index, count = processes.launched()
+    if index > 0 and not command.shared:
+        return
+    if count > 1 and not command.shared:
+        others = "the other has" if count == 2 else f"the other {count - 1} have"
+        print(f"diffusers-infogain: {command.name} runs in one process, and {others} nothing to do.", file=sys.stderr)
+    with processes.joined() if command.shared else contextlib.nullcontext(processes.ALONE) as args.processes:
+        if hasattr(args, "device"):  # checked before anything is loaded
+            from .device import choose_device, own_device
 
-        args.device = choose_device(args.device)
-    if hasattr(args, "dtype"):  # the command loads a model
-        from ..progress import quiet_libraries
+            args.device = choose_device(args.device)
+            if args.processes.count > 1:
+                args.device = own_device(args.device)
+        if hasattr(args, "dtype"):  # the command loads a model
+            from ..progress import quiet_libraries
 
-        quiet_libraries()
-    module, function = next(command.function for command in COMMANDS if command.name == args.command).split(".")
-    getattr(importlib.import_module(f".{module}", __name__), function)(args)
+            quiet_libraries()
+        module, function = command.function.split(".")
+        getattr(importlib.import_module(f".{module}", __name__), function)(args)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals_interrupt(received: list[int]) -> Iterator[None]:
     """Makes SIGTERM interrupt the block like SIGINT, so that temporary files and locks are cleaned up.
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from PIL.ImageOps import exif_transpose
 
@@ -25,7 +21,6 @@ from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
 from ..image_files import open_image
 from ..loading import image_pipeline_class, pipeline_class
-from ..output_folders import owned
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..scheduling_infogain import InfoGainScheduler
 from ..settings import SETTINGS
@@ -196,31 +191,6 @@ def prompt_set(args: argparse.Namespace) -> list[Prompt]:
         captions = sample_captions(args.num_prompts or 500, generator, held_out=kind != "trained", split=split)
         return [Prompt(caption.text) for caption in captions]
     return read_prompts(Path(args.prompts), args.prompt_template)[: args.num_prompts]
-
-
-@contextmanager
-def owned_by(state: PartialState, folder: Path) -> Iterator[None]:
-    """Keeps other commands out of a folder within the block. The main process locks it, and the others wait until it has.
-
-    Raises:
-        ValueError: If another command is writing to it.
-    """
-    with owned(folder, main=state.is_main_process):
-        state.wait_for_everyone()
-        yield
-
-
-def start_process(args: argparse.Namespace) -> PartialState:
-    """The state of this process among those that `accelerate launch` started; sets `args.device` to the process's own GPU."""
-    state = PartialState(cpu=args.device == "cpu")
-    if state.num_processes > 1 and args.device == "cuda":
-        args.device = str(state.device)
-    return state
-
-
-def on_device(settings: MeasureSettings, device: str) -> MeasureSettings:
-    """The settings with the device of this process, which is known once the processes are started."""
-    return dataclasses.replace(settings, device=device)
 
 
 def of_demo_world(args: argparse.Namespace) -> bool:

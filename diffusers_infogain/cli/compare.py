@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..evaluation import groups, image_comparison, plots, prompts, runs, sample_sheet, tables
 from ..evaluation.groups import Group
 from ..evaluation.identity import scheduler_record
@@ -17,7 +15,7 @@ from ..evaluation.measure import Measurement
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.samplers import SamplerSpec, parse_sampler
 from ..files import save_text
-from ..output_folders import writable_folder
+from ..output_folders import owned, writable_folder
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -30,21 +28,19 @@ def compare(args: argparse.Namespace) -> None:
     prompt_set = common.prompt_set(args)
     samplers = [parse_sampler(text) for text in args.samplers]
     identities = measuring.identity(metrics)
-    state = common.start_process(args)
-    with common.owned_by(state, args.output):
-        _compare(args, state, prompt_set, samplers, metrics, measuring, identities)
+    with owned(args.output, main=args.processes.is_main):
+        _compare(args, prompt_set, samplers, metrics, measuring, identities)
 
 
 def _compare(
     args: argparse.Namespace,
-    state: PartialState,
     prompt_set: list[prompts.Prompt],
     samplers: list[SamplerSpec],
     metrics: list[str],
     measuring: MeasureSettings,
     identities: dict[str, Any],
 ) -> None:
-    folder, pipe = args.output, common.load_pipeline(args)
+    folder, pipe, processes = args.output, common.load_pipeline(args), args.processes
     guidance_scales = args.guidance_scales or [pipe.default_guidance_scale]
     base = dict(pipe.scheduler.config)
     negative = {name: prompt for name, prompt in common.negative_prompt(args, pipe).items() if prompt is not None}
@@ -61,10 +57,10 @@ def _compare(
     rivals = image_comparison.read_rivals(args.rivals, settings) if args.rivals is not None else []
     to_beat = groups.possible_rivals(rivals, groups.RIGHT, tables.LIMITS)
     path = folder / "results.json"
-    if state.is_main_process:
+    if processes.is_main:
         runs.check_settings(folder, settings, begun=path.exists())
-    state.wait_for_everyone()
     results = Results(path, settings)
+    processes.to_main()  # which writes results only after all have read them
     cells = image_comparison.grid(samplers, args.steps, args.num_candidates, guidance_scales, args.seeds, base)
     cells += [image_comparison.cell_of(group, seed) for group in to_beat for seed in args.seeds]
     if args.everything:
@@ -73,19 +69,18 @@ def _compare(
     schedulers = {cell: InfoGainScheduler.from_config(base, **cell.settings) for cell in cells}
     settled = {cell: scheduler_record(schedulers[cell]) for cell in cells}
     missing = [cell for cell in cells if not results.has(cell, settled[cell], identities)]
+    for cell in missing if processes.is_main else ():
+        run_folder = writable_folder(folder / "runs" / cell.name)
+        runs.check_settings(run_folder, {**settings, "scheduler": settled[cell], "cell": cell.name})
+    processes.from_main()
     measurement = None
-    if state.is_main_process and missing:
-        measurement = Measurement(metrics, common.on_device(measuring, args.device))
+    if processes.is_main and missing:  # while the others begin
+        measurement = Measurement(metrics, measuring)
         measurement.read_reference([request.prompt for request in prompts.requests(prompt_set, args.num_images, 0)])
-    state.wait_for_everyone()  # until all have read the results, before one writes them
-    for number, cell in enumerate(Progress(missing, desc="compare", unit="run", disable=not state.is_main_process), 1):
+    for number, cell in enumerate(Progress(missing, desc="compare", unit="run", disable=not processes.is_main), 1):
         pipe.scheduler = schedulers[cell]
         requests = prompts.requests(prompt_set, args.num_images, prompts.SEED_STRIDE * cell.seed)
         run_folder = folder / "runs" / cell.name
-        if state.is_main_process:
-            writable_folder(run_folder)
-            runs.check_settings(run_folder, {**settings, "scheduler": settled[cell], "cell": cell.name})
-        state.wait_for_everyone()
         call = {
             "num_inference_steps": cell.steps,
             "guidance_scale": cell.guidance_scale,
@@ -95,12 +90,11 @@ def _compare(
             **negative,
             **cell.sampler.call,
         }
-        runs.make_run(pipe, requests, run_folder, state, args.batch_size, f"{number}/{len(missing)} {cell.name}", call)
+        runs.make_run(pipe, requests, run_folder, processes, args.batch_size, f"{number}/{len(missing)} {cell.name}", call)
         if measurement is not None:
             images = runs.finish(requests, run_folder)
             results.add(cell, images, run_folder, settled[cell], identities, measurement)
-        state.wait_for_everyone()
-    if state.is_main_process:
+    if processes.is_main:
         report = args.report or folder
         write_report(report, results, cells, rivals)
         if args.grid:

@@ -36,12 +36,12 @@ def compare_text(args: argparse.Namespace) -> None:
     problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed, args.split) for task in tasks}
     for seed in args.seeds:  # checked before a model is loaded
         seed_of_split(seed, args.split)
-    with owned(args.output):
+    with owned(args.output, main=args.processes.is_main):
         _compare_text(args, cells, problems)
 
 
 def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]]) -> None:
-    folder = args.output
+    folder, processes = args.output, args.processes
     infilled = args.ask == "infill"
     call: dict[str, Any] = {"cache": args.cache}
     if not infilled:
@@ -51,31 +51,39 @@ def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell
     pipe = common.load_text_pipeline(args)
     settings = {name: getattr(args, name) for name in ("ask", "num_problems", "problem_seed", "split")}
     settings |= common.identity(args, pipe)
-    rivals = text_comparison.read_rivals(args.rivals, settings) if args.rivals is not None else []
-    runs.check_settings(folder, {**settings, **call}, begun=path.exists())
+    rivals, records = [], []
+    if processes.is_main:
+        rivals = text_comparison.read_rivals(args.rivals, settings) if args.rivals is not None else []
+        runs.check_settings(folder, {**settings, **call}, begun=path.exists())
+        records = text_comparison.read_records(path, args.num_problems)
     call["lookahead_batch_size"] = args.lookahead_batch_size
     answer = partial(text_comparison.fill_in if infilled else text_comparison.reply, pipe, **call)
-    records = text_comparison.read_records(path, args.num_problems)
     own = dict(pipe.scheduler.config)
     # Except for "default" the pipeline's own settings do not count: a sampler's name in the table has to say all of its settings.
     base = {"mask_token_id": own["mask_token_id"]}
     cells = [replace(cell, sampler=cell.sampler.for_pipeline(own)) for cell in cells]
+    missing = processes.from_main([cell.find(records) is None for cell in cells])
     chosen = []
-    for cell in Progress(cells, desc="compare-text", unit="run"):
+    progress = Progress(cells, desc="compare-text", unit="run", disable=not processes.is_main)
+    for cell, is_missing in zip(progress, missing, strict=True):
         own_settings = {**cell.sampler.scheduler, "tokens_per_step": cell.tokens_per_step}
         pipe.scheduler = InfoGainScheduler.from_config(base, **own_settings)
         scheduler = scheduler_record(pipe.scheduler)
         record = cell.find(records)
-        if record is None:
+        if is_missing:
             answer_with = partial(answer, **cell.sampler.call)
-            record = text_comparison.run(cell, problems[cell.task], answer_with, args.batch_size, infilled, args.split)
+            arguments = (args.batch_size, infilled, args.split, processes)
+            record = text_comparison.run(cell, problems[cell.task], answer_with, *arguments)
             record["scheduler"] = scheduler
-            records.append(record)
-            save_text("".join(json.dumps(finished) + "\n" for finished in records), path)
-        else:
+            if processes.is_main:
+                records.append(record)
+                save_text("".join(json.dumps(finished) + "\n" for finished in records), path)
+        elif record is not None:
             where = f"{path} ({cell.sampler.name})"
             runs.refuse_differences(where, {"scheduler": record["scheduler"]}, {"scheduler": scheduler})
         chosen.append(record)
+    if not processes.is_main:
+        return
     groups = text_comparison.text_groups(records if args.everything else chosen)
     report = tables.text_tables(groups, rivals)
     save_text(report + "\n", folder / "table.md")

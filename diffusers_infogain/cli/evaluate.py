@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..evaluation import image_comparison, prompts, runs, tables
 from ..evaluation.identity import scheduler_record
 from ..evaluation.measure import Measurement
@@ -28,6 +26,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.images is not None:
         if not metrics and args.save_statistics is None:
             raise ValueError("--images is for measuring: name at least one of --metrics, or give --save-statistics.")
+        if not args.processes.is_main:
+            return
         paths = image_files(args.images)
         with owned(args.output):
             settings = {"images": str(args.images), "content": digest(paths)}
@@ -37,14 +37,12 @@ def evaluate(args: argparse.Namespace) -> None:
     prompt_set = common.prompt_set(args)
     chosen = common.scheduler_settings(args)
     requests = prompts.requests(prompt_set, args.num_images, args.seed, args.layout)
-    state = common.start_process(args)
-    with common.owned_by(state, args.output):
-        _evaluate(args, state, chosen, prompt_set, requests, metrics, measuring, how)
+    with owned(args.output, main=args.processes.is_main):
+        _evaluate(args, chosen, prompt_set, requests, metrics, measuring, how)
 
 
 def _evaluate(
     args: argparse.Namespace,
-    state: PartialState,
     chosen: dict[str, Any],
     prompt_set: list[prompts.Prompt],
     requests: list[prompts.ImageRequest],
@@ -52,12 +50,7 @@ def _evaluate(
     measuring: MeasureSettings,
     how: dict[str, Any],
 ) -> None:
-    prompt_of_image = [request.prompt for request in requests]
-    measurement = None
-    if state.is_main_process:
-        measurement = Measurement(metrics, common.on_device(measuring, args.device))
-        measurement.read_reference(prompt_of_image)
-    folder, pipe = args.output, common.load_pipeline(args)
+    folder, pipe, processes = args.output, common.load_pipeline(args), args.processes
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = common.call_arguments(args, pipe)
     settings = {
@@ -70,20 +63,25 @@ def _evaluate(
         "batch_size": args.batch_size,
         "layout": args.layout,
     }
-    if state.is_main_process:
+    if processes.is_main:
         runs.check_settings(folder, settings, begun=(folder / "images").exists())
-    state.wait_for_everyone()
-    runs.make_run(pipe, requests, folder, state, args.batch_size, "evaluate", call)
-    if measurement is not None:
-        images = runs.finish(requests, folder)
-        figures, composition = decoding_figures(images, folder), {}
-        if "composition" in metrics:
-            from ..evaluation.composition import check_composition, composition_report
+    processes.from_main()
+    measurement = None
+    if processes.is_main:  # while the others begin
+        measurement = Measurement(metrics, measuring)
+        prompt_of_image = [request.prompt for request in requests]
+        measurement.read_reference(prompt_of_image)
+    runs.make_run(pipe, requests, folder, processes, args.batch_size, "evaluate", call)
+    if measurement is None:
+        return
+    images = runs.finish(requests, folder)
+    figures, composition = decoding_figures(images, folder), {}
+    if "composition" in metrics:
+        from ..evaluation.composition import check_composition, composition_report
 
-            composition = composition_report(images, check_composition(images))
-        figures |= measured(measurement.measure([image.path for image in images], prompt_of_image), len(images))
-        write_report(folder, settings, how, figures, composition)
-    state.wait_for_everyone()
+        composition = composition_report(images, check_composition(images))
+    figures |= measured(measurement.measure([image.path for image in images], prompt_of_image), len(images))
+    write_report(folder, settings, how, figures, composition)
 
 
 def _readable(measuring: MeasureSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import diffusers_infogain
 from ..editing import EditArguments
 from ..evaluation.identity import scheduler_record
 from ..evaluation.runs import generate_images
-from ..image_files import read_png_metadata, save_png
+from ..image_files import open_image, read_png_metadata, save_png
 from ..output_folders import owned, unused
 from ..pictures import Picture
 from ..scheduling_infogain import InfoGainScheduler
@@ -27,7 +27,7 @@ def generate(args: argparse.Namespace) -> None:
     prompts = common.given_prompts(args)
     settings = common.scheduler_settings(args)
     edit, files = _edit_arguments(args)
-    with owned(args.output):
+    with owned(args.output, main=args.processes.is_main):
         _generate(args, prompts, settings, edit, files)
 
 
@@ -63,20 +63,24 @@ def _generate(
         "scheduler": scheduler_record(pipe.scheduler),
     }
 
-    def save(index: int, image: PIL.Image.Image) -> None:
+    def save(index: int, image: PIL.Image.Image) -> str:
         prompt, seed = repeated[index], seeds[index]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-        save_once(
-            image, folder / f"{index:05d}-{words}-seed{seed}.png", {"prompt": prompt, "seed": seed, **shared}, trace_of(image)
-        )
+        path = folder / f"{index:05d}-{words}-seed{seed}.png"
+        return str(save_once(image, path, {"prompt": prompt, "seed": seed, **shared}, trace_of(image)))
 
-    result = generate_images(pipe, repeated, seeds, args.batch_size, "generate", save, **call, **edit)
+    args.processes.from_main()  # which owns the folder now
+    result = generate_images(pipe, repeated, seeds, args.batch_size, "generate", save, args.processes, **call, **edit)
+    if not args.processes.is_main:
+        return
     if args.grid:
         from ..visualization import GridCell, GridRow, labelled_grid
 
-        per_prompt = [result.images[i : i + args.num_images] for i in range(0, len(repeated), args.num_images)]
+        images = [open_image(Path(file)) for file in result.images]
+        per_prompt = [images[i : i + args.num_images] for i in range(0, len(repeated), args.num_images)]
         rows = [
-            GridRow(f"seed {args.seed + i}", [], [GridCell(images[i]) for images in per_prompt]) for i in range(args.num_images)
+            GridRow(f"seed {args.seed + i}", [], [GridCell(of_prompt[i]) for of_prompt in per_prompt])
+            for i in range(args.num_images)
         ]
         save_once(labelled_grid(prompts, rows), folder / "grid.png", {"prompts": prompts, "seed": args.seed, **shared})
     count = len(result.images)

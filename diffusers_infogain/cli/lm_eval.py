@@ -27,9 +27,11 @@ def lm_eval(args: argparse.Namespace) -> None:
     from lm_eval.tasks import TaskManager  # isort: skip
 
     chosen = common.scheduler_settings(args)  # before the tasks, whose files take lm-eval seconds to read
-    manager = TaskManager(include_path=args.include_path)
-    check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
-    with owned(args.output):
+    manager = None
+    if args.processes.is_main:
+        manager = TaskManager(include_path=args.include_path)
+        check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
+    with owned(args.output, main=args.processes.is_main):
         _lm_eval(args, manager, chosen)
 
 
@@ -43,6 +45,19 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = common.text_call_arguments(args)
     lookahead_batch_size = call.pop("lookahead_batch_size")  # changes no text
+    model = InfoGainLM(
+        pipe,
+        batch_size=args.batch_size,
+        max_gen_toks=args.max_gen_toks,
+        seed=args.seed,
+        greedy_tokens=args.greedy_tokens,
+        processes=args.processes,
+        lookahead_batch_size=lookahead_batch_size,
+        **call,
+    )
+    if not args.processes.is_main:
+        model.serve()
+        return
     settings = {
         **common.identity(args, pipe),
         "version": diffusers_infogain.__version__,
@@ -59,17 +74,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     # Texts with other settings are stored in other files.
     settings = json.loads(json.dumps(settings, default=str))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    texts = TextCache(folder / f"texts_{digest}.jsonl")
-    model = InfoGainLM(
-        pipe,
-        batch_size=args.batch_size,
-        max_gen_toks=args.max_gen_toks,
-        seed=args.seed,
-        greedy_tokens=args.greedy_tokens,
-        texts=texts,
-        lookahead_batch_size=lookahead_batch_size,
-        **call,
-    )
+    model.texts = texts = TextCache(folder / f"texts_{digest}.jsonl")
     if args.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     results: Any = simple_evaluate(
@@ -86,6 +91,7 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
         task_manager=manager,
         confirm_run_unsafe_code=args.allow_code_execution,
     )
+    model.done()
     _write(folder, results, settings, {"tasks": list(args.tasks), "limit": args.limit}, texts)
 
 

@@ -16,7 +16,7 @@ from ..evaluation.identity import scheduler_record
 from ..evaluation.text_comparison import prompt_arguments
 from ..files import append_json_lines, check_fields, cut_unfinished, read_json_lines, save_text
 from ..output_folders import owned
-from ..progress import Progress
+from ..processes import batches_of
 from ..scheduling_infogain import InfoGainScheduler
 from ..text_generation import mask_text
 from ..text_output import InfoGainTextOutput
@@ -37,7 +37,8 @@ def text(args: argparse.Namespace) -> None:
     """Generates texts and prints them, or appends them to a file of JSON lines that a killed run may have begun."""
     prompts = common.given_prompts(args)
     settings = common.scheduler_settings(args)
-    with contextlib.nullcontext() if args.output is None else owned(args.output, folder=False):
+    main = args.processes.is_main
+    with contextlib.nullcontext() if args.output is None else owned(args.output, folder=False, main=main):
         _text(args, prompts, settings)
 
 
@@ -45,34 +46,48 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
     if args.output is not None and (args.show or args.html is not None):
         raise ValueError("--show and --html are for texts that are printed: `diffusers-infogain show` shows one of --output.")
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
-    done = _finished(args.output, requests) if args.output is not None else 0
+    processes, done = args.processes, 0
+    if processes.is_main and args.output is not None:
+        done = _finished(args.output, requests)
     pipe = common.load_text_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
-    if args.model == "demo-text" and any(not prompt.startswith(("S", "M")) for prompt in prompts):
+    if processes.is_main and args.model == "demo-text" and any(not prompt.startswith(("S", "M")) for prompt in prompts):
         print(DEMO_TEXT_KNOWS, file=sys.stderr)
     call = {"max_new_tokens": _max_new_tokens(args, prompts, pipe), **common.text_call_arguments(args)}
-    if args.output is not None:
+    if processes.is_main and args.output is not None:
         run = {**common.identity(args, pipe), "chat": args.chat} | call
         del run["lookahead_batch_size"]  # changes no text
         runs.check_settings(args.output, {**run, "scheduler": scheduler_record(pipe.scheduler)}, begun=done > 0)
-    parts: list[str] = []
-    for start in Progress(range(done, len(requests), args.batch_size), desc="text", unit="batch", disable=args.output is None):
-        batch = requests[start : start + args.batch_size]
+    done = processes.from_main(done)
+
+    def write(batch: list[tuple[str, int]]) -> list[Any]:
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
         output = pipe(**prompt_arguments([prompt for prompt, _ in batch], args.chat), generator=generators, **call)
         if args.output is None:
-            print("\n\n".join(_shown(output, sample) if args.show else text for sample, text in enumerate(output.texts)))
-            parts += map(output.html_part, range(len(batch)))
-            continue
-        # A text's own, whatever it shared with others of its batch: a run that was cut goes on with other batches.
+            shown = [_shown(output, sample) if args.show else text for sample, text in enumerate(output.texts)]
+            return [shown, [output.html_part(sample) for sample in range(len(batch))] if args.html is not None else []]
+        # A text's own, whatever it shared with others of its batch.
         evaluations = output.trace.num_states.sum(0).tolist()
         entropies = output.trace.cumulative_entropy.tolist()
-        records = [
+        return [
             {"prompt": prompt, "seed": seed, "text": answer, "num_evaluations": count, "cumulative_entropy": round(entropy, 4)}
             for (prompt, seed), answer, count, entropy in zip(batch, output.texts, evaluations, entropies, strict=True)
         ]
-        append_json_lines(records, args.output)
-    if args.html is not None:
+
+    parts: list[str] = []
+    # Batches are always the same, and one that a killed run has begun is written anew as a whole: kernels may round otherwise in
+    # a batch of another size.
+    begun = done - done % args.batch_size
+    batches = batches_of(requests[begun:], args.batch_size)
+    for result in processes.map(write, batches, "text", "text", bar=args.output is not None):
+        if args.output is not None:
+            append_json_lines(result[max(0, done - begun) :], args.output)
+            begun += len(result)
+        else:
+            texts, more = result
+            print("\n\n".join(texts), flush=True)
+            parts += more
+    if processes.is_main and args.html is not None:
         save_text(html_page("How these texts were decoded", parts), args.html)
 
 

@@ -16,7 +16,7 @@ import torch
 from ..checks import check_integer, check_number
 from ..extras import missing
 from ..models.chat_templates import chat_text
-from ..progress import Progress
+from ..processes import ALONE, Processes, batches_of
 from ..scheduling_infogain import InfoGainScheduler
 from .text_cache import TextCache
 
@@ -140,6 +140,13 @@ class _PendingText:
     key: str
     prompt: list[int]
 
+    @property
+    def job(self) -> dict[str, Any]:
+        """All that a process needs to know to make it, as JSON."""
+        settings = self.settings
+        about = {"length": settings.max_new_tokens, "scheduler": dict(settings.scheduler), "until": list(settings.until)}
+        return {"prompt": self.prompt, "seed": self.seed, **about}
+
 
 class InfoGainLM(LM):
     """A text pipeline, for `lm_eval.simple_evaluate(model=InfoGainLM(pipe), tasks=[...])`.
@@ -148,6 +155,9 @@ class InfoGainLM(LM):
     its end or to the length that the task asks for, and then cut at the strings in `until`. Requests with `temperature` above 0
     set the scheduler's `token_temperature`, `top_k` and `top_p`. Requests without sampling leave the scheduler as it is, since
     some samplers are defined with a temperature: the seed fixes their texts. See `greedy_tokens`.
+
+    Several processes share the work if the main one runs lm-eval and the others `serve` it. (Each with a part of every task, as
+    lm-eval would do it, they would draw other few-shot examples than one process does.)
 
     `texts` stores each batch as soon as it is finished. lm-eval's own cache (`use_cache`) unpickles its file, which can run code,
     so never open somebody else's; and since it identifies texts by their prompts, it needs one file per model and settings.
@@ -159,6 +169,7 @@ class InfoGainLM(LM):
         seed: The seed of the run, from which `request_seed` derives those of its texts.
         greedy_tokens: Whether requests without sampling set the scheduler's `token_temperature` to 0.
         texts: Stores texts with their costs in a file, and returns those that are there already.
+        processes: Those that share the work; all have the same model, with the same arguments.
         call: Arguments of the pipeline's call among `CALL_ARGUMENTS`.
 
     Attributes:
@@ -177,6 +188,7 @@ class InfoGainLM(LM):
         seed: int = 0,
         greedy_tokens: bool = False,
         texts: TextCache | None = None,
+        processes: Processes = ALONE,
         **call: Any,
     ):
         super().__init__()
@@ -195,6 +207,7 @@ class InfoGainLM(LM):
         self.call = call
         self.costs: list[dict[str, Any]] = []
         self.texts = texts
+        self.processes = processes
         self._rendered: set[str] = set()
 
     @property
@@ -281,18 +294,28 @@ class InfoGainLM(LM):
                 continue
             settings = pending.settings
             groups.setdefault((settings.max_new_tokens, settings.scheduler), []).append(pending)
-        missing = sum(map(len, groups.values()))
-        with Progress(total=missing, desc="generate_until", unit="text", disable=disable_tqdm) as progress:
-            for (length, scheduler), group in groups.items():
-                # The longest prompts first: if one does not fit into the model or its memory, that shows at once.
-                group.sort(key=lambda pending: -len(pending.prompt))
-                for start in range(0, len(group), self.batch_size):
-                    batch = group[start : start + self.batch_size]
-                    for pending, text in zip(batch, self._batch(batch, length, dict(scheduler)), strict=True):
-                        texts[pending.index] = text
-                        self.cache_hook.add_partial("generate_until", pending.request.args, text)
-                    progress.update(len(batch))
+        batches = []
+        for group in groups.values():
+            # The longest prompts first: if one does not fit into the model or its memory, that shows at once.
+            batches += batches_of(sorted(group, key=lambda pending: -len(pending.prompt)), self.batch_size)
+        jobs = self.processes.from_main([[pending.job for pending in batch] for batch in batches])
+        results = self.processes.map(self._batch, jobs, "generate_until", "text", bar=not disable_tqdm)
+        for batch, result in zip(batches, results, strict=True):
+            self._store(batch, *result)
+            for pending, text in zip(batch, result[0], strict=True):
+                texts[pending.index] = text
+                self.cache_hook.add_partial("generate_until", pending.request.args, text)
         return texts
+
+    def serve(self) -> None:
+        """Makes texts for the main process until that is `done`."""
+        while (jobs := self.processes.from_main()) is not None:
+            for _ in self.processes.map(self._batch, jobs, "generate_until", "text"):
+                pass
+
+    def done(self) -> None:
+        """Ends the `serve` of the other processes."""
+        self.processes.from_main()
 
     def _pending(self, requests: Sequence[Any]) -> list[_PendingText]:
         repeats: Counter[str] = Counter()
@@ -313,46 +336,52 @@ class InfoGainLM(LM):
             found.append(_PendingText(index, request, settings, repeat, seed, key, self.encode(context)))
         return found
 
-    def _batch(self, batch: Sequence[_PendingText], length: int, scheduler: dict[str, Any]) -> list[str]:
+    def _batch(self, jobs: list[dict[str, Any]]) -> tuple[list[str], list[int], list[float], float]:
+        """Texts, their model evaluations and entropies, and the seconds that each took, for the jobs of texts with one length and
+        the same settings of the scheduler."""
         own = self.pipe.scheduler
         start = time.perf_counter()
         try:
-            self.pipe.scheduler = InfoGainScheduler.from_config(own.config, **scheduler)
+            self.pipe.scheduler = InfoGainScheduler.from_config(own.config, **jobs[0]["scheduler"])
             output = self.pipe(
-                input_ids=[pending.prompt for pending in batch],
-                max_new_tokens=length,
-                generator=[torch.Generator().manual_seed(pending.seed) for pending in batch],
+                input_ids=[job["prompt"] for job in jobs],
+                max_new_tokens=jobs[0]["length"],
+                generator=[torch.Generator().manual_seed(job["seed"]) for job in jobs],
                 **self.call,
             )
         finally:
             self.pipe.scheduler = own
-        seconds = (time.perf_counter() - start) / len(batch)
+        seconds = (time.perf_counter() - start) / len(jobs)
+        texts = []
+        for index, job in enumerate(jobs):
+            new = output.sequences[index][output.attention_mask[index]].tolist()[len(job["prompt"]) :]
+            texts.append(self._text(new, job["until"]))
         # A text's own, whatever it shared with others of its batch: a run that was cut goes on with other batches.
         evaluations = output.trace.num_states.sum(0).tolist()
-        entropies = output.trace.cumulative_entropy.tolist()
-        texts, costs = [], []
-        for index, pending in enumerate(batch):
-            new = output.sequences[index][output.attention_mask[index]].tolist()[len(pending.prompt) :]
-            texts.append(self._text(new, pending.settings.until))
-            costs.append(
-                {
-                    "task": getattr(pending.request, "task_name", None),
-                    "doc_id": getattr(pending.request, "doc_id", None),
-                    "repeat": pending.repeat,
-                    "seed": pending.seed,
-                    "max_new_tokens": length,
-                    "num_evaluations": evaluations[index],
-                    "cumulative_entropy": entropies[index],
-                    "seconds": seconds,
-                }
-            )
+        return texts, evaluations, output.trace.cumulative_entropy.tolist(), seconds
+
+    def _store(
+        self, batch: Sequence[_PendingText], texts: list[str], evaluations: list[int], entropies: list[float], seconds: float
+    ) -> None:
+        costs = [
+            {
+                "task": getattr(pending.request, "task_name", None),
+                "doc_id": getattr(pending.request, "doc_id", None),
+                "repeat": pending.repeat,
+                "seed": pending.seed,
+                "max_new_tokens": pending.settings.max_new_tokens,
+                "num_evaluations": rows,
+                "cumulative_entropy": entropy,
+                "seconds": seconds,
+            }
+            for pending, rows, entropy in zip(batch, evaluations, entropies, strict=True)
+        ]
         self.costs += costs
         if self.texts is not None:
             made = zip(batch, texts, costs, strict=True)
             self.texts.add([{"key": pending.key, "text": text, **cost} for pending, text, cost in made])
-        return texts
 
-    def _text(self, tokens: list[int], until: tuple[str, ...]) -> str:
+    def _text(self, tokens: list[int], until: Sequence[str]) -> str:
         """Decodes new tokens up to an end-of-text token or the first string of `until`, which may be a special token."""
         known = self.tokenizer.get_added_vocab()
         ends = {*self.pipe.family.eos_token_ids, *(known[stop] for stop in until if stop in known)}

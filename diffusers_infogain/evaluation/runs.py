@@ -1,5 +1,5 @@
-"""Making many images: in memory with `generate_images`, or on disk with `make_run`, which resumes a run that was killed and
-shares it among processes."""
+"""Making many images, shared among processes: with `generate_images`, or on disk with `make_run`, which resumes a run that was
+killed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from tqdm.auto import tqdm
 
 from ..files import append_json_lines, check_fields, cut_unfinished, read_json, read_json_lines, save_json, save_text
 from ..image_files import read_png_metadata, save_png
-from ..progress import Progress
+from ..processes import ALONE, Processes, batches_of
 from ..trace import DecodingTrace
 from .photographs import listed
 from .prompts import ImageRequest
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from diffusers import DiffusionPipeline
 
 MakeImages = Callable[[list[str], list[int]], tuple[list[PIL.Image.Image], list[dict[str, Any]]]]
@@ -35,7 +34,7 @@ class Generated:
     """Images and what they took; their traces, which grow with every token, are not kept.
 
     Attributes:
-        images: N of them.
+        images: N of them, or what `finished` returned for each.
         seeds: Those of the images.
         num_states: (N,) long, states that went through the model.
         num_evaluations: (N,) long, NFE: rows of the network, two for a guided state.
@@ -44,7 +43,7 @@ class Generated:
         seconds: For all of them.
     """
 
-    images: list[PIL.Image.Image]
+    images: list[Any]
     seeds: list[int]
     num_states: torch.Tensor
     num_evaluations: torch.Tensor
@@ -59,33 +58,35 @@ def generate_images(
     seeds: Sequence[int],
     batch_size: int,
     description: str,
-    finished: Callable[[int, PIL.Image.Image], None] | None = None,
+    finished: Callable[[int, PIL.Image.Image], Any] | None = None,
+    processes: Processes = ALONE,
     **call: Any,
 ) -> Generated:
     """One image per prompt and seed, in batches, under one progress bar. An image depends only on its own prompt and seed.
 
     Args:
         description: Shown beside the progress bar.
-        finished: Called with the index and the image after every image.
+        finished: Called with the index and the image after every image, by the process that made it. What it returns is kept
+            in place of the image, and has to be JSON if there are several processes.
+        processes: Those that share the work. Only the main process gets all images and their figures, the others get none.
         call: Further arguments of the pipeline's call.
     """
     pipe.set_progress_bar_config(disable=True)
-    every: list[PIL.Image.Image] = []
-    figures: list[tuple[torch.Tensor, ...]] = []
+
+    def make(batch: list[int]) -> tuple[list[Any], ...]:
+        images, trace = _call(pipe, [prompts[index] for index in batch], [seeds[index] for index in batch], call)
+        kept = images if finished is None else [finished(index, image) for index, image in zip(batch, images, strict=True)]
+        rows = (trace.num_states.sum(0), trace.num_evaluations.sum(0), trace.sequential_passes, trace.cumulative_entropy)
+        return kept, *(row.tolist() for row in rows)
+
     start = time.perf_counter()
-    with Progress(total=len(prompts), desc=description, unit="image") as progress:
-        for first in range(0, len(prompts), batch_size):
-            batch = slice(first, first + batch_size)
-            images, trace = _call(pipe, prompts[batch], seeds[batch], call)
-            if finished is not None:
-                for index, image in enumerate(images, first):
-                    finished(index, image)
-            every += images
-            passes, entropy = trace.sequential_passes, trace.cumulative_entropy
-            figures.append((trace.num_states.sum(0), trace.num_evaluations.sum(0), passes, entropy))
-            progress.update(len(images))
-    states, evaluations, passes, entropies = (torch.cat(values) for values in zip(*figures, strict=True))
-    return Generated(every, list(seeds), states, evaluations, passes, entropies, time.perf_counter() - start)
+    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+    for made in processes.map(make, batches_of(range(len(prompts)), batch_size), description, "image"):
+        for column, values in zip(columns, made, strict=True):
+            column += values
+    every, states, evaluations, passes, entropies = columns
+    counts = [torch.tensor(values, dtype=torch.long) for values in (states, evaluations, passes)]
+    return Generated(every, list(seeds), counts[0], counts[1], counts[2], torch.tensor(entropies), time.perf_counter() - start)
 
 
 def _call(
@@ -179,59 +180,54 @@ def _check_image(path: Path, metadata: dict[str, Any], request: ImageRequest) ->
             raise ValueError(f"{path} is not of this run: its `{name}` is {there}, that of the run is {here}.")
 
 
-@dataclass(frozen=True)
-class Process:
-    """The index of this process, and the number of processes that share a run."""
-
-    index: int = 0
-    count: int = 1
-
-
 def make_missing(
     requests: Sequence[ImageRequest],
     make: MakeImages,
     folder: Path,
     batch_size: int,
-    process: Process = Process(),
+    processes: Processes = ALONE,
     description: str = "images",
 ) -> None:
     """Makes those images of a run that are not on disk yet, and writes each as soon as its batch is done.
+
+    The main process returns when all of them are there, the others as soon as nothing is left for them to do.
 
     Batches are always the same, and a batch with any image missing is made as a whole: kernels may round differently in a batch
     of another size, and a run that was killed has to end with the same bits as one that was not. For the same reason processes
     share whole batches.
     """
-    cut_unfinished(folder / f"timing-{process.index}.jsonl", _TIMING)
-    batches = [requests[first : first + batch_size] for first in range(0, len(requests), batch_size)]
-    own = batches[process.index :: process.count]
-    with Progress(total=sum(map(len, own)), desc=description, unit="image") as progress:
-        for batch in own:
-            missing = [request for request in batch if not _finished(folder, request)]
-            if missing:
-                watch = _Watch()
-                images, records = make([request.prompt.text for request in batch], [request.seed for request in batch])
-                watch.record(folder / f"timing-{process.index}.jsonl", len(batch))
-                for request, image, record in zip(batch, images, records, strict=True):
-                    if request in missing:
-                        path = folder / "images" / request.file
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        save_png(image, path, {"prompt": request.prompt.text, "seed": request.seed, **record})
-            progress.update(len(batch))
+    timing = folder / f"timing-{processes.index}.jsonl"
+    cut_unfinished(timing, _TIMING)
+
+    def make_batch(batch: list[ImageRequest]) -> None:
+        missing = [request for request in batch if not _finished(folder, request)]
+        if not missing:
+            return
+        watch = _Watch()
+        images, records = make([request.prompt.text for request in batch], [request.seed for request in batch])
+        watch.record(timing, len(batch))
+        for request, image, record in zip(batch, images, records, strict=True):
+            if request in missing:
+                path = folder / "images" / request.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_png(image, path, {"prompt": request.prompt.text, "seed": request.seed, **record})
+
+    for _ in processes.map(make_batch, batches_of(requests, batch_size), description, "image"):
+        pass
 
 
 def make_run(
     pipe: DiffusionPipeline,
     requests: Sequence[ImageRequest],
     folder: Path,
-    state: PartialState,
+    processes: Processes,
     batch_size: int,
     description: str,
     call: dict[str, Any],
 ) -> None:
-    """Makes the missing images of a run with a pipeline, and returns when all processes are done.
+    """Makes the missing images of a run with a pipeline, as `make_missing`.
 
     Args:
-        state: This process among those that share the run.
         call: Further arguments of the pipeline's call.
     """
     pipe.set_progress_bar_config(disable=True)
@@ -241,8 +237,7 @@ def make_run(
         drawn = [{"trace": trace.of_sample(sample).record()} for sample in range(len(images))]
         return images, [record | own for record, own in zip(trace.records(), drawn, strict=True)]
 
-    make_missing(requests, make, folder, batch_size, Process(state.process_index, state.num_processes), description)
-    state.wait_for_everyone()
+    make_missing(requests, make, folder, batch_size, processes, description)
 
 
 class _Watch:

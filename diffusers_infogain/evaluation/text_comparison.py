@@ -15,6 +15,7 @@ import torch
 from ..checks import check_choice
 from ..choices import TEXT_TASKS
 from ..files import check_fields, read_json, read_json_lines
+from ..processes import ALONE, Processes, batches_of
 from ..trace import DecodingTrace
 from . import text_tasks
 from .groups import Cell, Group, Record, per_item, per_run_and_item, summarize
@@ -130,6 +131,7 @@ def run(
     batch_size: int,
     infilled: bool = True,
     split: str | None = None,
+    processes: Processes = ALONE,
 ) -> Record:
     """Answers all problems and checks the answers.
 
@@ -138,41 +140,50 @@ def run(
             which nothing is given.
         infilled: Whether `answer` fills in templates, as `fill_in` does. The columns of its trace are then those of the template
             behind the task's letter.
+        processes: Those that share the work. Only the main process gets the record; that of the others is of no problems.
 
     Returns:
         A record for JSON. Per problem: "right" (1 or 0), "cumulative_entropies" in nats, "num_evaluations" (model evaluations),
         "steps", and "product_first", the share of the first step's tokens that lie in the product (None unless a whole equation
         is filled in). In all: the number of "distinct" answers and of right ones among these ("distinct_right"), and "seconds".
     """
-    right: list[bool] = []
-    entropies, states, evaluations, steps, first = [], [], [], [], []
-    distinct: dict[str, bool] = {}
     seed = 1_000_000 * seed_of_split(cell.seed, split)
-    begun = time.perf_counter()
-    for start in range(0, len(problems), batch_size):
-        batch = problems[start : start + batch_size]
-        texts, trace = answer(batch, [seed + start + index for index in range(len(batch))])
-        for index, (problem, text) in enumerate(zip(batch, texts, strict=True)):
-            right.append(problem.check(text))
-            distinct[text] = distinct.get(text, False) or right[-1]
-            first.append(_product_first(problem, trace.selected[:, index]) if infilled else None)
-        entropies += [round(value, 4) for value in trace.cumulative_entropy.tolist()]
-        # What each text takes by itself, whatever equal ones of a batch share: a row for each state.
-        states += trace.num_states.sum(0).tolist()
-        evaluations += trace.num_states.sum(0).tolist()
-        steps += (trace.num_decoded > 0).sum(0).tolist()
+
+    def answer_batch(batch: list[int]) -> list[Any]:
+        begun = time.perf_counter()
+        asked = [problems[index] for index in batch]
+        texts, trace = answer(asked, [seed + index for index in batch])
+        right = [problem.check(text) for problem, text in zip(asked, texts, strict=True)]
+        chosen = [_product_first(problem, trace.selected[:, i]) if infilled else None for i, problem in enumerate(asked)]
+        columns = {
+            "cumulative_entropies": [round(value, 4) for value in trace.cumulative_entropy.tolist()],
+            # What each text takes by itself, whatever equal ones of a batch share: a row for each state.
+            "num_states": trace.num_states.sum(0).tolist(),
+            "num_evaluations": trace.num_states.sum(0).tolist(),
+            "steps": (trace.num_decoded > 0).sum(0).tolist(),
+            "product_first": chosen,
+        }
+        return [texts, right, columns, time.perf_counter() - begun]
+
+    rows = batches_of(range(len(problems)), batch_size)
+    columns: dict[str, list[Any]] = {name: [] for name in _PER_PROBLEM if name != "right"}
+    distinct: dict[str, bool] = {}
+    verdicts, seconds = "", 0.0
+    for texts, right, values, taken in processes.map(answer_batch, rows, cell.task, "problem", bar=False):
+        for text, verdict in zip(texts, right, strict=True):
+            distinct[text] = distinct.get(text, False) or verdict
+        verdicts += "".join("1" if verdict else "0" for verdict in right)
+        for name, column in columns.items():
+            column += values[name]
+        seconds += taken
     return {
         **cell.key,
         "looks_ahead": cell.sampler.looks_ahead,
-        "right": "".join("1" if verdict else "0" for verdict in right),
-        "cumulative_entropies": entropies,
-        "num_states": states,
-        "num_evaluations": evaluations,
-        "steps": steps,
-        "product_first": first,
+        "right": verdicts,
+        **columns,
         "distinct": len(distinct),
         "distinct_right": sum(distinct.values()),
-        "seconds": round(time.perf_counter() - begun, 3),
+        "seconds": round(seconds, 3),
     }
 
 

@@ -1,12 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from helpers.commands import run
@@ -14,17 +8,11 @@ from PIL import Image
 
 from diffusers_infogain.demo.shapes import parse_caption
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 QUICK = ["--steps", "2", "--sampler", "maskgit", "--device", "cpu"]
 
 
 def evaluate(capsys, folder, *arguments) -> tuple[int, str, str]:
     return run(capsys, "evaluate", "--output", folder, *QUICK, *arguments)
-
-
-def images_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "images").rglob("*.png")}
 
 
 def test_the_demo_world_is_measured_by_its_own_means(capsys, tmp_path):
@@ -151,47 +139,3 @@ def test_wrong_input_is_found_before_any_image_is_made(capsys, tmp_path, argumen
     assert code == 2
     assert message in err
     assert not (tmp_path / "out" / "images").exists()
-
-
-def command(folder: Path) -> list[str]:
-    arguments = ["evaluate", "--output", str(folder), *QUICK, "--num-prompts", "40", "--batch-size", "4", "--num-candidates", "3"]
-    return [*arguments, "--sampler", "info_gain", "--metrics", "composition"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> Path:
-    """In a process like the others', since kernels round otherwise with another number of threads."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    full = [sys.executable, "-m", "diffusers_infogain.cli", *command(folder)]
-    subprocess.run(full, env=ENVIRONMENT, check=True, capture_output=True)
-    return folder
-
-
-def test_a_killed_run_goes_on_and_ends_with_the_same_files(uninterrupted, tmp_path):
-    full = [sys.executable, "-m", "diffusers_infogain.cli", *command(tmp_path)]
-    process = subprocess.Popen(full, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(images_of(tmp_path)) < 6 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = images_of(tmp_path)
-    assert 6 <= len(kept) < 40
-    times = {name: (tmp_path / name).stat().st_mtime_ns for name in kept}
-    subprocess.run(full, env=ENVIRONMENT, check=True, capture_output=True)
-    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == times
-    assert images_of(tmp_path) == images_of(uninterrupted)
-    assert (tmp_path / "images.jsonl").read_bytes() == (uninterrupted / "images.jsonl").read_bytes()
-    reports = [json.loads((folder / "report.json").read_text())["composition"] for folder in (tmp_path, uninterrupted)]
-    assert reports[0] == reports[1]
-
-
-def test_two_processes_make_the_images_of_one(uninterrupted, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    # `--cpu` would start one process only; the processes themselves are told to use the CPU.
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffusers_infogain.cli"]
-    done = subprocess.run([*launch, *command(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert images_of(tmp_path) == images_of(uninterrupted)
-    assert {path.name for path in tmp_path.glob("timing-*.jsonl")} == {"timing-0.jsonl", "timing-1.jsonl"}
-    assert done.stdout.count("Written to") == 1

@@ -1,17 +1,22 @@
-"""Commands that are killed at any moment, and commands that meet at one output."""
+"""Commands that are killed at any moment, that share their work among processes, and that meet at one output."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.commands import commands
+
+ROOT = Path(__file__).parents[2]
 
 TASK = """
 task: tiny
@@ -107,26 +112,36 @@ def uninterrupted(server, tmp_path_factory):
     return make
 
 
+def launch(server, name: str, output: Path, **more: Any) -> tuple[list[int], list[str]]:
+    """Two processes that share a command's work."""
+    return server.run(*[command(server, name, output)] * 2, launched=True, **more)
+
+
 def interrupt(server, uninterrupted, name: str, output: Path, rng: random.Random, kills: int) -> int:
-    """Kills a command several times at random moments; returns how often it was really killed."""
+    """Kills a command several times at random moments, alone and as two processes; returns how often it was really killed."""
     expected, seconds = uninterrupted(name)
-    killed = 0
-    for _ in range(kills):
+    killed, images = 0, {}
+    for number in range(kills):
         sent = rng.choice([signal.SIGKILL, signal.SIGTERM])
-        codes, logs = server.run(command(server, name, output), kill_after=rng.uniform(0.2, 1) * seconds, signal=sent)
-        assert codes[0] in (0, -sent, 128 + sent), logs
-        assert "Traceback" not in logs[0]
-        killed += codes[0] != 0
-    codes, logs = server.run(command(server, name, output))
-    assert codes == [0], logs
+        moment = {"kill_after": rng.uniform(0.2, 1) * seconds, "signal": sent}
+        run_it = launch if number % 2 else lambda server, name, output, **m: server.run(command(server, name, output), **m)
+        codes, logs = run_it(server, name, output, **moment)
+        assert set(codes) <= {0, -sent, 128 + sent, 2}, logs  # 2: by the end of the other process
+        assert not any("Traceback" in log for log in logs)
+        killed += any(codes)
+        images |= {path: path.stat().st_mtime_ns for path in output.rglob("images/*.png")}
+    codes, logs = launch(server, name, output)
+    assert codes == [0, 0], logs
+    assert logs[1] == ""
     found = contents(output)
     assert found.keys() == expected.keys()
     assert [file for file in expected if found[file] != expected[file]] == []
+    assert {path: path.stat().st_mtime_ns for path in images} == images
     return killed
 
 
 @pytest.mark.parametrize("name", ["text", "compare-text", "evaluate"])
-def test_a_killed_command_goes_on_and_ends_with_the_same_files(server, uninterrupted, name, tmp_path):
+def test_a_killed_command_goes_on_as_two_processes_and_ends_with_the_same_files(server, uninterrupted, name, tmp_path):
     interrupt(server, uninterrupted, name, tmp_path, random.Random(0), kills=2)
 
 
@@ -179,3 +194,65 @@ def test_images_of_other_settings_are_kept(server, tmp_path):
     assert {name: after[name] for name in before} == before
     assert len(after) == 2 * len(before)
     assert "grid-2.png" in after
+
+
+@pytest.mark.parametrize("name", ["generate", "compare"])
+def test_two_processes_end_with_the_files_of_one(server, uninterrupted, name, tmp_path):
+    expected, _ = uninterrupted(name)
+    codes, logs = launch(server, name, tmp_path)
+    assert codes == [0, 0], logs
+    assert logs[1] == ""
+    assert contents(tmp_path) == expected
+
+
+def test_two_processes_print_texts_in_the_order_of_one(server, tmp_path):
+    flags = ["text", *("S", "M", "S1", "S2", "M1"), "--num-texts", 2, "--max-new-tokens", 8, "--batch-size", 1, "--device", "cpu"]
+    codes, alone = server.run([*flags, "--show", "--html", tmp_path / "one.html"])
+    assert codes == [0], alone
+    codes, logs = server.run(*[[*flags, "--show", "--html", tmp_path / "two.html"]] * 2, launched=True)
+    assert codes == [0, 0]
+    assert logs == [alone[0], ""]
+    assert (tmp_path / "two.html").read_bytes() == (tmp_path / "one.html").read_bytes()
+
+
+def test_if_one_process_fails_all_end_and_it_says_why(server, tmp_path):
+    flags = command(server, "generate", tmp_path)
+    sentence = "diffusers-infogain: error: `height` and `width` must be positive multiples of 8, got 7 and 64."
+    for rank, last in ((0, ""), (1, " (rank 1)")):
+        wrong = [[*flags, "--height", 7] if number == rank else flags for number in range(2)]
+        codes, logs = server.run(*wrong, launched=True)
+        assert codes == [2, 2]
+        assert (logs[rank], logs[1 - rank]) == (f"{sentence}{last}\n", "")
+    codes, logs = server.run(*[[*flags, "--steps", 0]] * 2, launched=True)  # found before the processes meet
+    assert codes == [2, 2]
+    assert "--steps: must be an integer >= 1, got 0" in logs[0]
+    assert logs[1] == ""
+
+
+def test_the_first_of_two_processes_that_are_terminated_says_so(server, uninterrupted, tmp_path):
+    _, seconds = uninterrupted("evaluate")
+    codes, logs = launch(server, "evaluate", tmp_path, kill_after=0.3 * seconds, signal=signal.SIGTERM)
+    assert codes == [143, 143]
+    assert sorted(logs) == ["", "diffusers-infogain: terminated\n"]
+
+
+def test_a_command_that_is_not_shared_runs_in_the_main_process(server):
+    codes, logs = server.run(*[["samplers"]] * 3, launched=True)
+    assert codes == [0, 0, 0]
+    assert logs[1:] == ["", ""]
+    note, first, *_ = logs[0].splitlines()
+    assert note == "diffusers-infogain: samplers runs in one process, and the other 2 have nothing to do."
+    assert first == "Samplers (--sampler):"
+
+
+def test_accelerate_launches_the_command(server, uninterrupted, tmp_path):
+    expected, _ = uninterrupted("generate")
+    # `--cpu` would start one process only; the processes themselves are told to use the CPU.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffusers_infogain.cli"]
+    words = [str(word) for word in command(server, "generate", tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == expected
+    assert done.stdout.count("Written to") == 1

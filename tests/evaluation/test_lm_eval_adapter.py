@@ -109,9 +109,9 @@ def test_a_request_sets_the_temperature_for_itself_only(adapter):
     seen = []
 
     class Watched(adapter.InfoGainLM):
-        def _batch(self, batch, length, scheduler):
-            seen.append((length, scheduler))
-            return super()._batch(batch, length, scheduler)
+        def _batch(self, jobs):
+            seen.append((jobs[0]["length"], jobs[0]["scheduler"]))
+            return super()._batch(jobs)
 
     sampled = {"max_gen_toks": 4, "do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 1.0}
     model = Watched(pipe)

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from functools import partial
 
 import pytest
+import torch
 from PIL import Image
 
 import diffusers_infogain
 from diffusers_infogain.evaluation import runs
 from diffusers_infogain.evaluation.prompts import Prompt, requests
+from diffusers_infogain.processes import Processes
 
 PROMPTS = [Prompt("red"), Prompt("green"), Prompt("blue")]
 
@@ -52,10 +56,15 @@ def test_only_batches_with_missing_images_are_made_and_finished_files_stay(tmp_p
 
 
 def test_processes_share_out_whole_batches(tmp_path):
-    every, makers = requests(PROMPTS, num_images=3), [Maker(), Maker()]
-    for index, maker in enumerate(makers):
-        runs.make_missing(every, maker, tmp_path, 2, runs.Process(index, 2))
-    assert [maker.batches for maker in makers] == [[[0, 1], [4, 5], [8]], [[2, 3], [6, 7]]]
+    every, makers, store = requests(PROMPTS, num_images=3), [Maker(), Maker()], torch.distributed.HashStore()
+    shares = [Processes(index, 2, store) for index in range(2)]
+    run = partial(runs.make_missing, every, folder=tmp_path, batch_size=2)
+    other = threading.Thread(target=run, kwargs={"make": makers[1], "processes": shares[1]})
+    other.start()
+    run(make=makers[0], processes=shares[0])
+    assert len(list((tmp_path / "images").iterdir())) == 9  # though the other process may still be running
+    other.join(10)
+    assert sorted(makers[0].batches + makers[1].batches) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
     assert len(runs.finish(every, tmp_path)) == 9
     assert runs.read_timing(tmp_path).seconds_per_image > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,10 +25,11 @@ for module in ("compare", "compare_text", "demo", "evaluate", "generate", "text"
 import matplotlib.pyplot, scipy.ndimage
 torch.set_num_threads(1)
 
-def start(arguments, log):
+def start(arguments, log, environment):
     pid = os.fork()
     if pid:
         return pid
+    os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -47,10 +49,10 @@ print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
     begun = time.monotonic()
-    pids = [start(arguments, log) for arguments, log in job["commands"]]
+    pids = [start(*command) for command in job["commands"]]
     if job["seconds"] is not None:
         time.sleep(job["seconds"])
-        for pid in pids:
+        for pid in pids[job["first"]:]:
             os.kill(pid, job["signal"])
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     print(json.dumps([codes, time.monotonic() - begun]), flush=True)
@@ -58,25 +60,49 @@ for line in sys.stdin:
 
 
 class Commands:
-    """Runs commands of `diffusers-infogain`, several at once or killed after some time."""
+    """Runs commands of `diffusers-infogain`, several at once, as processes of a launcher, or killed after some time."""
 
     def __init__(self, process: subprocess.Popen, folder: Path):
         self.process, self.folder = process, folder
         self.seconds = 0.0
         """What the last job took."""
 
-    def run(self, *commands: list[Any], kill_after: float | None = None, signal: int = 9) -> tuple[list[int], list[str]]:
-        """Exit codes (negative: by a signal), and what the commands said."""
+    def run(
+        self, *commands: list[Any], kill_after: float | None = None, signal: int = 9, first: int = 0, launched: bool = False
+    ) -> tuple[list[int], list[str]]:
+        """Exit codes (negative: by a signal), and what the commands said.
+
+        Args:
+            first: Of the commands that are killed; those before it live on.
+            launched: Whether they share their work, as processes of one launcher.
+        """
         logs = [self.folder / f"log-{number}" for number in range(len(commands))]
         for log in logs:
             log.unlink(missing_ok=True)
-        started = [([str(word) for word in command], str(log)) for command, log in zip(commands, logs, strict=True)]
+        port = _free_port() if launched else 0
+        started = [
+            ([str(word) for word in command], str(log), _variables(rank, len(commands), port) if launched else {})
+            for rank, (command, log) in enumerate(zip(commands, logs, strict=True))
+        ]
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"commands": started, "seconds": kill_after, "signal": signal}) + "\n")
+        job = {"commands": started, "seconds": kill_after, "signal": signal, "first": first}
+        self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         codes, self.seconds = json.loads(self.process.stdout.readline())
         return codes, [log.read_text() for log in logs]
+
+
+def _free_port() -> int:
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        return some.getsockname()[1]
+
+
+def _variables(rank: int, count: int, port: int) -> dict[str, str]:
+    """What `accelerate launch` and `torchrun` tell a process."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in names.items()}
 
 
 @contextmanager
