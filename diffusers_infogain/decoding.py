@@ -158,7 +158,7 @@ class Run:
         if self.model.guide is None:
             return proposal
         reader = Reader(logits, proposal.masked, self.model.mask_token_id)
-        found = statistics(reader, self.scheduler.compiles)
+        found = statistics(reader, self.scheduler.compile_options)
         reader.check(found.top, self.scheduler.step_index(timestep))
         entropies = torch.zeros_like(proposal.entropies)
         entropies[proposal.masked] = found.entropy

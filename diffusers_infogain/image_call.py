@@ -236,7 +236,7 @@ class ImageCall:
 
     def _own_scheduler(self, share: float) -> InfoGainScheduler:
         """The scheduler with the steps of this call: where a share of an image is decoded anew, that share of the steps."""
-        scheduler, length = self.pipe.scheduler, self.grid[0] * self.grid[1]
+        scheduler, length = self.pipe.scheduler_for_call(self.pipe.scheduler), self.grid[0] * self.grid[1]
         per_step = scheduler.config.tokens_per_step
         if self.num_inference_steps is None and per_step is not None:
             masked = length

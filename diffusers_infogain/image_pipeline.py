@@ -24,6 +24,7 @@ from .candidates import Generators
 from .checkpoints.published import CheckedPipeline
 from .checkpoints.stock import decode_vqvae, encode_vqvae
 from .checks import LARGEST_NUMBER, check_integer, check_number, prompt_list
+from .compiling import CompileMixin
 from .components import (
     PUBLISHED_SCALE_FACTOR,
     as_infogain_scheduler,
@@ -48,7 +49,7 @@ from .trace_view import StateImages
 CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
 
 
-class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
+class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, CheckedPipeline):
     """Base class of the pipelines that generate images.
 
     A family of models is a subclass that sets the class attributes below, calls `register_family` in its constructor, and defines
@@ -366,8 +367,12 @@ class InfoGainImagePipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
 
     def _predict(self, call: ImageCall, states: torch.Tensor, condition: Condition) -> Logits:
         """`predict` for states (K, L), with one entry of the condition each."""
-        logits = self.predict(states.unflatten(1, call.grid), call=call, **condition)
-        return logits if logits.ndim == 3 else MaskedLogits.at(call.wanted(states), logits)
+        filled, condition = self.fill_up(states, condition)
+        logits = self.predict(filled.unflatten(1, call.grid), call=call, **condition)
+        if logits.ndim == 3:
+            return logits[: len(states)]
+        wanted = call.wanted(states)
+        return MaskedLogits.at(wanted, logits if filled is states else logits[: int(wanted.sum())])
 
     def _decode(self, call: ImageCall) -> DecodingOutput:
         tokens = call.start_tokens()

@@ -11,7 +11,7 @@ from . import scoring
 from .denoising import Denoised
 from .masked_logits import Logits, concatenate, take_states
 from .proposal import InfoGainProposal
-from .reductions import Reader, divergences, log_distributions, statistics
+from .reductions import CompileOptions, Reader, divergences, log_distributions, statistics
 
 Before = tuple[torch.Tensor, torch.Tensor]
 """Log-distributions (M, V) and the row (B, L) of each position among them."""
@@ -29,14 +29,14 @@ class Objective:
         reduction: Its `gain_reduction`.
         weight: Its `gain_weight`, w.
         weighs_cost: Whether the objective is J, not just the remaining uncertainty.
-        compiles: Whether the logits are reduced by compiled kernels.
+        compile_options: Of `torch.compile`, for the kernels that reduce logits; None for kernels that are not compiled.
     """
 
     mask_token_id: int
     reduction: str
     weight: float
     weighs_cost: bool = True
-    compiles: bool = False
+    compile_options: CompileOptions | None = None
 
     @property
     def compares_distributions(self) -> bool:
@@ -82,11 +82,11 @@ class Objective:
         reader = Reader(logits, (state, position), self.mask_token_id)
         sample = sample_index[state]
         if before is None:
-            found = statistics(reader, self.compiles)
+            found = statistics(reader, self.compile_options)
             value, top = found.entropy, found.top
         else:
             log_q, row = before
-            value, top = divergences(reader, log_q, row[sample, position], self.compiles)
+            value, top = divergences(reader, log_q, row[sample, position], self.compile_options)
         reader.check(top, step_index, (sample, candidate_index[state], position))
         values = torch.zeros(len(sample_index), proposal.masked.shape[-1], dtype=torch.float32, device=value.device)
         values[state, position] = value

@@ -18,6 +18,7 @@ from .checkpoints.repository import Repository
 from .checkpoints.text import open_text_model
 from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
+from .compiling import CompileMixin
 from .components import check_component_types, check_components, tokenize
 from .models.chat_templates import chat_text
 from .models.text_family import TextFamily, family_name, text_family
@@ -30,7 +31,7 @@ from .text_output import InfoGainTextOutput, TextBlock
 Messages = list[dict[str, str]]
 
 
-class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
+class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, CheckedPipeline):
     r"""Text generation and infilling with masked language models, decoded by information gain or any other rule.
 
     `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, A2D models and any `AutoModelForMaskedLM` as they
@@ -49,6 +50,7 @@ class InfoGainTextPipeline(CallStateMixin, ProgressPipeline, CheckedPipeline):
 
     families = ("LLaDA", "Dream", "SDAR", "TraDo", "A2D", "an AutoModelForMaskedLM")
     model_cpu_offload_seq = "model"
+    compiled_component = "model"
     _callback_tensor_inputs = CALLBACK_TENSOR_INPUTS
     _optional_components = ["model", "tokenizer", "scheduler"]  # None until a call needs them
 

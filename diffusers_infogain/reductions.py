@@ -129,16 +129,23 @@ class Reader:
             )
 
 
+CompileOptions = tuple[tuple[str, Any], ...]
+"""Arguments of `torch.compile` by name."""
+
+
 @functools.cache
-def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel as `torch.compile` fuses it, for blocks of any size."""
-    return torch.compile(kernel, dynamic=True)
+def _compiled(kernel: Callable[..., Any], options: CompileOptions) -> Callable[..., Any]:
+    return torch.compile(kernel, **dict(options))
 
 
-def statistics(reader: Reader, compile_kernels: bool = False) -> Statistics:
-    """Entropy, largest logit and normaliser of every position, in one pass."""
-    kernel = compiled(scoring.moments) if compile_kernels else scoring.moments
-    return Statistics(*_in_blocks(kernel, reader, 3))
+def _kernel(kernel: Callable[..., Any], options: CompileOptions | None) -> Callable[..., Any]:
+    """The kernel, fused by `torch.compile` if there are options for it."""
+    return kernel if options is None else _compiled(kernel, options)
+
+
+def statistics(reader: Reader, options: CompileOptions | None = None) -> Statistics:
+    """Entropy, largest logit and normaliser of every position, in one pass; compiled if there are options for it."""
+    return Statistics(*_in_blocks(_kernel(scoring.moments, options), reader, 3))
 
 
 def log_distributions(reader: Reader) -> torch.Tensor:
@@ -147,15 +154,16 @@ def log_distributions(reader: Reader) -> torch.Tensor:
 
 
 def divergences(
-    reader: Reader, before: torch.Tensor, place_before: torch.Tensor, compile_kernels: bool = False
+    reader: Reader, before: torch.Tensor, place_before: torch.Tensor, options: CompileOptions | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(p_l ‖ q_l) in nats and the largest logit of every position, (M,) each.
 
     Args:
         before: (K, V), from `log_distributions`.
         place_before: (M,), which of the K distributions each position is compared with.
+        options: As in `statistics`.
     """
-    kernel = compiled(scoring.divergence) if compile_kernels else scoring.divergence
+    kernel = _kernel(scoring.divergence, options)
     found = [kernel(reader.read(part), before[place_before[part]]) for part in reader.blocks()]
     kl, top = _joined(found, 2, before)
     return kl, top

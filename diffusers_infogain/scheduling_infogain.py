@@ -21,7 +21,7 @@ from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_t
 from .migration import as_saved
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
-from .reductions import Reader, statistics
+from .reductions import CompileOptions, Reader, statistics
 from .rules import RULES, SAMPLERS, Memory, Rule, Sampler, Step, check_combination, commit_early
 from .settings import RETRY_LIMITS, SETTINGS
 from .stock_scheduler import StockSchedulerMixin
@@ -165,14 +165,15 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         self.timesteps = None  # type: ignore[assignment]  # until `set_timesteps`
         self.position_temperatures = None  # type: ignore[assignment]
         self._resource: Any = None
-        self.compiles = False
+        self.compile_options: CompileOptions | None = None
 
-    def compile(self) -> None:
-        """Reduces logits by kernels that `torch.compile` fuses from now on: the same numbers, up to rounding, in one pass.
+    def compile(self, **options: Any) -> None:
+        """Has what is read from logits fused by `torch.compile` from now on: equal up to rounding, and no part of the config.
 
-        The first steps take seconds longer. It is no setting of the configuration: it is neither saved nor copied with it.
+        Args:
+            options: Of `torch.compile`; `dynamic` is True by default.
         """
-        self.compiles = True
+        self.compile_options = tuple({"dynamic": True, **options}.items())
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, return_unused_kwargs: bool = False, **settings: Any) -> Any:
@@ -255,7 +256,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         """How candidates are compared."""
         config = self.config
         return Objective(
-            config.mask_token_id, config.gain_reduction, config.gain_weight, self._sampler.weighs_cost, self.compiles
+            config.mask_token_id, config.gain_reduction, config.gain_weight, self._sampler.weighs_cost, self.compile_options
         )
 
     def set_timesteps(
@@ -440,7 +441,7 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         if memory is None:
             memory = Memory({} if rule.begin is None else rule.begin(config, generator, batch, length))
         reader = Reader(logits, masked, config.mask_token_id)
-        found = statistics(reader, self.compiles)
+        found = statistics(reader, self.compile_options)
         reader.check(found.top, index)
         temperature = self.position_temperatures
         share_left = None

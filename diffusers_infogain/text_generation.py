@@ -76,6 +76,7 @@ class TextGeneration:
         self.scheduler: InfoGainScheduler = self.pipe.scheduler
         if self.num_inference_steps is None and self.scheduler.config.tokens_per_step is None:
             self.scheduler = InfoGainScheduler.from_config(self.scheduler.config, tokens_per_step=1)
+        self.scheduler = self.pipe.scheduler_for_call(self.scheduler)
         self.canvas = lay_out(
             self.prompts,
             mask_token_id=self.mask_token_id,

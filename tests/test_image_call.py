@@ -42,6 +42,7 @@ def make_call(
         default_num_inference_steps=5,
         _callback_tensor_inputs=["latents", *tensor_inputs],
         _execution_device=torch.device("cpu"),
+        scheduler_for_call=lambda scheduler: scheduler,
     )
     return ImageCall(pipe=pipe, inputs={}, num_prompts=num_prompts, **{**OPTIONS, "guidance_scale": 3.0, **options})
 

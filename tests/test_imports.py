@@ -47,6 +47,7 @@ LAYERS = {
         "checkpoints",
         "callbacks",
         "components",
+        "compiling",
         "editing",
         "guidance",
         "lora",

@@ -81,6 +81,8 @@ def _load(cls: type[DiffusionPipeline], args: argparse.Namespace, **options: Any
         pipe.enable_model_cpu_offload(device=args.device)
     else:
         pipe.to(args.device)
+    if args.compile:
+        pipe.compile()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

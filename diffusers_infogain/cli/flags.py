@@ -113,6 +113,8 @@ def _add_device_flags(command: Parser, batch_size: int | None, unit: str = "imag
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: float32)")
     text = "keep the parts of the model in the computer's memory and bring each to the GPU while it works"
     command.add_argument("--offload", action="store_true", help=text)
+    text = "compile model and decisions with torch.compile: minutes of waiting at first, worth it for many images or texts"
+    command.add_argument("--compile", action="store_true", help=text)
     if batch_size is not None:
         _add(command, "--batch-size", integer(1, MOST), f"{unit}s decoded together", batch_size)
 

@@ -186,7 +186,7 @@ def test_offloading_takes_a_gpu(capsys, stock_repository, tmp_path, monkeypatch)
     asked = []
     monkeypatch.setattr(DiffusionPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
     monkeypatch.setattr(DiffusionPipeline, "to", lambda self, device: pytest.fail("the whole model is on the GPU"))
-    args = SimpleNamespace(model=stock_repository, dtype="float32", device="cuda:1", offload=True)
+    args = SimpleNamespace(model=stock_repository, dtype="float32", device="cuda:1", offload=True, compile=False)
     common.load_pipeline(args)
     assert asked == ["cuda:1"]
 
