@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from .cache_settings import ContextCache, MaxLogitCache, parse_cache
 from .callbacks import CallState, StepCallback, tensor_inputs
 from .candidates import Generators, check_generator, split_generator
 from .checks import check_bool, check_choice, check_integer, check_search, check_type
@@ -80,6 +81,7 @@ class ImageCall:
         state: What callbacks and other threads may read and change while the call runs.
         device: Where the pipeline computes. (diffusers walks through all modules to find out.)
         edit: The images that are edited, if there are.
+        cache: What `approximate_cache` names.
 
     The others are arguments of `InfoGainImagePipeline.__call__`; `height`, `width` and `num_inference_steps` are numbers after
     the checks.
@@ -114,12 +116,14 @@ class ImageCall:
     outpaint: Mapping[str, int] | None
     mask_coverage: float
     mask_blur: float
+    approximate_cache: str | None
     canvas: Canvas = field(init=False)
     grid: tuple[int, int] = field(init=False)
     scheduler: InfoGainScheduler = field(init=False)
     state: CallState = field(init=False)
     device: torch.device = field(init=False)
     edit: Edit | None = field(init=False, default=None)
+    cache: ContextCache | MaxLogitCache | None = field(init=False)
     _condition: Condition = field(init=False)
     _negative: Condition | None = field(init=False)
     _numbers: torch.Tensor | None = field(init=False, default=None)
@@ -145,6 +149,7 @@ class ImageCall:
         check_search(self.num_beams, self.num_runs, self.callback_on_step_end, self.pipe.scheduler)
         self._check_size(height, width)
         self._check_choices()
+        self.cache = self._own_cache()
         self._check_generator()
         self.callback_on_step_end_tensor_inputs = tensor_inputs(
             self.callback_on_step_end, self.callback_on_step_end_tensor_inputs, self.pipe._callback_tensor_inputs
@@ -213,6 +218,31 @@ class ImageCall:
         check_guidance(self.guidance_scale, self.guidance_schedule, self.guidance_interval, self.guided_lookahead)
         check_choice("output_type", self.output_type, ("pil", "np", "pt", "latent"))
         check_bool("return_dict", self.return_dict)
+
+    def _own_cache(self) -> ContextCache | MaxLogitCache | None:
+        cache, scheduler, name = parse_cache(self.approximate_cache), self.pipe.scheduler, type(self.pipe).__name__
+        if cache is None:
+            return None
+        if not self.pipe.runs_partial_rows:
+            raise ValueError(
+                f"`approximate_cache` must be None for {name}, which runs whole rows only, got {self.approximate_cache!r}; "
+                "InfoGainPipeline, InfoGainMMaDAPipeline and InfoGainLuminaPipeline can reuse parts of rows."
+            )
+        if isinstance(cache, MaxLogitCache) and scheduler.looks_ahead:
+            raise ValueError(
+                f"`approximate_cache` must be 'context' or None with a sampler that looks ahead, got {self.approximate_cache!r} "
+                f"with {scheduler.config.sampler!r}."
+            )
+        going_back = {
+            "num_beams above 1": self.num_beams > 1,
+            "num_runs above 1": self.num_runs > 1,
+            "a scheduler that begins unlikely samples anew (`retry_...`)": scheduler.retries,
+            "a corrector": scheduler.config.corrector is not None,
+        }
+        for what, there in going_back.items():
+            if there:
+                raise ValueError(f"`approximate_cache` must be None with {what}, got {self.approximate_cache!r}.")
+        return cache
 
     def _check_generator(self) -> None:
         if isinstance(self.generator, (list, tuple)) and len(self.generator) != self.batch_size:
@@ -285,6 +315,10 @@ class ImageCall:
     def negative(self, sample_index: torch.Tensor) -> Condition:
         """The negative condition of some images, as callbacks have left it."""
         return {name: value[sample_index] for name, value in self._current_negative().items()}
+
+    def conditions(self) -> list[torch.Tensor]:
+        """Copies of everything that the images are conditioned on now."""
+        return [value.clone() for value in (*self._current_condition().values(), *self._current_negative().values())]
 
     def _current_condition(self) -> Condition:
         return {name: self.state.conditions.get(name, value) for name, value in self._condition.items()}

@@ -5,8 +5,6 @@ A family of models adds a constructor and what differs: its canvas, what its pro
 
 from __future__ import annotations
 
-import inspect
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +34,9 @@ from .components import (
 )
 from .decoding import DecodingOutput, DecodingStep
 from .denoising import Denoised
+from .docstrings import with_arguments_of
 from .editing import ImageInput, fit_image, read_images
+from .image_cache import CachedRows
 from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each, guide_states
 from .image_output import InfoGainPipelineOutput
 from .masked_logits import Logits, MaskedLogits, split_states, take_states
@@ -68,6 +68,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
             False if their conditions can differ in shape.
         pixel_range: Range of the pixels that `to_pixels` returns, (0, 1) or (-1, 1).
         recorded_inputs: The family's own arguments that PNG files record.
+        runs_partial_rows: Whether the network can run at some positions only, by the methods of `image_cache.PartialPipeline`.
     """
 
     _optional_components = ["vqvae", "tokenizer", "text_encoder", "transformer", "scheduler"]
@@ -79,6 +80,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
     batches_guidance: ClassVar[bool] = True
     pixel_range: ClassVar[tuple[int, int]] = (0, 1)
     recorded_inputs: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")
+    runs_partial_rows: ClassVar[bool] = False
 
     vqvae: Any
     transformer: Any
@@ -91,7 +93,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("__call__")
         if own is not None and own.__doc__:
-            own.__doc__ = _with_arguments_of(own, super(cls, cls).__call__)
+            own.__doc__ = with_arguments_of(own, super(cls, cls).__call__)
 
     # What a family defines
 
@@ -250,6 +252,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
         outpaint: Mapping[str, int] | None = None,
         mask_coverage: float = 0.0,
         mask_blur: float = 0.0,
+        approximate_cache: str | None = None,
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         r"""Generates images.
 
@@ -300,6 +303,9 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
                 are those of the output; by default the padding is added to the default size if the model takes others.
             mask_coverage: A token is decoded anew if more than this share of its pixels is masked, in [0, 1).
             mask_blur: Width in pixels (σ) of a soft seam outside the mask, where decoded pixels fade into those of `image`.
+            approximate_cache: Saves time, and changes the images, by reusing parts of earlier rows of the network: "context" for
+                the keys and values of known tokens (in the manner of arXiv 2505.19089), until the share of tokens in
+                "context:0.25" has changed; or "ml_cache", Lumina-DiMOO's own, for greedy samplers. None: every row is exact.
 
         Returns:
             `InfoGainPipelineOutput`, or (images, trace).
@@ -380,6 +386,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
 
         start = time.perf_counter()
         with self.progress_bar(total=total) as progress_bar:
+            cached = CachedRows(self, call, call.cache, tokens) if call.cache else None
 
             def show(tokens: torch.Tensor) -> None:
                 progress_bar.update(total - int((tokens == call.mask_token_id).sum()) - progress_bar.n)
@@ -388,16 +395,21 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
                 if not progress_bar.disable:  # counting makes a device wait
                     show(step.tokens)
                 if call.callback_on_step_end is None:
+                    if cached:
+                        cached.advance(step.tokens)
                     return None
                 latents, names = step.tokens.unflatten(1, call.grid), call.callback_on_step_end_tensor_inputs
                 edited = call_back(self, call.callback_on_step_end, step, names, "latents", call.state, latents=latents)
                 call.forget_numbers()
                 edited = latents if edited is None else edited
                 call.check_latents(edited)
+                if cached:
+                    cached.advance(edited.flatten(1))
                 return edited.flatten(1)
 
+            guide = cached.guide if cached else partial(self._guide, call)
             output = decode_or_search(
-                partial(self._denoise, call),
+                cached.denoise if cached else partial(self._denoise, call),
                 call.scheduler,
                 tokens,
                 num_beams=call.num_beams,
@@ -407,7 +419,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
                 lookahead_batch_size=call.lookahead_batch_size,
                 grid=call.grid,
                 interrupted=lambda: call.state.interrupt,
-                guide=None if call.guided_lookahead else partial(self._guide, call),
+                guide=None if call.guided_lookahead else guide,
             )
             show(output.tokens)
         call.state.num_timesteps = len(output.trace.winner)
@@ -477,24 +489,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
             "width": call.width,
             "num_beams": call.num_beams,
             "num_runs": call.num_runs,
+            **({} if call.cache is None else {"approximate_cache": call.approximate_cache}),
             **({} if call.edit is None else call.edit.record(index)),
             "scheduler": {key: value for key, value in call.scheduler.config.items() if not key.startswith("_")},
         }
-
-
-def _argument_entries(docstring: str) -> dict[str, str]:
-    """The entries under "Args:" in a docstring, by the names that they begin with."""
-    section = inspect.cleandoc(docstring).partition("Args:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"^    (?=\w)", section, flags=re.MULTILINE)[1:]
-    return {entry.partition(":")[0]: entry.rstrip() for entry in entries}
-
-
-def _with_arguments_of(call: Any, parent: Any) -> str:
-    """The docstring of `call`, with the entries of its parent's for those of its arguments that it does not describe."""
-    own, inherited = _argument_entries(call.__doc__), _argument_entries(parent.__doc__ or "")
-    described = {name for names in own for name in names.split(", ")}
-    missing = set(inspect.signature(call).parameters) - described
-    entries = [*own.values(), *(entry for names, entry in inherited.items() if missing & set(names.split(", ")))]
-    head, _, rest = inspect.cleandoc(call.__doc__).partition("Args:\n")
-    tail = rest.partition("\n\n")[2]
-    return f"{head}Args:\n" + "\n".join(f"    {entry}" for entry in entries) + (f"\n\n{tail}" if tail else "")

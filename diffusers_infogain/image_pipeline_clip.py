@@ -219,6 +219,7 @@ class ClipImagePipeline(InfoGainImagePipeline):
         outpaint: Mapping[str, int] | None = None,
         mask_coverage: float = 0.0,
         mask_blur: float = 0.0,
+        approximate_cache: str | None = None,
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         r"""Generates images.
 

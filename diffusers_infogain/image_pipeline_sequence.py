@@ -11,6 +11,7 @@ from .checks import check_integer
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainImagePipeline
 from .models.llada import BidirectionalLlama, check_image_tokens, predict_after_prompts
+from .models.partial_rows import PartialRows, run_llama
 
 
 class SequenceImagePipeline(InfoGainImagePipeline):
@@ -26,6 +27,7 @@ class SequenceImagePipeline(InfoGainImagePipeline):
     model_cpu_offload_seq = "transformer->vqvae"
     guidance_offset = 1
     batches_guidance = False
+    runs_partial_rows = True
     unconditional_prompt: ClassVar[str] = ""
 
     tokenizer: PreTrainedTokenizerBase
@@ -118,11 +120,29 @@ class SequenceImagePipeline(InfoGainImagePipeline):
         Returns:
             (M, V) for the M positions of `where`, in row-major order.
         """
-        masked = tokens == self.scheduler.config.mask_token_id
         if where is None:
-            where = masked if call is None else call.wanted(tokens)
-        offset = self.image_token_offset
-        image = torch.where(masked, self.transformer.config.mask_token_id, tokens + offset)
-        sequence, wanted = self.lay_out(image, where)
-        token_range = (offset, offset + self.codebook_size)
-        return predict_after_prompts(self.transformer, prompt_ids, prompt_mask, sequence, wanted, token_range)
+            where = tokens == self.scheduler.config.mask_token_id if call is None else call.wanted(tokens)
+        sequence, wanted = self.lay_out(self._image_ids(tokens), where)
+        return predict_after_prompts(self.transformer, prompt_ids, prompt_mask, sequence, wanted, self._image_range)
+
+    def positions(self, tokens: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which positions of the sequence are none of padding, and which are image tokens, (R, P) each, for states (R, h, w)."""
+        prompt_mask = condition["prompt_mask"]
+        _, image = self.lay_out(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        return torch.cat([prompt_mask, torch.ones_like(image)], dim=1), torch.cat([torch.zeros_like(prompt_mask), image], dim=1)
+
+    def run_rows(self, tokens: torch.Tensor, condition: Condition, where: torch.Tensor, rows: PartialRows) -> torch.Tensor:
+        """Logits (M, V) of states (R, h, w) at the M positions of `where` (R, P), of the sequence."""
+        sequence, _ = self.lay_out(self._image_ids(tokens), torch.ones_like(tokens, dtype=torch.bool))
+        ids = torch.cat([condition["prompt_ids"], sequence], dim=1)
+        real, _ = self.positions(tokens, condition)
+        return run_llama(self.transformer, ids, real, where, self._image_range, rows)
+
+    def _image_ids(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens as ids of the vocabulary."""
+        masked = tokens == self.scheduler.config.mask_token_id
+        return torch.where(masked, self.transformer.config.mask_token_id, tokens + self.image_token_offset)
+
+    @property
+    def _image_range(self) -> tuple[int, int]:
+        return self.image_token_offset, self.image_token_offset + self.codebook_size

@@ -18,6 +18,8 @@ from .image_call import Canvas, Condition, ImageCall
 from .image_output import InfoGainPipelineOutput
 from .image_pipeline_clip import ClipImagePipeline
 from .lora import AmusedLoraMixin
+from .models.partial_rows import PartialRows, check_uvit, run_uvit
+from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
 from .trace import DecodingTrace
 
@@ -52,6 +54,7 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
     saved_as = ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline")
     default_num_inference_steps = 12
     family_guidance_scale = 10.0
+    runs_partial_rows = True
 
     vqvae: VQModel
     transformer: UVit2DModel
@@ -94,7 +97,17 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
         return super().check_inputs(**inputs)
 
     def encode(self, call: ImageCall, cross_attention_kwargs: Any, **inputs: Any) -> tuple[Condition, Condition | None]:  # type: ignore[override]
-        """As in `ClipImagePipeline`; `predict` passes `cross_attention_kwargs` on."""
+        """As in `ClipImagePipeline`; `predict` passes `cross_attention_kwargs` on.
+
+        Raises:
+            ValueError: With a cache, for these or attention processors of another kind, which only whole rows can use.
+        """
+        if call.cache is not None:
+            check_uvit(self.transformer)
+            if cross_attention_kwargs is not None:
+                raise ValueError(
+                    f"`cross_attention_kwargs` must be None with `approximate_cache`, got {shown(cross_attention_kwargs)}."
+                )
         return super().encode(call, **inputs)
 
     def predict(
@@ -114,6 +127,17 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
             cross_attention_kwargs=call.inputs["cross_attention_kwargs"],
         )
         return logits.flatten(2).transpose(1, 2)
+
+    def positions(self, tokens: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
+        """All positions are image tokens."""
+        everywhere = torch.ones_like(tokens.flatten(1), dtype=torch.bool)
+        return everywhere, everywhere
+
+    def run_rows(self, tokens: torch.Tensor, condition: Condition, where: torch.Tensor, rows: PartialRows) -> torch.Tensor:
+        """Logits (M, V) of states (R, h, w) at the M positions of `where` (R, h * w)."""
+        names = {"prompt_embeds": "pooled_text_emb"}
+        arguments = {names.get(name, name): value for name, value in condition.items()}
+        return run_uvit(self.transformer, tokens, **arguments, where=where, rows=rows)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -150,6 +174,7 @@ class InfoGainPipeline(ClipImagePipeline, AmusedLoraMixin):
         outpaint: Mapping[str, int] | None = None,
         mask_coverage: float = 0.0,
         mask_blur: float = 0.0,
+        approximate_cache: str | None = None,
     ) -> InfoGainPipelineOutput | tuple[Any, DecodingTrace]:
         """Generates images.
 

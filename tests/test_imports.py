@@ -11,6 +11,7 @@ PACKAGE = Path(diffusers_infogain.__file__).parent
 # From the bottom up. A module imports from its own layer or from those below it, and never in a circle.
 LAYERS = {
     "ground": [
+        "docstrings",
         "printing",
         "extras",
         "progress",
@@ -21,6 +22,7 @@ LAYERS = {
         "checks",
         "settings",
         "choices",
+        "cache_settings",
     ],
     "sampler": [
         "scoring",
@@ -56,7 +58,7 @@ LAYERS = {
         "visualization",
     ],
     "evaluation": ["demo", "evaluation"],
-    "generation": ["image_call", "image_output", "image_pipeline", "image_pipeline_", "text_"],
+    "generation": ["image_call", "image_cache", "image_output", "image_pipeline", "image_pipeline_", "text_"],
     "pipelines": ["pipeline_"],
     "loading": ["loading", "custom_pipeline", "exporting", "exported_code", "modular"],
     "app": ["app"],

@@ -1,0 +1,199 @@
+"""What image pipelines reuse between rows of their network, where a call asks for it: approximate caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from .cache_settings import ContextCache, MaxLogitCache
+from .denoising import Denoised
+from .guidance import Rows, first_of_equal
+from .image_call import Condition, ImageCall
+from .masked_logits import Logits, MaskedLogits, concatenate, take_states
+from .models.partial_rows import Features, PartialRows
+
+
+@dataclass
+class Branch:
+    """What is kept of the rows with the prompt, or of those with the negative prompt, for each of B images.
+
+    Attributes:
+        anchors: (B, L) long, the states whose features are kept; -1 for images without any.
+        features: Theirs.
+        logits: (B, P, V), the last ones of every position, for caches that reuse them.
+    """
+
+    anchors: torch.Tensor
+    features: Features = field(default_factory=dict)
+    logits: torch.Tensor | None = None
+
+    @property
+    def known_logits(self) -> torch.Tensor:
+        """`logits` after the first row."""
+        if self.logits is None:
+            raise ValueError("No row has run yet.")
+        return self.logits
+
+
+class CachedRows:
+    """`denoise` and `guide` of a call with an approximate cache, and what it keeps. It belongs to the call, and to one thread.
+
+    What a row runs and reuses depends on its own image alone, and on the states that its image has been in: not on the batch,
+    its chunks, or the other candidates of a step.
+
+    Args:
+        pipe: The pipeline, for its `run_rows` and `positions`.
+        call: The call.
+        cache: Its cache.
+        tokens: (B, L) long, the states that decoding begins with.
+    """
+
+    def __init__(self, pipe: Any, call: ImageCall, cache: ContextCache | MaxLogitCache, tokens: torch.Tensor):
+        self._pipe = pipe
+        self._call = call
+        self._rows: Callable[[Branch, torch.Tensor, torch.Tensor, Condition], Denoised]
+        if isinstance(cache, MaxLogitCache):
+            self._rows = partial(self._run_max_logit, cache)
+        else:
+            self._rows = partial(self._run_context, cache)
+        self._conditions = call.conditions() if call.callback_on_step_end else []
+        self._step = -1
+        self.advance(tokens)
+        self._forget()
+
+    def advance(self, tokens: torch.Tensor) -> None:
+        """After a step that led to the states `tokens` (B, L), the parents of the next candidates."""
+        self._parents = tokens.clone()
+        self._step += 1
+        conditions = self._call.conditions() if self._conditions else []
+        if not all(map(torch.equal, self._conditions, conditions)):  # a callback has changed them
+            self._conditions = conditions
+            self._forget()
+
+    def _forget(self) -> None:
+        nothing = torch.full_like(self._parents, -1)
+        self._positive, self._negative = Branch(nothing), Branch(nothing.clone())
+
+    def denoise(self, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
+        """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is."""
+        rows = Rows.of(states, sample_index)
+        condition = self._call.condition(sample_index[rows.state])
+        cond = self._run(self._positive, rows, states, sample_index, condition)
+        cond = Denoised(take_states(cond.logits, rows.number), cond.num_evaluations)
+        return self._guided(cond, states, sample_index) if self._call.guided_lookahead else cond
+
+    def guide(self, logits: Logits, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
+        """Guided logits of states (R, L), given those with their conditions alone (R, L, V)."""
+        return self._guided(Denoised(logits, torch.zeros_like(sample_index)), states, sample_index)
+
+    def _guided(self, cond: Denoised, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
+        rows = Rows.of(states, sample_index, self._call.guidance_weights(states) != 1)
+        if not len(rows.state):
+            return cond
+        condition = self._call.negative(sample_index[rows.state])
+        uncond = self._run(self._negative, rows, states, sample_index, condition)
+        logits = self._call.guide(cond.logits, uncond.logits, states, rows)
+        return Denoised(logits, cond.num_evaluations + uncond.num_evaluations)
+
+    def _run(
+        self, branch: Branch, rows: Rows, states: torch.Tensor, sample_index: torch.Tensor, condition: Condition
+    ) -> Denoised:
+        """Logits (K, L, V) of the rows, and how many rows each of the states (R,) took."""
+        logits, num_evaluations = self._rows(branch, states[rows.state], sample_index[rows.state], condition)
+        return Denoised(logits, torch.zeros_like(sample_index).index_copy(0, rows.state, num_evaluations))
+
+    def _run_context(
+        self, cache: ContextCache, branch: Branch, states: torch.Tensor, samples: torch.Tensor, condition: Condition
+    ) -> Denoised:
+        """Logits of rows: states (K, L) of the images `samples` (K,)."""
+        limit = int(cache.tolerance * states.shape[1])
+        parents, anchors = self._parents[samples], branch.anchors[samples]
+        near = (states != parents).sum(-1) <= limit
+        due = near & ((anchors < 0).any(-1) | ((parents != anchors).sum(-1) > limit))
+        itself = due & (states == parents).all(-1)
+        full, rest = (~near | itself).nonzero()[:, 0], (near & ~itself).nonzero()[:, 0]
+        # Candidates of an image whose parent is due wait for a row of the parent.
+        waiting = (due & ~itself).nonzero()[:, 0]
+        before = waiting[first_of_equal(samples[waiting])[0]]
+        own = torch.cat([full, before])
+        kept = torch.cat([itself[full], torch.ones_like(before, dtype=torch.bool)])
+        whole = torch.cat([states[full], parents[before]])
+        wanted = self._call.wanted(whole)
+        wanted[len(full) :] = False
+        branch.anchors[samples[own[kept]]] = whole[kept]
+        parts = []
+        if len(own):
+            rows = PartialRows(branch.features, len(branch.anchors), samples[own], kept, None)
+            logits = self._image_logits(whole, wanted, None, rows, _take(condition, own))
+            parts.append(take_states(logits, torch.arange(len(full), device=full.device)))
+        if len(rest):
+            some, slots = states[rest], samples[rest]
+            wanted = self._call.wanted(some)
+            rows = PartialRows(branch.features, len(branch.anchors), slots, torch.zeros_like(slots, dtype=torch.bool), None)
+            run = wanted | (some != branch.anchors[slots])
+            parts.append(self._image_logits(some, wanted, run, rows, _take(condition, rest)))
+        num_evaluations = torch.ones_like(samples).index_add(0, before, torch.ones_like(before))
+        return Denoised(take_states(concatenate(parts), torch.cat([full, rest]).argsort()), num_evaluations)
+
+    def _run_max_logit(
+        self, cache: MaxLogitCache, branch: Branch, states: torch.Tensor, samples: torch.Tensor, condition: Condition
+    ) -> Denoised:
+        """The same, with a row per image."""
+        tokens = states.unflatten(1, self._call.grid)
+        real, image = self._pipe.positions(tokens, condition)
+        warmup = int(len(self._call.scheduler.all_timesteps) * cache.warmup)
+        refreshed = self._step <= warmup or (self._step - warmup) % cache.interval == 0
+        full = (branch.anchors[samples] < 0).any(-1) | refreshed
+        if full.any():
+            self._run_and_keep(branch, full, states, samples, condition, None)
+        if not full.all():
+            largest = branch.known_logits[samples].float().amax(-1).masked_fill(~real, torch.nan)
+            run = largest <= largest.nanquantile(1 - cache.ratio, dim=-1, keepdim=True)
+            self._run_and_keep(branch, ~full, states, samples, condition, run)
+        branch.anchors[samples] = states
+        wanted = self._call.wanted(states)
+        row, position = _spread(wanted, image).nonzero(as_tuple=True)
+        return Denoised(MaskedLogits.at(wanted, branch.known_logits[samples[row], position]), torch.ones_like(samples))
+
+    def _run_and_keep(
+        self,
+        branch: Branch,
+        chosen: torch.Tensor,
+        states: torch.Tensor,
+        samples: torch.Tensor,
+        condition: Condition,
+        run: torch.Tensor | None,
+    ) -> None:
+        """Runs the rows `chosen` (K,) at the positions `run` (K, P), or all, and keeps what they say there."""
+        tokens, condition, slots = states[chosen].unflatten(1, self._call.grid), _take(condition, chosen), samples[chosen]
+        real, _ = self._pipe.positions(tokens, condition)
+        run = None if run is None else run[chosen]
+        where = real if run is None else run
+        rows = PartialRows(branch.features, len(branch.anchors), slots, torch.ones_like(slots, dtype=torch.bool), run)
+        logits = self._pipe.run_rows(tokens, condition, where, rows)
+        if branch.logits is None:
+            branch.logits = logits.new_zeros(len(branch.anchors), where.shape[1], logits.shape[-1])
+        row, position = where.nonzero(as_tuple=True)
+        branch.logits[slots[row], position] = logits
+
+    def _image_logits(
+        self, states: torch.Tensor, wanted: torch.Tensor, run: torch.Tensor | None, rows: PartialRows, condition: Condition
+    ) -> MaskedLogits:
+        """Logits of states (K, L) where they are `wanted` (K, L), of which the tokens `run` (K, L) run."""
+        tokens = states.unflatten(1, self._call.grid)
+        _, image = self._pipe.positions(tokens, condition)
+        rows = rows if run is None else replace(rows, run=_spread(run, image))
+        return MaskedLogits.at(wanted, self._pipe.run_rows(tokens, condition, _spread(wanted, image), rows))
+
+
+def _take(condition: Condition, index: torch.Tensor) -> Condition:
+    return {name: value[index] for name, value in condition.items()}
+
+
+def _spread(tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """A mask of image tokens (K, L) as one of the positions (K, P) of the transformer, of which L are `image` (K, P)."""
+    return torch.zeros_like(image).masked_scatter(image, tokens)
