@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Protocol
 
 import torch
 
 from .cache_settings import ContextCache, MaxLogitCache
 from .denoising import Denoised
-from .guidance import Rows, first_of_equal
-from .image_call import Condition, ImageCall
+from .guidance import Rows, first_of_equal, number_conditions
+from .image_call import Condition, ImageCall, guide_states
 from .masked_logits import Logits, MaskedLogits, concatenate, take_states
 from .models.partial_rows import Features, PartialRows
 
@@ -22,14 +22,21 @@ class Branch:
     """What is kept of the rows with the prompt, or of those with the negative prompt, for each of B images.
 
     Attributes:
+        condition: What some images are conditioned on, `ImageCall.condition` or `negative`.
         anchors: (B, L) long, the states whose features are kept; -1 for images without any.
         features: Theirs.
         logits: (B, P, V), the last ones of every position, for caches that reuse them.
     """
 
+    condition: Callable[[torch.Tensor], Condition]
     anchors: torch.Tensor
     features: Features = field(default_factory=dict)
     logits: torch.Tensor | None = None
+
+    @cached_property
+    def numbers(self) -> torch.Tensor:
+        """(B,) long, equal for images with equal conditions."""
+        return number_conditions(self.condition(torch.arange(len(self.anchors), device=self.anchors.device)))
 
     @property
     def known_logits(self) -> torch.Tensor:
@@ -39,6 +46,16 @@ class Branch:
         return self.logits
 
 
+class PartialPipeline(Protocol):
+    """What a family defines if its network can run at some positions only, P of them."""
+
+    def positions(self, tokens: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which positions are none of padding, and which are image tokens, (R, P) each, for states (R, h, w)."""
+
+    def run_rows(self, tokens: torch.Tensor, condition: Condition, where: torch.Tensor, rows: PartialRows) -> torch.Tensor:
+        """Logits (M, V) of states (R, h, w) at the M positions of `where` (R, P), by rows that run where `rows` says."""
+
+
 class CachedRows:
     """`denoise` and `guide` of a call with an approximate cache, and what it keeps. It belongs to the call, and to one thread.
 
@@ -46,16 +63,16 @@ class CachedRows:
     its chunks, or the other candidates of a step.
 
     Args:
-        pipe: The pipeline, for its `run_rows` and `positions`.
+        pipe: The pipeline.
         call: The call.
         cache: Its cache.
         tokens: (B, L) long, the states that decoding begins with.
     """
 
-    def __init__(self, pipe: Any, call: ImageCall, cache: ContextCache | MaxLogitCache, tokens: torch.Tensor):
+    def __init__(self, pipe: PartialPipeline, call: ImageCall, cache: ContextCache | MaxLogitCache, tokens: torch.Tensor):
         self._pipe = pipe
         self._call = call
-        self._rows: Callable[[Branch, torch.Tensor, torch.Tensor, Condition], Denoised]
+        self._rows: Callable[[Branch, torch.Tensor, torch.Tensor], Denoised]
         if isinstance(cache, MaxLogitCache):
             self._rows = partial(self._run_max_logit, cache)
         else:
@@ -76,13 +93,12 @@ class CachedRows:
 
     def _forget(self) -> None:
         nothing = torch.full_like(self._parents, -1)
-        self._positive, self._negative = Branch(nothing), Branch(nothing.clone())
+        self._positive, self._negative = Branch(self._call.condition, nothing), Branch(self._call.negative, nothing.clone())
 
     def denoise(self, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
         """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is."""
         rows = Rows.of(states, sample_index)
-        condition = self._call.condition(sample_index[rows.state])
-        cond = self._run(self._positive, rows, states, sample_index, condition)
+        cond = self._run(self._positive, rows, states, sample_index)
         cond = Denoised(take_states(cond.logits, rows.number), cond.num_evaluations)
         return self._guided(cond, states, sample_index) if self._call.guided_lookahead else cond
 
@@ -91,24 +107,20 @@ class CachedRows:
         return self._guided(Denoised(logits, torch.zeros_like(sample_index)), states, sample_index)
 
     def _guided(self, cond: Denoised, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
-        rows = Rows.of(states, sample_index, self._call.guidance_weights(states) != 1)
+        weights = self._call.guidance_weights(states)
+        rows = Rows.of(states, sample_index, weights != 1)
         if not len(rows.state):
             return cond
-        condition = self._call.negative(sample_index[rows.state])
-        uncond = self._run(self._negative, rows, states, sample_index, condition)
-        logits = self._call.guide(cond.logits, uncond.logits, states, rows)
+        uncond = self._run(self._negative, rows, states, sample_index)
+        logits = guide_states(cond.logits, uncond.logits, weights, rows)
         return Denoised(logits, cond.num_evaluations + uncond.num_evaluations)
 
-    def _run(
-        self, branch: Branch, rows: Rows, states: torch.Tensor, sample_index: torch.Tensor, condition: Condition
-    ) -> Denoised:
+    def _run(self, branch: Branch, rows: Rows, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
         """Logits (K, L, V) of the rows, and how many rows each of the states (R,) took."""
-        logits, num_evaluations = self._rows(branch, states[rows.state], sample_index[rows.state], condition)
+        logits, num_evaluations = self._rows(branch, states[rows.state], sample_index[rows.state])
         return Denoised(logits, torch.zeros_like(sample_index).index_copy(0, rows.state, num_evaluations))
 
-    def _run_context(
-        self, cache: ContextCache, branch: Branch, states: torch.Tensor, samples: torch.Tensor, condition: Condition
-    ) -> Denoised:
+    def _run_context(self, cache: ContextCache, branch: Branch, states: torch.Tensor, samples: torch.Tensor) -> Denoised:
         """Logits of rows: states (K, L) of the images `samples` (K,)."""
         limit = int(cache.tolerance * states.shape[1])
         parents, anchors = self._parents[samples], branch.anchors[samples]
@@ -119,41 +131,44 @@ class CachedRows:
         # Candidates of an image whose parent is due wait for a row of the parent.
         waiting = (due & ~itself).nonzero()[:, 0]
         before = waiting[first_of_equal(samples[waiting])[0]]
-        own = torch.cat([full, before])
-        kept = torch.cat([itself[full], torch.ones_like(before, dtype=torch.bool)])
-        whole = torch.cat([states[full], parents[before]])
-        wanted = self._call.wanted(whole)
-        wanted[len(full) :] = False
-        branch.anchors[samples[own[kept]]] = whole[kept]
+        num_evaluations = torch.zeros_like(samples).index_fill(0, rest, 1)
         parts = []
-        if len(own):
-            rows = PartialRows(branch.features, len(branch.anchors), samples[own], kept, None)
-            logits = self._image_logits(whole, wanted, None, rows, _take(condition, own))
-            parts.append(take_states(logits, torch.arange(len(full), device=full.device)))
+        if len(full) + len(before):
+            own, whole = torch.cat([full, before]), torch.cat([states[full], parents[before]])
+            kept = torch.cat([itself[full].nonzero()[:, 0], torch.arange(len(full), len(own), device=own.device)])
+            # Full rows are alike for images with equal states and conditions, such as the empty canvas.
+            rows = Rows.of(whole, branch.numbers[samples[own]])
+            run = whole[rows.state]
+            wanted = self._call.wanted(run)
+            wanted[rows.state >= len(full)] = False
+            slots = samples[own]
+            branch.anchors[slots[kept]] = whole[kept]
+            how = PartialRows(branch.features, len(branch.anchors), slots[rows.state], (rows.number[kept], slots[kept]), None)
+            logits = self._image_logits(run, wanted, None, how, branch.condition(slots[rows.state]))
+            parts.append(take_states(logits, rows.number[: len(full)]))
+            num_evaluations.index_add_(0, own, rows.count)
         if len(rest):
             some, slots = states[rest], samples[rest]
             wanted = self._call.wanted(some)
-            rows = PartialRows(branch.features, len(branch.anchors), slots, torch.zeros_like(slots, dtype=torch.bool), None)
+            nothing = torch.zeros_like(rest[:0])
+            how = PartialRows(branch.features, len(branch.anchors), slots, (nothing, nothing), None)
             run = wanted | (some != branch.anchors[slots])
-            parts.append(self._image_logits(some, wanted, run, rows, _take(condition, rest)))
-        num_evaluations = torch.ones_like(samples).index_add(0, before, torch.ones_like(before))
+            parts.append(self._image_logits(some, wanted, run, how, branch.condition(slots)))
         return Denoised(take_states(concatenate(parts), torch.cat([full, rest]).argsort()), num_evaluations)
 
-    def _run_max_logit(
-        self, cache: MaxLogitCache, branch: Branch, states: torch.Tensor, samples: torch.Tensor, condition: Condition
-    ) -> Denoised:
+    def _run_max_logit(self, cache: MaxLogitCache, branch: Branch, states: torch.Tensor, samples: torch.Tensor) -> Denoised:
         """The same, with a row per image."""
         tokens = states.unflatten(1, self._call.grid)
-        real, image = self._pipe.positions(tokens, condition)
+        real, image = self._pipe.positions(tokens, branch.condition(samples))
         warmup = int(len(self._call.scheduler.all_timesteps) * cache.warmup)
         refreshed = self._step <= warmup or (self._step - warmup) % cache.interval == 0
         full = (branch.anchors[samples] < 0).any(-1) | refreshed
         if full.any():
-            self._run_and_keep(branch, full, states, samples, condition, None)
+            self._run_and_keep(branch, full, states, samples, None)
         if not full.all():
             largest = branch.known_logits[samples].float().amax(-1).masked_fill(~real, torch.nan)
             run = largest <= largest.nanquantile(1 - cache.ratio, dim=-1, keepdim=True)
-            self._run_and_keep(branch, ~full, states, samples, condition, run)
+            self._run_and_keep(branch, ~full, states, samples, run)
         branch.anchors[samples] = states
         wanted = self._call.wanted(states)
         row, position = _spread(wanted, image).nonzero(as_tuple=True)
@@ -165,15 +180,17 @@ class CachedRows:
         chosen: torch.Tensor,
         states: torch.Tensor,
         samples: torch.Tensor,
-        condition: Condition,
         run: torch.Tensor | None,
     ) -> None:
         """Runs the rows `chosen` (K,) at the positions `run` (K, P), or all, and keeps what they say there."""
-        tokens, condition, slots = states[chosen].unflatten(1, self._call.grid), _take(condition, chosen), samples[chosen]
+        tokens, slots = states[chosen].unflatten(1, self._call.grid), samples[chosen]
+        condition = branch.condition(slots)
         real, _ = self._pipe.positions(tokens, condition)
         run = None if run is None else run[chosen]
         where = real if run is None else run
-        rows = PartialRows(branch.features, len(branch.anchors), slots, torch.ones_like(slots, dtype=torch.bool), run)
+        rows = PartialRows(
+            branch.features, len(branch.anchors), slots, (torch.arange(len(slots), device=slots.device), slots), run
+        )
         logits = self._pipe.run_rows(tokens, condition, where, rows)
         if branch.logits is None:
             branch.logits = logits.new_zeros(len(branch.anchors), where.shape[1], logits.shape[-1])
@@ -188,10 +205,6 @@ class CachedRows:
         _, image = self._pipe.positions(tokens, condition)
         rows = rows if run is None else replace(rows, run=_spread(run, image))
         return MaskedLogits.at(wanted, self._pipe.run_rows(tokens, condition, _spread(wanted, image), rows))
-
-
-def _take(condition: Condition, index: torch.Tensor) -> Condition:
-    return {name: value[index] for name, value in condition.items()}
 
 
 def _spread(tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import PIL.Image
 import torch
@@ -36,7 +36,7 @@ from .decoding import DecodingOutput, DecodingStep
 from .denoising import Denoised
 from .docstrings import with_arguments_of
 from .editing import ImageInput, fit_image, read_images
-from .image_cache import CachedRows
+from .image_cache import CachedRows, PartialPipeline
 from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each, guide_states
 from .image_output import InfoGainPipelineOutput
 from .masked_logits import Logits, MaskedLogits, split_states, take_states
@@ -386,7 +386,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
 
         start = time.perf_counter()
         with self.progress_bar(total=total) as progress_bar:
-            cached = CachedRows(self, call, call.cache, tokens) if call.cache else None
+            cached = CachedRows(cast(PartialPipeline, self), call, call.cache, tokens) if call.cache else None
 
             def show(tokens: torch.Tensor) -> None:
                 progress_bar.update(total - int((tokens == call.mask_token_id).sum()) - progress_bar.n)

@@ -60,9 +60,9 @@ def test_the_options_of_a_call_are_the_arguments_of_the_base_class():
 
 EMBEDDINGS = ["prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states"]
 MICRO = ["micro_conditioning_aesthetic_score", "micro_conditioning_crop_coord"]
-SIZE, IMAGES, OUTPUT = list(CALL_OPTIONS[:7]), list(CALL_OPTIONS[7:10]), list(CALL_OPTIONS[10:-9])
-LAST = list(CALL_OPTIONS[-9:])
-"""Searches, then editing."""
+SIZE, IMAGES, OUTPUT = list(CALL_OPTIONS[:7]), list(CALL_OPTIONS[7:10]), list(CALL_OPTIONS[10:-10])
+LAST = list(CALL_OPTIONS[-10:])
+"""Searches, then editing, then the cache."""
 
 
 @pytest.mark.parametrize(

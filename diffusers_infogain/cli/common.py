@@ -141,6 +141,8 @@ def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[st
         "num_beams": args.num_beams,
         "num_runs": args.num_runs,
     }
+    if args.approximate_cache is not None:
+        call["approximate_cache"] = args.approximate_cache
     return call
 
 

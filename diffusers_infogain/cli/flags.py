@@ -164,6 +164,8 @@ def _add_image_call_flags(command: Parser) -> None:
     text = "compare candidates by their logits with the prompt alone, so that only the chosen one takes a negative row"
     command.add_argument("--unguided-lookahead", action="store_true", help=text)
     _add(command, "--negative-prompt", utf8, "what to steer away from")
+    text = "reuse parts of earlier rows, which changes the images: context, context:0.25, ml_cache or ml_cache:0.9:0.3:5"
+    _add(command, "--approximate-cache", nonempty, text)
     _add_size_flags(command)
     _add_lookahead_flag(command)
     _add_search_flags(command, "image")
@@ -328,7 +330,9 @@ def add_compare(command: Parser) -> None:
     _add_metric_flags(command)
     _add_model_flags(command)
     _add_output_flag(command, "outputs/comparison")
-    of_call = "num_beams / num_runs / guidance_scale / guidance_schedule / guidance_interval / guided_lookahead"
+    of_call = (
+        "num_beams / num_runs / guidance_scale / guidance_schedule / guidance_interval / guided_lookahead / approximate_cache"
+    )
     _add_samplers_flag(command, DEFAULT_SAMPLERS, of_call=of_call)
     _add(command, "--steps", integer(1), "numbers of steps", [8, 16], nargs="+")
     text = "of samplers that look ahead (default: the preset's, else the model's)"
@@ -343,6 +347,8 @@ def add_compare(command: Parser) -> None:
     _add(command, "--rivals", path, text, metavar="FILE")
     _add(command, "--report", path, "folder for table and plots (default: that of --output)")
     _add(command, "--negative-prompt", utf8, "what to steer away from")
+    text = "reuse parts of earlier rows, which changes the images: context, context:0.25, ml_cache or ml_cache:0.9:0.3:5"
+    _add(command, "--approximate-cache", nonempty, text)
     _add_size_flags(command)
     _add_device_flags(command, 16)
     _add_lookahead_flag(command, 16)

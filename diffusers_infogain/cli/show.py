@@ -35,6 +35,7 @@ _OF_A_CALL = (
     "width",
     "num_beams",
     "num_runs",
+    "approximate_cache",
 )
 _OF_A_TEXT = ("max_new_tokens", "num_inference_steps", "block_length", "cache", "num_beams", "num_runs")
 

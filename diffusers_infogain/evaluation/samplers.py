@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..cache_settings import parse_cache
 from ..choices import PRESETS
 from ..guidance import check_guidance
 from ..rules import SAMPLERS
@@ -18,6 +19,9 @@ SEARCHES = ("num_beams", "num_runs")
 
 GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval", "guided_lookahead")
 """Others of these, for images only."""
+
+CACHE = "approximate_cache"
+"""One more."""
 
 LOOKS_BACK = (*RETRY_LIMITS, "corrector")
 """The settings by which a sampler goes back on what it has decoded; None where it does not."""
@@ -56,21 +60,21 @@ def parse_sampler(text: str, *, guided: bool = True) -> SamplerSpec:
     """Parses a sampler or preset with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
 
     "default" stands for the pipeline's own sampler (see `SamplerSpec.for_pipeline`). A pair is written start:end, as in
-    "maskgit:choice_temperature=4:0". The settings "num_beams" and "num_runs" search with the sampler; those of guidance are
-    arguments of an image pipeline's call, such as "guidance_interval=0.25:1".
+    "maskgit:choice_temperature=4:0". The settings "num_beams" and "num_runs" search with the sampler; those of guidance and
+    "approximate_cache" are arguments of an image pipeline's call, such as "guidance_interval=0.25:1".
 
     Args:
-        guided: Whether settings of guidance are allowed: for images, but not for text and exact models.
+        guided: Whether settings of guidance and of caches are allowed: for images, but not for text and exact models.
 
     Raises:
-        ValueError: For an unknown name or setting, a setting that is not of the form key=value, or a wrong one of guidance. The
-            scheduler checks the values of its own.
+        ValueError: For an unknown name or setting, a setting that is not of the form key=value, or a wrong one of guidance or
+            of a cache. The scheduler checks the values of its own.
     """
     name, _, rest = text.partition(":")
     if name not in SAMPLERS and name not in PRESETS:
         raise ValueError(f"A sampler must be one of {', '.join((*SAMPLERS, *PRESETS))}, got {name!r} in {text!r}.")
     settings: dict[str, Any] = {} if name == DEFAULT else dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
-    of_call = (*SEARCHES, *GUIDANCE) if guided else SEARCHES
+    of_call = (*SEARCHES, *GUIDANCE, CACHE) if guided else SEARCHES
     known = (*SETTINGS, *of_call)
     for pair in rest.split(",") if rest else ():
         key, equals, value = pair.partition("=")
@@ -78,9 +82,10 @@ def parse_sampler(text: str, *, guided: bool = True) -> SamplerSpec:
             raise ValueError(f"A sampler's settings must have the form key=value,key=value, got {pair!r} in {text!r}.")
         if key not in known:
             raise ValueError(f"A sampler's setting must be one of {', '.join(known)}, got {key!r} in {text!r}.")
-        settings[key] = _value(value)
+        settings[key] = value if key == CACHE else _value(value)
     call = {key: settings.pop(key) for key in of_call if key in settings}
     check_guidance(**{key: call[key] for key in GUIDANCE if key in call})
+    parse_cache(call.get(CACHE))
     return SamplerSpec(text, settings, call)
 
 
@@ -167,6 +172,8 @@ def _setting(key: str, value: str, bounds: bool) -> str:
         return "token frequencies"
     if key in ("num_beams", "num_candidates"):
         return f"{value} {key.removeprefix('num_')}"
+    if key == CACHE:
+        return f"cache {value}"
     if key == "guided_lookahead":
         return "guided lookahead" if value == "true" else "unguided lookahead"
     words = _PHRASES.get(key)

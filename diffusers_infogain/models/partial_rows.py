@@ -27,15 +27,15 @@ class PartialRows:
     Attributes:
         features: What is kept, which rows that are kept change.
         num_slots: How many rows can be kept.
-        slots: (R,) long, where the features of each row are kept.
-        kept: (R,) bool, the rows whose features are kept from now on, at most one for each slot.
+        slots: (R,) long, where what is kept for each row is, if only some of its positions run.
+        kept: Rows, and the slots (K,) where their features are kept from now on, all different: two long tensors (K,).
         run: (R, P) bool, the positions that run; None for all, which needs no features.
     """
 
     features: Features
     num_slots: int
     slots: torch.Tensor
-    kept: torch.Tensor
+    kept: tuple[torch.Tensor, torch.Tensor]
     run: torch.Tensor | None
 
     def index(self) -> torch.Tensor | None:
@@ -56,10 +56,12 @@ class PartialRows:
                 rest.scatter_(2, index[:, None, :, None].expand(tensor.shape), tensor)
                 for rest, tensor in zip(whole, tensors, strict=True)
             )
-        if layer not in self.features:
+        if layer not in self.features and len(self.kept[0]):
             self.features[layer] = tuple(tensor.new_zeros(self.num_slots, *tensor.shape[1:]) for tensor in tensors)
-        for feature, tensor in zip(self.features[layer], tensors, strict=True):
-            feature[self.slots[self.kept]] = tensor[self.kept]
+        kept_rows, kept_slots = self.kept
+        if len(kept_rows):
+            for feature, tensor in zip(self.features[layer], tensors, strict=True):
+                feature[kept_slots] = tensor[kept_rows]
         return tensors
 
     def once(self, layer: int, compute: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:

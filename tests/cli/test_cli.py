@@ -132,6 +132,7 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
             ("a", "--guidance-interval", 0.5, 0.25),
             "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop",
         ),
+        (("a", "--approximate-cache", "kv"), "`approximate_cache` must be None, 'context:TOLERANCE' with a share from 0 to 1"),
         (("a", "--guidance-schedule", "up"), "`guidance_schedule` must be one of constant, linear, cosine, got 'up'."),
         (("a", "--prompts-file", "missing.txt"), "missing.txt is missing."),
         (("a", "--position-temperature", "1", "2", "3"), "`position_temperature` must be one number or two"),

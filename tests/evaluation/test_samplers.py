@@ -16,6 +16,9 @@ def test_a_sampler_is_a_name_with_settings():
     assert parse_sampler(text) == SamplerSpec(text, settings, {"num_beams": 2})
     guided = parse_sampler("pivot:guidance_scale=1.5,guidance_interval=0:0.5,guidance_schedule=linear,num_runs=2")
     assert guided.call == {"num_runs": 2, "guidance_scale": 1.5, "guidance_schedule": "linear", "guidance_interval": [0, 0.5]}
+    assert parse_sampler("maskgit:approximate_cache=ml_cache:0.9:0.3:5,top_p=0.9").call == {
+        "approximate_cache": "ml_cache:0.9:0.3:5"
+    }
     paper = parse_sampler("paper:num_candidates=4").scheduler
     assert (paper["gain_reduction"], paper["certainty"], paper["num_candidates"]) == ("mean", "confidence", 4)
     assert [parse_sampler(name).looks_ahead for name in ("default", "paper", "lookum", "klass")] == [True, True, True, False]
@@ -24,6 +27,10 @@ def test_a_sampler_is_a_name_with_settings():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "pivot:approximate_cache=kv",
+            "`approximate_cache` must be None, 'context:TOLERANCE' with a share from 0 to 1, or 'ml_cache:RATIO:WARMUP:INTERVAL'",
+        ),
         (
             "pivot:guidance_interval=1:0",
             "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop <= 1, got ",
