@@ -65,25 +65,6 @@ def test_text_training_resumes_and_writes_a_loadable_folder(run, tmp_path):
     assert tokenizer.mask_token_id == model.config.mask_token_id
 
 
-def test_benchmark_prints_the_share_outside_the_model(run):
-    out = run(
-        "benchmark_decision_time.py", "--batch-size", 2, "--num-candidates", 2, "--steps", 3, "--runs", 2, "--device", "cpu"
-    )
-    # The empty canvas, and two candidates in each of the two steps that look ahead (fewer where candidates coincide). With
-    # guidance each is two rows, but the two images of one prompt share those of the empty canvas.
-    assert "2 runs of 2 images, 3 steps, 2 candidates, 5 states and 9.0 NFE per image" in out
-    assert "% outside the transformer" in out
-
-
-def test_text_benchmark_prints_time_and_rows(run):
-    sizes = ["--hidden-size", 64, "--layers", 1, "--vocab-size", 64, "--new-tokens", 16, "--batch-sizes", 2]
-    out = run("benchmark_text_time.py", *sizes, "--cache", "none", "exact", "--sharpness", 1, "--runs", 1, "--device", "cpu")
-    for cache in ("none", "exact"):
-        assert f"  batch 2, confidence, cache {cache}: " in out
-        assert "1.00 times confidence; per text: 16 NFE, 0 steps with lookahead" in out
-        assert f"  batch 2, info_gain, cache {cache}: " in out
-
-
 def test_the_pictures_and_the_table_of_the_results_are_made_from_their_figures(run, tmp_path):
     results = EXAMPLES.parent / "docs" / "results"
     for name in ("results.json", "rivals.json"):
@@ -125,6 +106,19 @@ def commands_of(script: str, folder: Path) -> list[list[str]]:
     command = ["bash", str(EXAMPLES / script), str(folder / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def test_the_commands_that_measure_speed_parse(tmp_path):
+    commands = commands_of("measure_speed.sh", tmp_path)
+    names = re.findall(r"<!-- (?!end )(\w+) -->", (EXAMPLES.parent / "docs" / "speed.md").read_text(encoding="utf-8"))
+    assert [path.stem for path in sorted((tmp_path / "out").iterdir())] == sorted(names)
+    assert len(commands) == len(names) > 7
+    for words in commands:
+        args = cli.build_parser().parse_args(words)
+        assert args.command == "benchmark"
+        assert args.markdown
+        for text in args.samplers or ():
+            parse_sampler(text, call=("lookahead_batch_size",))
 
 
 @pytest.mark.parametrize(("script", "least"), [("reproduce_text_results.sh", 25), ("reproduce_results.sh", 25)])

@@ -23,6 +23,7 @@ LAYERS = {
         "settings",
         "choices",
         "cache_settings",
+        "model_sizes",
     ],
     "sampler": [
         "scoring",
@@ -60,7 +61,7 @@ LAYERS = {
     "evaluation": ["demo", "evaluation"],
     "generation": ["image_call", "image_cache", "image_output", "image_pipeline", "image_pipeline_", "text_"],
     "pipelines": ["pipeline_"],
-    "loading": ["loading", "custom_pipeline", "exporting", "exported_code", "modular"],
+    "loading": ["loading", "random_models", "custom_pipeline", "exporting", "exported_code", "modular"],
     "app": ["app"],
     "command line": ["cli"],
 }

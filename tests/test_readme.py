@@ -80,6 +80,7 @@ def test_command_line_examples_parse():
             commands.add(words[1])
     assert commands == {
         "app",
+        "benchmark",
         "generate",
         "show",
         "demo",

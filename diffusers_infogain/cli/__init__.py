@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from .. import processes
-from . import errors, flags, flags_app, flags_export, flags_show
+from . import errors, flags, flags_app, flags_benchmark, flags_export, flags_show
 
 _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
 
@@ -95,6 +95,12 @@ COMMANDS = (
         "lm_eval.lm_eval",
         flags.add_lm_eval,
         shared=True,
+    ),
+    Command(
+        "benchmark",
+        "Measure speed: seconds inside and outside the network, its rows and memory, for any model, sampler and batch size.",
+        "benchmark.benchmark",
+        flags_benchmark.add_benchmark,
     ),
     Command(
         "app",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class SamplerSpec:
         return replace(self, scheduler={**{name: own[name] for name in SETTINGS}, **self.scheduler})
 
 
-def parse_sampler(text: str, *, guided: bool = True) -> SamplerSpec:
+def parse_sampler(text: str, *, guided: bool = True, call: Sequence[str] = ()) -> SamplerSpec:
     """Parses a sampler or preset with settings after a colon: "maskgit", "paper", "info_gain:certainty=uniform,gain_weight=0.5".
 
     "default" stands for the pipeline's own sampler (see `SamplerSpec.for_pipeline`). A pair is written start:end, as in
@@ -65,6 +65,7 @@ def parse_sampler(text: str, *, guided: bool = True) -> SamplerSpec:
 
     Args:
         guided: Whether settings of guidance and of caches are allowed: for images, but not for text and exact models.
+        call: Further arguments of the pipeline's call that are allowed as settings.
 
     Raises:
         ValueError: For an unknown name or setting, a setting that is not of the form key=value, or a wrong one of guidance or
@@ -74,7 +75,7 @@ def parse_sampler(text: str, *, guided: bool = True) -> SamplerSpec:
     if name not in SAMPLERS and name not in PRESETS:
         raise ValueError(f"A sampler must be one of {', '.join((*SAMPLERS, *PRESETS))}, got {name!r} in {text!r}.")
     settings: dict[str, Any] = {} if name == DEFAULT else dict(PRESETS[name]) if name in PRESETS else {"sampler": name}
-    of_call = (*SEARCHES, *GUIDANCE, CACHE) if guided else SEARCHES
+    of_call = (*SEARCHES, *((*GUIDANCE, CACHE) if guided else ()), *call)
     known = (*SETTINGS, *of_call)
     for pair in rest.split(",") if rest else ():
         key, equals, value = pair.partition("=")
@@ -83,10 +84,10 @@ def parse_sampler(text: str, *, guided: bool = True) -> SamplerSpec:
         if key not in known:
             raise ValueError(f"A sampler's setting must be one of {', '.join(known)}, got {key!r} in {text!r}.")
         settings[key] = value if key == CACHE else _value(value)
-    call = {key: settings.pop(key) for key in of_call if key in settings}
-    check_guidance(**{key: call[key] for key in GUIDANCE if key in call})
-    parse_cache(call.get(CACHE))
-    return SamplerSpec(text, settings, call)
+    given = {key: settings.pop(key) for key in of_call if key in settings}
+    check_guidance(**{key: given[key] for key in GUIDANCE if key in given})
+    parse_cache(given.get(CACHE))
+    return SamplerSpec(text, settings, given)
 
 
 def check_recorded_sampler(text: str, where: str) -> None:

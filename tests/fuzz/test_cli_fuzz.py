@@ -37,6 +37,7 @@ WORK = {
         "num_runs",
     ),
     *("height", "width", "max_new_tokens", "tokens_per_step", "seeds", "num_fewshot", "limit", "max_gen_toks", "batch_size"),
+    *("batch_sizes", "runs", "threads", "prompt_length", "length", "codebook_size"),
 }
 """Flags that say how much is to be done."""
 NUMBERS = [
@@ -177,6 +178,7 @@ BASE: dict[str, list[str]] = {
         "0",
     ],
     "lm-eval": ["--tasks", "nothing", "--model", "llada"],
+    "benchmark": ["--random", "amused-nano", "--steps", "2", "--runs", "1", "--batch-sizes", "1", "--sampler", "halton"],
     "convert": ["llada", "converted"],
     "export": ["amused", "exported"],
     "show": ["image.png"],
@@ -195,7 +197,9 @@ def flags(command: str) -> list[argparse.Action]:
 
 
 def is_more_work(action: argparse.Action, value: str) -> bool:
-    """Whether the flag takes the value, which only means more work: a large number, or the demo world's 500 captions."""
+    """Whether the flag takes the value, which only means more work: a large number or model, or the demo world's 500 captions."""
+    if "--random" in action.option_strings and value in (action.choices or ()):
+        return not value.endswith("nano") or value == "meissonic-nano"
     if "--prompts" in action.option_strings and value == "demo":
         return True
     if action.dest not in WORK or action.type is None:
