@@ -319,7 +319,8 @@ def other_rows(timings: Sequence[Timing]) -> str | None:
     ]
     if not found:
         return None
-    return f"The network saw other rows than NFE counts, such as those that only fill a cache, or a batch of a compiled model: {', '.join(found)}."
+    why = "such as those that only fill a cache, or a batch of a compiled model"
+    return f"The network saw other rows than NFE counts, {why}: {', '.join(found)}."
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

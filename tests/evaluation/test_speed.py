@@ -73,7 +73,7 @@ def test_rows_that_only_fill_a_cache_are_told():
     assert timing.rows == [16, 16]
     told = (
         "The network saw other rows than NFE counts, such as those that only fill a cache, or a batch of a compiled "
-    told += "model: greedy at batch 2 (32 rows, 24 NFE)."
+        "model: greedy at batch 2 (32 rows, 24 NFE)."
     )
     assert speed.other_rows(timings) == told
 
