@@ -6,6 +6,7 @@ only, so that a sample comes out the same alone and in any batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -115,28 +116,41 @@ def keep_top_k(logits: torch.Tensor, top_k: int | None) -> torch.Tensor:
     return logits.masked_fill(logits < logits.topk(top_k, -1).values[..., -1:], -torch.inf)
 
 
-def nucleus(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest set of tokens that holds the mass `top_p`: logits (..., V) to logits and token ids (..., K), ids ascending.
-
-    K is at least the size of the largest set; where a set is smaller, logits are -inf.
-    """
-    vocab_size = logits.shape[-1]
-    log_total = logits.logsumexp(-1, keepdim=True)
-    size = _USUAL_NUCLEUS
-    while True:
-        size = min(size, vocab_size)
-        largest, tokens = logits.topk(size, -1)
-        p = (largest - log_total).exp()
-        mass = p.cumsum(-1)
-        if size == vocab_size or (mass[..., -1] >= top_p).all():
-            break
-        size *= 8
-    tokens, order = tokens.sort(-1)
-    return largest.masked_fill(mass - p >= top_p, -torch.inf).gather(-1, order), tokens
+def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest set of tokens that holds the mass `top_p`, any of equal ones: logits (..., V) to bool (..., V)."""
+    return _sorted_nucleus(logits, top_p) if logits.shape[-1] <= _SORTED else _bisected_nucleus(logits, top_p)
 
 
-_USUAL_NUCLEUS = 64
-"""Most sets are smaller, and sorting all tokens takes longer than everything else in a step."""
+_SORTED = 1024
+"""The largest vocabulary that is sorted; of larger ones that would take longer than everything else in a step."""
+
+
+def _sorted_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    ordered, order = logits.sort(-1, descending=True)
+    p = ordered.softmax(-1)
+    inside = p.cumsum(-1) - p < top_p
+    return torch.zeros_like(inside).scatter(-1, order, inside)
+
+
+def _bisected_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Finds the threshold of log p by bisection, up to 1e-5; of the tokens within that, the earlier ones are taken."""
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+
+    def mass(inside: torch.Tensor) -> torch.Tensor:
+        return torch.where(inside, p, 0.0).sum(-1, keepdim=True)
+
+    # Tokens below this one have less than 1 - top_p together.
+    lowest = math.log((1 - top_p) / p.shape[-1])
+    low = torch.full_like(p[..., :1], lowest)
+    high = torch.zeros_like(low)
+    for _ in range(math.ceil(math.log2(-lowest / 1e-5))):
+        middle = (low + high) / 2
+        enough = mass(log_p > middle) >= top_p
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    above = log_p > high
+    last = torch.where((log_p > low) & ~above, p, 0.0)
+    return above | ((last > 0) & (mass(above) + last.cumsum(-1) - last < top_p))
 
 
 def sample_tokens(
@@ -158,15 +172,13 @@ def sample_tokens(
     if temperature == 0:
         return logits.argmax(-1, keepdim=True).expand(uniform.shape)
     logits = keep_top_k(logits if temperature == 1 else logits / temperature, top_k)
-    kept = None
     if top_p is not None and top_p < 1:
-        logits, kept = nucleus(logits, top_p)
+        logits = logits.masked_fill(~nucleus(logits, top_p), -torch.inf)
     cdf = logits.softmax(-1).cumsum(-1)
     total = cdf[..., -1:].contiguous()
-    place = torch.searchsorted(cdf, (uniform * total).contiguous(), right=True)
+    tokens = torch.searchsorted(cdf, (uniform * total).contiguous(), right=True)
     # Rounding may bring u · total up to the total: the last token that has any mass is then meant.
-    place = torch.minimum(place, torch.searchsorted(cdf, total))
-    return place if kept is None else kept.gather(-1, place)
+    return torch.minimum(tokens, torch.searchsorted(cdf, total))
 
 
 def select_positions(
