@@ -162,7 +162,7 @@ def meet(server, name: str, output: Path) -> list[int]:
     return sorted(codes)
 
 
-@pytest.mark.parametrize("name", ["text", "compare-text", "compare"])
+@pytest.mark.parametrize("name", ["text", "compare-text", "evaluate"])
 def test_of_two_commands_with_one_output_one_is_refused(server, uninterrupted, name, tmp_path):
     expected, _ = uninterrupted(name)
     assert meet(server, name, tmp_path) == [0, 2]
@@ -183,10 +183,11 @@ def test_commands_in_folders_inside_each_other_do_not_meet(server, tmp_path):
     assert codes == [0, 0], logs
 
 
-def test_images_of_other_settings_are_kept(server, tmp_path):
+def test_two_processes_make_the_images_of_one_and_those_of_other_settings_are_kept(server, uninterrupted, tmp_path):
     flags = command(server, "generate", tmp_path)
-    assert server.run(flags)[0] == [0]
-    before = contents(tmp_path)
+    before, _ = uninterrupted("generate")
+    assert launch(server, "generate", tmp_path)[0] == [0, 0]
+    assert contents(tmp_path) == before
     assert server.run(flags)[0] == [0]
     assert contents(tmp_path) == before
     assert server.run([*flags, "--guidance-scale", 1.2000001])[0] == [0]
@@ -196,10 +197,9 @@ def test_images_of_other_settings_are_kept(server, tmp_path):
     assert "grid-2.png" in after
 
 
-@pytest.mark.parametrize("name", ["generate", "compare"])
-def test_two_processes_end_with_the_files_of_one(server, uninterrupted, name, tmp_path):
-    expected, _ = uninterrupted(name)
-    codes, logs = launch(server, name, tmp_path)
+def test_two_processes_make_the_comparison_of_one(server, uninterrupted, tmp_path):
+    expected, _ = uninterrupted("compare")
+    codes, logs = launch(server, "compare", tmp_path)
     assert codes == [0, 0], logs
     assert logs[1] == ""
     assert contents(tmp_path) == expected
@@ -245,14 +245,35 @@ def test_a_command_that_is_not_shared_runs_in_the_main_process(server):
     assert first == "Samplers (--sampler):"
 
 
-def test_accelerate_launches_the_command(server, uninterrupted, tmp_path):
-    expected, _ = uninterrupted("generate")
+def accelerate(*words: Any) -> subprocess.CompletedProcess:
+    """Two processes of `accelerate launch`."""
     # `--cpu` would start one process only; the processes themselves are told to use the CPU.
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffusers_infogain.cli"]
-    words = [str(word) for word in command(server, "generate", tmp_path)]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_processes_of_accelerate_meet(tmp_path):
+    """Twice, as a script may run several commands; the command itself is launched in the slow suite."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from diffusers_infogain.processes import joined\n"
+        "for number in range(2):\n"
+        "    with joined() as own:\n"
+        "        value = own.from_main(number if own.is_main else None)\n"
+        "        assert own.count == 2 and own._take('share', 0) in (0, 1)\n"
+        "print(f'{own.index}: {value}\\n', end='', flush=True)\n"
+    )
+    done = accelerate(script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "0: 1", "1: 1"]
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_command(server, uninterrupted, tmp_path):
+    expected, _ = uninterrupted("generate")
+    done = accelerate("-m", "diffusers_infogain.cli", *command(server, "generate", tmp_path))
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path) == expected
     assert done.stdout.count("Written to") == 1
