@@ -93,13 +93,16 @@ class Reader:
         return part
 
     def blocks(self) -> Iterator[slice]:
-        """The positions in parts that are read together."""
+        """The positions in parts that are read together, at least one."""
         size = max((CPU_BLOCK if self._source.device.type == "cpu" else DEVICE_BLOCK) // self.vocab_size, 1)
+        if len(self) <= size:
+            return iter([slice(None)])
         return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
     def read(self, part: slice = slice(None)) -> torch.Tensor:
         """(R, V) float32, a copy, -inf for the mask token."""
-        rows = self._source[tuple(index[part] for index in self._index)].float()
+        whole = part == slice(None)
+        rows = self._source[self._index if whole else tuple(index[part] for index in self._index)].float()
         if self.mask_token_id < self.vocab_size:
             rows[:, self.mask_token_id] = -torch.inf
         return rows
@@ -145,12 +148,13 @@ def _kernel(kernel: Callable[..., Any], options: CompileOptions | None) -> Calla
 
 def statistics(reader: Reader, options: CompileOptions | None = None) -> Statistics:
     """Entropy, largest logit and normaliser of every position, in one pass; compiled if there are options for it."""
-    return Statistics(*_in_blocks(_kernel(scoring.moments, options), reader, 3))
+    kernel = _kernel(scoring.moments, options)
+    return Statistics(*_joined([kernel(reader.read(part)) for part in reader.blocks()]))
 
 
 def log_distributions(reader: Reader) -> torch.Tensor:
     """log p_l(v) of every position, (M, V) float32, finite where p is 0: what `divergences` compares with."""
-    return _in_blocks(lambda rows: (scoring.floored_log_softmax(rows),), reader, 1)[0]
+    return torch.cat([scoring.floored_log_softmax(reader.read(part)) for part in reader.blocks()])
 
 
 def divergences(
@@ -165,15 +169,9 @@ def divergences(
     """
     kernel = _kernel(scoring.divergence, options)
     found = [kernel(reader.read(part), before[place_before[part]]) for part in reader.blocks()]
-    kl, top = _joined(found, 2, before)
+    kl, top = _joined(found)
     return kl, top
 
 
-def _in_blocks(kernel: Callable[[torch.Tensor], Any], reader: Reader, num_results: int) -> tuple[torch.Tensor, ...]:
-    return _joined([kernel(reader.read(part)) for part in reader.blocks()], num_results, reader.read(slice(0)))
-
-
-def _joined(found: list[Any], num_results: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    if not found:
-        return (like.new_zeros(0, dtype=torch.float32),) * num_results
-    return tuple(found[0]) if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
+def _joined(found: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))

@@ -127,8 +127,7 @@ class Step:
     def _draw(self, reader: Reader, where: torch.Tensor) -> torch.Tensor:
         uniform = self.uniforms[:, :, 0].transpose(1, 2)[where]
         settings = self.token_temperature, self.config.top_k, self.top_p
-        drawn = [sample_tokens(reader.read(part), uniform[part], *settings) for part in reader.blocks()]
-        return torch.cat(drawn) if drawn else torch.zeros(uniform.shape, dtype=torch.long, device=uniform.device)
+        return torch.cat([sample_tokens(reader.read(part), uniform[part], *settings) for part in reader.blocks()])
 
     def decoded_at(self, where: torch.Tensor, most_probable: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and their log-probabilities at K of the masked positions, (K, N) each.
@@ -141,9 +140,8 @@ class Step:
         reader, statistics = self.reader.take(chosen), self.statistics.take(chosen)
         tokens = self.tokens[chosen] if "tokens" in self.__dict__ else self._draw(reader, where)
         if most_probable is not None:
-            largest = [reader.read(part).argmax(-1, keepdim=True) for part in reader.blocks()]
-            if largest:
-                tokens = torch.where(most_probable[where][:, None], torch.cat(largest), tokens)
+            largest = torch.cat([reader.read(part).argmax(-1, keepdim=True) for part in reader.blocks()])
+            tokens = torch.where(most_probable[where][:, None], largest, tokens)
         return tokens, statistics.log_probability(reader.at(tokens))
 
     @cached_property
