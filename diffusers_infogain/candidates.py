@@ -136,21 +136,18 @@ def _bisected_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Finds the threshold of log p by bisection, up to 1e-5; of the tokens within that, the earlier ones are taken."""
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
-
-    def mass(inside: torch.Tensor) -> torch.Tensor:
-        return torch.where(inside, p, 0.0).sum(-1, keepdim=True)
-
+    inside = torch.empty_like(p)  # 1 and 0: vectorised, as masks of bools are not
     # Tokens below this one have less than 1 - top_p together.
     lowest = math.log((1 - top_p) / p.shape[-1])
-    low = torch.full_like(p[..., :1], lowest)
-    high = torch.zeros_like(low)
+    low, high = torch.full_like(p[..., :1], lowest), torch.zeros_like(p[..., :1])
     for _ in range(math.ceil(math.log2(-lowest / 1e-5))):
         middle = (low + high) / 2
-        enough = mass(log_p > middle) >= top_p
+        enough = torch.gt(log_p, middle, out=inside).mul_(p).sum(-1, keepdim=True) >= top_p
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     above = log_p > high
+    mass = torch.where(above, p, 0.0).sum(-1, keepdim=True)
     last = torch.where((log_p > low) & ~above, p, 0.0)
-    return above | ((last > 0) & (mass(above) + last.cumsum(-1) - last < top_p))
+    return above | ((last > 0) & (mass + last.cumsum(-1) - last < top_p))
 
 
 def sample_tokens(
