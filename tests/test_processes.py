@@ -113,12 +113,15 @@ def test_all_get_what_the_main_process_says():
 
 
 def test_if_one_fails_all_end():
+    made = []
+
     def work(own):
         if own.index == 1:
             raise ValueError("no memory")
-        return squares(own, [[0]] * 50, lambda own, batch: 0.02), own.from_main()
+        list(own.map(lambda batch: made.append(batch) or time.sleep(0.02), [[0]] * 50, "", "number", bar=False))
 
     found = together(3, work)
+    assert len(made) < 50
     assert str(found[1]) == "no memory"
     assert all(isinstance(found[index], OtherProcessFailedError) for index in (0, 2))
 

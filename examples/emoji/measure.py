@@ -128,7 +128,7 @@ def inpaint(
     mask = torch.zeros(reference.images.shape[2:])
     mask[len(mask) // 2 :] = 1
     indices = [index for index in range(len(reference.pictures)) for _ in range(copies)]
-    made = runs.Generated([], list(seeds), [], 0.0)
+    every, figures = [], []
     start = time.perf_counter()
     for first in range(0, len(indices), batch_size):
         part = indices[first : first + batch_size]
@@ -140,10 +140,11 @@ def inpaint(
             return_dict=False,
             **call,
         )
-        made.images += images
-        made.traces.append(trace)
-    made.seconds = time.perf_counter() - start
-    return made
+        every += images
+        passes, entropy = trace.sequential_passes, trace.cumulative_entropy
+        figures.append((trace.num_states.sum(0), trace.num_evaluations.sum(0), passes, entropy))
+    states, evaluations, passes, entropies = map(torch.cat, zip(*figures, strict=True))
+    return runs.Generated(every, list(seeds), states, evaluations, passes, entropies, time.perf_counter() - start)
 
 
 def run(

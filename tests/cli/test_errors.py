@@ -132,6 +132,23 @@ def test_the_default_device_is_what_is_there():
         device.choose_device("cuda")
 
 
+def test_each_process_gets_the_device_of_its_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert device.own_device("cuda") == "cuda"  # the launcher shows each process only its own
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [device.own_device(name) for name in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
+    assert chosen == [1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    message = (
+        "The launcher must start at most 2 processes here, one for each device of --device cuda, got more: lower their number"
+    )
+    with pytest.raises(ValueError, match=message):
+        device.own_device("cuda")
+
+
 @pytest.mark.parametrize(
     "error",
     [

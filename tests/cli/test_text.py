@@ -48,7 +48,7 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     assert [(record["prompt"], record["seed"]) for record in records] == [(p, s) for p in ("S", "M", "S1") for s in (0, 1)]
     assert all(record["num_evaluations"] > 0 for record in records)
     lines = whole.splitlines(keepends=True)
-    output.write_text("".join(lines[:2]) + lines[2][:10])
+    output.write_text("".join(lines[:3]) + lines[3][:10])  # in the middle of a batch
     assert run(capsys, "text", *flags)[0] == 0
     assert output.read_text() == whole
     output.write_text(whole.replace('"S1"', '"S2"'))
