@@ -65,18 +65,23 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
         elif _CLEAR_PEAK.exists():
             _CLEAR_PEAK.write_text("5")
-        self.start = self.megabytes()
+        self.start = self.peak()
 
-    def megabytes(self) -> float | None:
-        """The peak so far; None where it cannot be told."""
+    def peak(self) -> int | None:
+        """In bytes, so far; None where it cannot be told."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / _MB
+            return torch.cuda.max_memory_allocated(self.device)
         if not _CLEAR_PEAK.exists():
             return None
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return 1024 * int(status["VmHWM"].split()[0]) / _MB
+        return 1024 * int(status["VmHWM"].split()[0])
+
+    def megabytes(self) -> float | None:
+        """The peak so far."""
+        peak = self.peak()
+        return None if peak is None else peak / _MB
 
     def megabytes_above_start(self) -> float | None:
         """The peak beyond what was in use at the start."""
-        peak = self.megabytes()
-        return None if peak is None or self.start is None else peak - self.start
+        peak = self.peak()
+        return None if peak is None or self.start is None else (peak - self.start) / _MB

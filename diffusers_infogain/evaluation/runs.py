@@ -19,6 +19,7 @@ from ..files import append_json_lines, check_fields, cut_unfinished, read_json, 
 from ..image_files import read_png_metadata, save_png
 from ..processes import ALONE, Processes, batches_of
 from ..trace import DecodingTrace
+from .machine import PeakMemory
 from .photographs import listed
 from .prompts import ImageRequest
 
@@ -247,27 +248,22 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        elif _CLEAR_PEAK.exists():
-            _CLEAR_PEAK.write_text("5")
+        self.on_cuda = torch.cuda.is_available()
+        self._wait()
+        self.memory = PeakMemory("cuda" if self.on_cuda else "cpu")
         self.start = time.perf_counter()
 
-    def record(self, path: Path, num_images: int) -> None:
-        memory = None
-        if torch.cuda.is_available():
+    def _wait(self) -> None:
+        if self.on_cuda:
             torch.cuda.synchronize()
-            memory = torch.cuda.max_memory_allocated()
-        elif _CLEAR_PEAK.exists():
-            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            memory = 1024 * int(status["VmHWM"].split()[0])
+
+    def record(self, path: Path, num_images: int) -> None:
+        self._wait()
         seconds = time.perf_counter() - self.start
-        append_json_lines([{"images": num_images, "seconds": seconds, "peak_memory": memory}], path)
+        append_json_lines([{"images": num_images, "seconds": seconds, "peak_memory": self.memory.peak()}], path)
 
 
 _TIMING = '{"images": '
-_CLEAR_PEAK = Path("/proc/self/clear_refs")  # writing 5 resets the peak of the resident memory
 
 
 @dataclass
