@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray_generate import Painter, batches_of, row_of
+from ray_generate import Painter, row_of
 
 from diffusers_infogain.demo.shapes import sample_captions
 from diffusers_infogain.evaluation.prompts import read_prompts, requests
 from diffusers_infogain.files import replacing
+from diffusers_infogain.processes import batches_of
 
 PAINTER = {"model": "demo", "dtype": "float32", "device": "cpu", "sampler": "fast"}
 STEPS = 64

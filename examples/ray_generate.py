@@ -38,6 +38,7 @@ from diffusers_infogain.files import regular_file, replacing
 from diffusers_infogain.image_files import read_png_metadata
 from diffusers_infogain.output_folders import owned
 from diffusers_infogain.pictures import Picture
+from diffusers_infogain.processes import batches_of
 from diffusers_infogain.progress import Progress, quiet_libraries
 
 Batch = list[ImageRequest]
@@ -70,10 +71,6 @@ def png(image: Picture, prompt: str) -> bytes:
     content = io.BytesIO()
     Picture.of(image, {"prompt": prompt, **image.settings}).save(content, "PNG")
     return content.getvalue()
-
-
-def batches_of(found: Sequence[ImageRequest], size: int) -> list[Batch]:
-    return [list(found[first : first + size]) for first in range(0, len(found), size)]
 
 
 def row_of(batch: Batch) -> dict[str, Any]:
