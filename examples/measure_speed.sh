@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Measures the tables of docs/speed.md and docs/text.md, and writes them there: some eight minutes on a CPU that does nothing else.
+# Measures the tables of docs/speed.md and writes them there: some minutes on a CPU that does nothing else.
 #
 #     bash examples/measure_speed.sh [FOLDER]
 #
-# A table that is in the folder already is not measured again, so that a run that was stopped goes on; remove files to measure anew.
+# A table that is in the folder (docs/results/speed) already is not measured again, so that a run that was stopped goes on; remove
+# the folder to measure anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-docs/results/speed}
