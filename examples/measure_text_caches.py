@@ -75,15 +75,16 @@ def quality(args: argparse.Namespace) -> None:
                 ]
                 found[cache] = [list(itertools.chain(*lists)) for lists in zip(*parts, strict=True)]
             size = range(args.num * args.seeds)
-            for cache, (right, states) in found.items():
-                less = [float(own) - float(none) for own, none in zip(right, found["none"][0], strict=True)]
-                figures = (clustered_mean([float(own) for own in right], size), clustered_mean(less, size))
-                cells = [format_figure(figure, "right") for figure in figures]
-                against = "" if cache == "none" else cells[1]
-                rows.append([task, str(length), sampler, cache, cells[0], against, f"{statistics.mean(states):.1f}"])
-    print(markdown_table(["task", "block", "sampler", "cache", "right (%)", "difference (points)", "NFE"], rows))
+            right, states = found["none"]
+            cells = [format_figure(clustered_mean([float(own) for own in right], size), "right")]
+            for cache in CACHES[1:]:
+                less = [float(own) - float(none) for own, none in zip(found[cache][0], right, strict=True)]
+                cells.append(format_figure(clustered_mean(less, size), "right"))
+            rows.append([task, str(length), sampler, f"{statistics.mean(states):.1f}", *cells])
+    header = ["task", "block", "sampler", "NFE", "right without a cache (%)", *(f"{cache} (points)" for cache in CACHES[1:])]
+    print(markdown_table(header, rows))
     print(
-        f"\nn = {args.num * args.seeds} ({args.seeds} seeds of {args.num}); the same problems and random numbers for each cache."
+        f"\nn = {args.num * args.seeds} ({args.seeds} seeds of {args.num}); the same problems and random numbers with each cache."
     )
 
 

@@ -77,7 +77,7 @@ def test_the_pictures_and_the_table_of_the_results_are_made_from_their_figures(r
 
 def test_caches_of_text_models_are_measured(run):
     out = run("measure_text_caches.py", "--num", 2, "--seeds", 1, "--samplers", "confidence")
-    assert "| product | 5 | confidence | prefix | 100 | 0 | 10.0 |" in out
+    assert "| product | 5 | confidence | 10.0 | 100 | 0 | 0 |" in out
     sizes = ["--prompt-length", 8, "--new-tokens", 8, "--block-length", 4, "--hidden-size", 64, "--layers", 1, "--vocab-size", 50]
     out = run("measure_text_caches.py", "--time", "--runs", 1, "--device", "cpu", "--samplers", "confidence", *sizes)
     assert "| confidence | dual, packed |" in out
