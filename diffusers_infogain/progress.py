@@ -24,9 +24,9 @@ def watched() -> bool:
     return issubclass(tqdm, tqdm_notebook) or sys.stderr.isatty()
 
 
-def quiet_libraries() -> None:
-    """Disables the loading bars of diffusers, transformers and huggingface_hub in logs."""
-    if not watched():
+def quiet_libraries(main: bool = True) -> None:
+    """Disables the loading bars of diffusers, transformers and huggingface_hub in logs, and in all processes but the main one."""
+    if not (main and watched()):
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         huggingface_hub.utils.disable_progress_bars()

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stderr
 
+import diffusers
+import huggingface_hub
+import pytest
 import torch
+import transformers
 
 from diffusers_infogain import InfoGainPipeline, progress
 
@@ -42,6 +46,17 @@ def test_a_terminal_gets_a_bar():
         for _ in progress.Progress(range(3), desc="evaluate", unit="image"):
             pass
         assert "evaluate: 100%|" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("main", "shown"), [(True, True), (False, False)])
+def test_loading_bars_are_those_of_the_main_process(monkeypatch, main, shown):
+    disabled = []
+    for place in (diffusers.utils.logging, transformers.utils.logging):
+        monkeypatch.setattr(place, "disable_progress_bar", lambda: disabled.append(1))
+    monkeypatch.setattr(huggingface_hub.utils, "disable_progress_bars", lambda: disabled.append(1))
+    with redirect_stderr(Terminal()):
+        progress.quiet_libraries(main)
+    assert len(disabled) == (0 if shown else 3)
 
 
 def run(pipe) -> None:

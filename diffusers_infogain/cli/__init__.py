@@ -229,7 +229,7 @@ def _run(args: argparse.Namespace) -> None:
         if hasattr(args, "dtype"):  # the command loads a model
             from ..progress import quiet_libraries
 
-            quiet_libraries()
+            quiet_libraries(args.processes.is_main)
         module, function = command.function.split(".")
         getattr(importlib.import_module(f".{module}", __name__), function)(args)
 
