@@ -65,6 +65,16 @@ def test_text_training_resumes_and_writes_a_loadable_folder(run, tmp_path):
     assert tokenizer.mask_token_id == model.config.mask_token_id
 
 
+@pytest.mark.slow
+def test_caches_are_measured_beside_each_other(run):
+    out = run("measure_caches.py", "demo", "--num-captions", 1)
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][1:]
+    greedy, lookahead = ["none", "context:0.1", "context:0.25", "ml_cache"], ["none", "context:0.1", "context:0.25"]
+    assert [row[1] for row in rows] == [*greedy, *lookahead, *lookahead, *greedy]
+    assert all(row[3] == "100.0" for row in rows if row[1] == "none")
+    assert "n = 3 images per row" in out
+
+
 def test_the_pictures_and_the_table_of_the_results_are_made_from_their_figures(run, tmp_path):
     results = EXAMPLES.parent / "docs" / "results"
     for name in ("results.json", "rivals.json"):
