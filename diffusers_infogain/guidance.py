@@ -62,7 +62,7 @@ def guidance_weights(
     """
     start, stop = interval
     if schedule == "constant" and (start, stop) == (0, 1):  # the usual case, with fewer operations
-        return torch.where((tokens == mask_token_id).any(-1), 1 + (guidance_scale - 1), 1.0)
+        return 1 + (guidance_scale - 1) * (tokens == mask_token_id).any(-1).float()
     u = 1 - (tokens == mask_token_id).sum(-1).double() / tokens.shape[1]
     strength = torch.where((start <= u) & (u < stop), GUIDANCE_SCHEDULES[schedule](u), 0.0)
     return 1 + (guidance_scale - 1) * strength.float()

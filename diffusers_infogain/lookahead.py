@@ -115,9 +115,9 @@ class Objective:
     def _without_lookahead(self, proposal: InfoGainProposal, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What candidates that leave nothing masked gain, since nothing is uncertain after them; of others nothing is known."""
         gain = self.uncertainty(proposal)[:, None] if proposal.logits is None else proposal.cost
-        gain = torch.where(unknown, torch.nan, gain)
+        gain = gain.expand(unknown.shape).masked_fill(unknown, torch.nan)
         if not self.weighs_cost:
-            return gain, torch.where(unknown, torch.nan, 0.0)
+            return gain, torch.zeros_like(gain).masked_fill(unknown, torch.nan)
         return gain, scoring.objective(gain, proposal.cost, self.weight)
 
     def uncertainty(self, proposal: InfoGainProposal) -> torch.Tensor:
