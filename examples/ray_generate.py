@@ -30,7 +30,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from diffusers_infogain import InfoGainScheduler, load
-from diffusers_infogain.cli.flags import integer, nonempty, number, path
+from diffusers_infogain.checks import check_integer, check_number
 from diffusers_infogain.evaluation.prompts import ImageRequest, Prompt, read_prompts, requests
 from diffusers_infogain.evaluation.runs import check_settings, finish
 from diffusers_infogain.evaluation.samplers import parse_sampler
@@ -152,23 +152,27 @@ def generate(batches: Sequence[Batch], folder: Path, painter: dict[str, Any], wo
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("output", type=path, help="folder for the images")
-    parser.add_argument("--prompts", type=path, required=True, help="text, JSON, CSV or Parquet file")
-    parser.add_argument("--num-prompts", type=integer(1), help="the first ones (default: all)")
-    parser.add_argument("--num-images", type=integer(1), default=1, help="images per prompt")
-    parser.add_argument("--seed", type=integer(0), default=0, help="of the first image")
-    parser.add_argument("--model", type=nonempty, default="demo", help="Hub id, or a folder that every machine has")
+    parser.add_argument("output", type=Path, help="folder for the images")
+    parser.add_argument("--prompts", type=Path, required=True, help="text, JSON, CSV or Parquet file")
+    parser.add_argument("--num-prompts", type=int, help="the first ones (default: all)")
+    parser.add_argument("--num-images", type=int, default=1, help="images per prompt")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image")
+    parser.add_argument("--model", default="demo", help="Hub id, or a folder that every machine has")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--sampler", type=nonempty, default="default", help='as `compare` takes it: "maskgit:guidance_scale=3"')
-    parser.add_argument("--steps", type=integer(1), help="(default: the model's)")
-    parser.add_argument("--batch-size", type=integer(1), default=16, help="images at once, a part of the run's identity")
-    parser.add_argument("--lookahead-batch-size", type=integer(1), help="states at once, if memory runs out")
+    parser.add_argument("--sampler", default="default", help='as `compare` takes it: "maskgit:guidance_scale=3"')
+    parser.add_argument("--steps", type=int, help="(default: the model's)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once, a part of the run's identity")
+    parser.add_argument("--lookahead-batch-size", type=int, help="states at once, if memory runs out")
     parser.add_argument("--address", help="the cluster; by default that of RAY_ADDRESS, else one begun on this machine")
-    parser.add_argument("--workers", type=integer(1), help="(default: as many as the cluster has GPUs or CPUs for)")
-    parser.add_argument("--cpus-per-worker", type=integer(1), default=1, help="and threads, which images may depend on")
-    parser.add_argument("--gpus-per-worker", type=number(0), help="0.5 is two workers a GPU (default: 1 if there are GPUs)")
+    parser.add_argument("--workers", type=int, help="(default: as many as the cluster has GPUs or CPUs for)")
+    parser.add_argument("--cpus-per-worker", type=int, default=1, help="and threads, which images may depend on")
+    parser.add_argument("--gpus-per-worker", type=float, help="0.5 is two workers a GPU (default: 1 if there are GPUs)")
     args = parser.parse_args()
     try:
+        for name in ("num_prompts", "num_images", "steps", "batch_size", "lookahead_batch_size", "workers", "cpus_per_worker"):
+            check_integer(name, getattr(args, name), 1, optional=parser.get_default(name) is None)
+        check_integer("seed", args.seed, 0)
+        check_number("gpus_per_worker", args.gpus_per_worker, 0, optional=True)
         InfoGainScheduler(mask_token_id=0, **parse_sampler(args.sampler).scheduler)
         args.prompts = prompts_of(args.prompts)[: args.num_prompts]
         args.requests = requests(args.prompts, args.num_images, args.seed)

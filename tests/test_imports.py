@@ -212,15 +212,21 @@ assert not {"torch", "diffusers", "transformers", "numpy"} & set(sys.modules)
     assert run.returncode == 0, run.stderr
 
 
-def test_names_of_the_package_are_imported_when_they_are_asked_for():
+def test_names_of_the_package_are_imported_when_they_are_asked_for_without_optional_and_heavy_packages():
+    # what the required libraries load on their own account does not count
     program = """
 import sys
 import diffusers_infogain
 assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 assert set(diffusers_infogain.__all__) <= set(dir(diffusers_infogain))
 assert set(diffusers_infogain.__all__) == {*diffusers_infogain._MODULES, "CUSTOM_PIPELINE"}
+from diffusers import AmusedPipeline, DiffusionPipeline, UVit2DModel, VQModel
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+import diffusers.loaders, diffusers.callbacks
+by_others = set(sys.modules)
 for name in diffusers_infogain.__all__:
     assert getattr(diffusers_infogain, name) is not None, name
+from diffusers_infogain import *
 try:
     diffusers_infogain.no_such_name
 except AttributeError as error:
@@ -228,9 +234,13 @@ except AttributeError as error:
 else:
     raise SystemExit("no error")
 assert not {"matplotlib", "sklearn", "torchmetrics", "lm_eval"} & set(sys.modules)
+print(*set(sys.modules) - by_others)
 """
     run = in_a_new_process(program)
     assert run.returncode == 0, run.stderr
+    loaded = set(run.stdout.split())
+    assert "diffusers_infogain.decoding" in loaded
+    assert not {"matplotlib", "sklearn", "peft", "pandas", "torchmetrics", "lm_eval"} & loaded
 
 
 def test_type_checkers_see_the_names_that_are_imported_late():
@@ -245,25 +255,6 @@ def test_scheduler_module_holds_the_name_by_which_diffusers_knows_how_to_load_it
 
     assert issubclass(scheduling_infogain.InfoGainScheduler, scheduling_infogain.SchedulerMixin)
     assert scheduling_infogain.InfoGainScheduler.__module__ == "diffusers_infogain.scheduling_infogain"
-
-
-def test_optional_and_heavy_packages_are_not_imported_with_the_package():
-    # what the required libraries load on their own account does not count
-    code = """
-import sys
-from diffusers import AmusedPipeline, DiffusionPipeline, UVit2DModel, VQModel
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-import diffusers.loaders, diffusers.callbacks
-by_others = set(sys.modules)
-from diffusers_infogain import *
-print(*set(sys.modules) - by_others)
-assert not {"matplotlib", "sklearn"} & set(sys.modules)
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
-    assert run.returncode == 0, run.stderr
-    loaded = set(run.stdout.split())
-    assert "diffusers_infogain.decoding" in loaded
-    assert not {"matplotlib", "sklearn", "peft", "pandas", "torchmetrics", "lm_eval"} & loaded
 
 
 def test_files_and_functions_stay_small():
