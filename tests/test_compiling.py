@@ -27,6 +27,7 @@ class Rows(torch.nn.Module):
     def __getattr__(self, name):
         return super().__getattr__(name) if name in ("model", "seen") else getattr(self.model, name)
 
+    @torch.compiler.disable  # it is the sizes that matter here, and tracing takes seconds
     def forward(self, tokens, **kwargs):
         self.seen.append(len(tokens))
         return self.model(tokens, **kwargs)

@@ -185,6 +185,8 @@ class Result:
 class _Watched:
     """Stands in for the progress bar of a pipeline: tells the page how far it is."""
 
+    disable = False
+
     def __init__(self, total: int, report: Callable[[float], Any]):
         self.total, self.n, self._report = max(total, 1), 0, report
 
