@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +71,8 @@ class Reader:
             if (index < 0).any():
                 raise missing_logits()
             self._source, self._index = logits.rows, (index,)
+        elif logits.is_contiguous():
+            self._source, self._index = logits.flatten(0, -2), (_flat_index(self.places, logits.shape),)
         else:
             self._source, self._index = logits, self.places
 
@@ -99,10 +101,18 @@ class Reader:
             return iter([slice(None)])
         return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
-    def read(self, part: slice = slice(None)) -> torch.Tensor:
-        """(R, V) float32, a copy, -inf for the mask token."""
-        whole = part == slice(None)
-        rows = self._source[self._index if whole else tuple(index[part] for index in self._index)].float()
+    def buffer(self) -> torch.Tensor:
+        """Room for a block. Large tensors that come and go cost more time than what is computed with them."""
+        rows = max((part.stop or len(self)) - (part.start or 0) for part in self.blocks())
+        return torch.empty(rows, self.vocab_size, dtype=torch.float32, device=self._source.device)
+
+    def read(self, part: slice = slice(None), out: torch.Tensor | None = None) -> torch.Tensor:
+        """(R, V) float32, a copy, -inf for the mask token; into the first rows of a `buffer` where that spares memory."""
+        index = self._index if part == slice(None) else tuple(index[part] for index in self._index)
+        if out is not None and len(index) == 1 and self._source.dtype == torch.float32:
+            rows = torch.index_select(self._source, 0, index[0], out=out[: len(index[0])])
+        else:
+            rows = self._source[index].float()
         if self.mask_token_id < self.vocab_size:
             rows[:, self.mask_token_id] = -torch.inf
         return rows
@@ -141,15 +151,17 @@ def _compiled(kernel: Callable[..., Any], options: CompileOptions) -> Callable[.
     return torch.compile(kernel, **dict(options))
 
 
-def _kernel(kernel: Callable[..., Any], options: CompileOptions | None) -> Callable[..., Any]:
-    """The kernel, fused by `torch.compile` if there are options for it."""
-    return kernel if options is None else _compiled(kernel, options)
-
-
 def statistics(reader: Reader, options: CompileOptions | None = None) -> Statistics:
     """Entropy, largest logit and normaliser of every position, in one pass; compiled if there are options for it."""
-    kernel = _kernel(scoring.moments, options)
-    return Statistics(*_joined([kernel(reader.read(part)) for part in reader.blocks()]))
+    if options is not None:
+        kernel = _compiled(scoring.moments, options)
+        return Statistics(*_joined([kernel(reader.read(part)) for part in reader.blocks()]))
+    buffers = [reader.buffer() for _ in range(3)]
+    found = []
+    for part in reader.blocks():
+        rows = reader.read(part, buffers[0])
+        found.append(scoring.moments(rows, *(buffer[: len(rows)] for buffer in buffers[1:])))
+    return Statistics(*_joined(found))
 
 
 def log_distributions(reader: Reader) -> torch.Tensor:
@@ -167,11 +179,28 @@ def divergences(
         place_before: (M,), which of the K distributions each position is compared with.
         options: As in `statistics`.
     """
-    kernel = _kernel(scoring.divergence, options)
-    found = [kernel(reader.read(part), before[place_before[part]]) for part in reader.blocks()]
+    if options is not None:
+        kernel = _compiled(scoring.divergence, options)
+        found = [kernel(reader.read(part), before[place_before[part]]) for part in reader.blocks()]
+    else:
+        buffers = [reader.buffer() for _ in range(4)]
+        found = []
+        for part in reader.blocks():
+            rows = reader.read(part, buffers[0])
+            first = [buffer[: len(rows)] for buffer in buffers[1:]]
+            torch.index_select(before, 0, place_before[part], out=first[0])
+            found.append(scoring.divergence(rows, *first))
     kl, top = _joined(found)
     return kl, top
 
 
-def _joined(found: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+def _joined(found: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
     return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def _flat_index(places: tuple[torch.Tensor, ...], shape: torch.Size) -> torch.Tensor:
+    """The rows (M,) of (..., L, V), flattened to (S, V), at an index for every dimension of (..., L)."""
+    index = places[0]
+    for place, size in zip(places[1:], shape[1:-1], strict=True):
+        index = index * size + place
+    return index

@@ -15,24 +15,35 @@ NEGLIGIBLE = -110.0
 """Logits this far below the largest are as good as -inf: exp is exactly 0 in float32."""
 
 
-def moments(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def moments(
+    logits: torch.Tensor, below: torch.Tensor | None = None, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """H_l in nats, max_v x_v and log Σ_v exp(x_v - max x) of logits x: (R, V) float32 to (R,) each. NaN stays NaN.
 
     H = log Z + Σ_v p_v (max x - x_v) with Z = Σ_v exp(x_v - max x): both terms are >= 0, so nothing cancels.
+
+    Args:
+        below, weights: (R, V), room to work in; by default new tensors.
     """
     top = logits.amax(-1)
-    below = (logits - top[:, None]).clamp_(min=NEGLIGIBLE)
-    weights = below.exp()
+    below = torch.sub(logits, top[:, None], out=below).clamp_(min=NEGLIGIBLE)
+    weights = torch.exp(below, out=weights)
     total = weights.sum(-1)
     log_total = total.log()
     return log_total - weights.mul_(below).sum(-1) / total, top, log_total
 
 
-def divergence(logits: torch.Tensor, other_log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(p ‖ q) in nats and max_v x_v, of logits x and the `floored_log_softmax` of others: (R, V) twice to (R,) each."""
+def divergence(
+    logits: torch.Tensor, other_log_p: torch.Tensor, below: torch.Tensor | None = None, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p ‖ q) in nats and max_v x_v, of logits x and the `floored_log_softmax` of others: (R, V) twice to (R,) each.
+
+    Args:
+        below, weights: As in `moments`.
+    """
     top = logits.amax(-1)
-    below = (logits - top[:, None]).clamp_(min=NEGLIGIBLE)
-    weights = below.exp()
+    below = torch.sub(logits, top[:, None], out=below).clamp_(min=NEGLIGIBLE)
+    weights = torch.exp(below, out=weights)
     total = weights.sum(-1)
     value = weights.mul_(below.sub_(other_log_p)).sum(-1) / total - total.log()
     # Where p > 0 and q = 0 the floor makes it larger than any divergence of finite logits.
