@@ -151,16 +151,18 @@ def _compiled(kernel: Callable[..., Any], options: CompileOptions) -> Callable[.
     return torch.compile(kernel, **dict(options))
 
 
+def _kernel(kernel: Callable[..., Any], options: CompileOptions | None) -> Callable[..., Any]:
+    """The kernel, fused by `torch.compile` if there are options for it: it then needs no room to work in."""
+    return kernel if options is None else _compiled(kernel, options)
+
+
 def statistics(reader: Reader, options: CompileOptions | None = None) -> Statistics:
     """Entropy, largest logit and normaliser of every position, in one pass; compiled if there are options for it."""
-    if options is not None:
-        kernel = _compiled(scoring.moments, options)
-        return Statistics(*_joined([kernel(reader.read(part)) for part in reader.blocks()]))
-    buffers = [reader.buffer() for _ in range(3)]
+    kernel, buffers = _kernel(scoring.moments, options), [reader.buffer() for _ in range(1 if options else 3)]
     found = []
     for part in reader.blocks():
         rows = reader.read(part, buffers[0])
-        found.append(scoring.moments(rows, *(buffer[: len(rows)] for buffer in buffers[1:])))
+        found.append(kernel(rows, *(buffer[: len(rows)] for buffer in buffers[1:])))
     return Statistics(*_joined(found))
 
 
@@ -179,17 +181,12 @@ def divergences(
         place_before: (M,), which of the K distributions each position is compared with.
         options: As in `statistics`.
     """
-    if options is not None:
-        kernel = _compiled(scoring.divergence, options)
-        found = [kernel(reader.read(part), before[place_before[part]]) for part in reader.blocks()]
-    else:
-        buffers = [reader.buffer() for _ in range(4)]
-        found = []
-        for part in reader.blocks():
-            rows = reader.read(part, buffers[0])
-            first = [buffer[: len(rows)] for buffer in buffers[1:]]
-            torch.index_select(before, 0, place_before[part], out=first[0])
-            found.append(scoring.divergence(rows, *first))
+    kernel, buffers = _kernel(scoring.divergence, options), [reader.buffer() for _ in range(2 if options else 4)]
+    found = []
+    for part in reader.blocks():
+        rows = reader.read(part, buffers[0])
+        others = torch.index_select(before, 0, place_before[part], out=buffers[1][: len(rows)])
+        found.append(kernel(rows, others, *(buffer[: len(rows)] for buffer in buffers[2:])))
     kl, top = _joined(found)
     return kl, top
 
