@@ -22,6 +22,7 @@ table() { # its name, and the arguments of the benchmark
 table demo --threads 1 --samplers maskgit maskgit:entropy_bound=0.25 fast default best --against maskgit --batch-sizes 1 8
 table demo_two_threads --threads 2 --samplers maskgit fast default best --batch-sizes 1 8
 table decisions --threads 1 --decisions --runs 10
+table decisions_compiled --threads 1 --decisions --compile --runs 10
 table decisions_text --threads 1 --decisions --length 32 --codebook-size 126464
 table shapes --threads 1 --random maskgit-256-tiny --steps 8 --samplers maskgit fast default --against maskgit --batch-sizes 1 --runs 2
 best=best:num_candidates=8
