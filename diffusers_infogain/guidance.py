@@ -83,7 +83,7 @@ def guide(cond: Logits, uncond: Logits, weights: torch.Tensor) -> Logits:
 
 def _steered(cond: Logits, uncond: Logits, weights: torch.Tensor) -> torch.Tensor:
     towards, away = ((part.rows if isinstance(part, MaskedLogits) else part).float() for part in (cond, uncond))
-    return away + weights * (towards - away)
+    return torch.lerp(away, towards, weights)
 
 
 @dataclass(frozen=True)
