@@ -134,7 +134,7 @@ def _sorted_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 def _bisected_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Finds the threshold of log p by bisection, up to 1e-5; of the tokens within that, the earlier ones are taken."""
-    log_p = logits.log_softmax(-1)
+    log_p = logits.detach().log_softmax(-1)
     p = log_p.exp()
     inside = torch.empty_like(p)  # 1 and 0: vectorised, as masks of bools are not
     # Tokens below this one have less than 1 - top_p together.

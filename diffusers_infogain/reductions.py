@@ -70,11 +70,11 @@ class Reader:
             index = logits.index[self.places]
             if (index < 0).any():
                 raise missing_logits()
-            self._source, self._index = logits.rows, (index,)
+            self._source, self._index = logits.rows.detach(), (index,)
         elif logits.is_contiguous():
-            self._source, self._index = logits.flatten(0, -2), (_flat_index(self.places, logits.shape),)
+            self._source, self._index = logits.detach().flatten(0, -2), (_flat_index(self.places, logits.shape),)
         else:
-            self._source, self._index = logits, self.places
+            self._source, self._index = logits.detach(), self.places
 
     def __len__(self) -> int:
         return len(self._index[0])

@@ -26,11 +26,11 @@ def moments(
         below, weights: (R, V), room to work in; by default new tensors.
     """
     top = logits.amax(-1)
-    below = torch.sub(logits, top[:, None], out=below).clamp_(min=NEGLIGIBLE)
-    weights = torch.exp(below, out=weights)
-    total = weights.sum(-1)
+    rest = torch.clamp(torch.sub(logits, top[:, None], out=below), min=NEGLIGIBLE, out=below)
+    p = torch.exp(rest, out=weights)
+    total = p.sum(-1)
     log_total = total.log()
-    return log_total - weights.mul_(below).sum(-1) / total, top, log_total
+    return log_total - torch.mul(p, rest, out=weights).sum(-1) / total, top, log_total
 
 
 def divergence(
@@ -42,10 +42,10 @@ def divergence(
         below, weights: As in `moments`.
     """
     top = logits.amax(-1)
-    below = torch.sub(logits, top[:, None], out=below).clamp_(min=NEGLIGIBLE)
-    weights = torch.exp(below, out=weights)
-    total = weights.sum(-1)
-    value = weights.mul_(below.sub_(other_log_p)).sum(-1) / total - total.log()
+    rest = torch.clamp(torch.sub(logits, top[:, None], out=below), min=NEGLIGIBLE, out=below)
+    p = torch.exp(rest, out=weights)
+    total = p.sum(-1)
+    value = torch.mul(p, torch.sub(rest, other_log_p, out=below), out=weights).sum(-1) / total - total.log()
     # Where p > 0 and q = 0 the floor makes it larger than any divergence of finite logits.
     return value.clamp(min=0).masked_fill(value > _FINITE, torch.inf), top
 
@@ -55,7 +55,7 @@ _FINITE = 1e20
 
 def floored_log_softmax(logits: torch.Tensor) -> torch.Tensor:
     """log q(v), finite where q is 0, so that 0 · log q is 0: (R, V) to (R, V), float32."""
-    return logits.float().log_softmax(-1).clamp_(min=torch.finfo(torch.float32).min)
+    return logits.float().log_softmax(-1).clamp(min=torch.finfo(torch.float32).min)
 
 
 def _per_row(function: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:

@@ -486,3 +486,13 @@ def test_an_error_names_the_candidate_whose_logits_are_not_finite(reduction, at_
     after[1, last, state(1)[1] == MASK] = math.nan
     with pytest.raises(ValueError, match=f"sample 1, candidate {last}, position"):
         scheduler.select(after, 3, proposal)
+
+
+@pytest.mark.parametrize("size", [9, 1500])
+def test_logits_of_a_model_that_is_being_trained_are_read_without_their_graph(size):
+    scheduler = make_scheduler(size, 3, num_candidates=3, gain_reduction="kl", lazy_threshold=None)
+    logits, after = (random_logits(1, *shape, size).requires_grad_() for shape in ((6,), (3, 6)))
+    proposal = scheduler.propose(logits, 2, torch.full((1, 6), size), generator=generators(1))
+    assert proposal.needs_lookahead
+    assert not proposal.cost.requires_grad
+    assert not scheduler.select(after, 2, proposal).objective.requires_grad

@@ -99,3 +99,16 @@ def test_surprise_is_the_cost_and_the_divergence_of_what_stays_masked(seed):
     for b, n in itertools.product(range(2), range(3)):
         kept = [divergences[b, n, i].item() for i in range(4) if masked[b, n, i]]
         assert found[b, n].item() == pytest.approx(cost[b, n].item() + math.fsum(kept), abs=1e-6)
+
+
+def test_entropy_and_divergence_have_their_gradients():
+    """dH/dx_v = -p_v (log p_v + H), d KL(p ‖ q)/dx_v = p_v (log p_v - log q_v - KL)."""
+    logits = (3 * torch.randn(2, 5, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    other = torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
+    log_p = logits.detach().log_softmax(-1)
+    entropy, kl = scoring.entropy(logits), scoring.kl_divergence(logits, other)
+    (gradient,) = torch.autograd.grad(entropy.sum(), logits)
+    torch.testing.assert_close(gradient, -log_p.exp() * (log_p + entropy.detach()[:, None]), atol=1e-5, rtol=0)
+    (gradient,) = torch.autograd.grad(kl.sum(), logits)
+    expected = log_p.exp() * (log_p - other.log_softmax(-1) - kl.detach()[:, None])
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=0)
