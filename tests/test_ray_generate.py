@@ -76,6 +76,15 @@ def is_painting(node: Any) -> bool:
     return any("Painter" in title and "submit" in title for title in titles)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as a worker has: with another number, kernels round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def single_process(pipe: InfoGainPipeline) -> dict[str, bytes]:
     """The files of a loop over the same batches."""
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, sampler="halton", entropy_bound=0)
@@ -91,7 +100,7 @@ def single_process(pipe: InfoGainPipeline) -> dict[str, bytes]:
     return files
 
 
-def test_after_a_killed_command_and_a_lost_machine_images_are_those_of_a_single_process(cluster, tmp_path):
+def test_after_a_killed_command_and_a_lost_machine_images_are_those_of_a_single_process(cluster, one_thread, tmp_path):
     output, prompts = tmp_path / "out", tmp_path / "prompts.csv"
     prompts.write_text("\n".join(["number,prompt", *(f"{number},{prompt}" for number, prompt in enumerate(PROMPTS))]))
 
