@@ -48,10 +48,14 @@ class MaskedLogits:
         Raises:
             ValueError: If one of them does not exist.
         """
+        return self.rows[self.row_index(where)]
+
+    def row_index(self, where: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """(K,) long, where in `rows` these vectors are; arguments and errors as those of `rows_at`."""
         index = self.index[where]
         if (index < 0).any():
-            raise missing_logits()
-        return self.rows[index]
+            raise ValueError("Logits were asked for at a position that was known when the model ran.")
+        return index
 
     def flatten(self) -> MaskedLogits:
         """(B, N, L, V) as (B · N, L, V)."""
@@ -73,11 +77,6 @@ class MaskedLogits:
 Logits = torch.Tensor | MaskedLogits
 
 
-def missing_logits() -> ValueError:
-    """The error for logits that do not exist."""
-    return ValueError("Logits were asked for at a position that was known when the model ran.")
-
-
 def check_logits(name: str, logits: Any) -> None:
     """Raises a ValueError that names the argument if these are no logits."""
     if not isinstance(logits, MaskedLogits):
@@ -95,11 +94,6 @@ def check_logits_of_tokens(logits: Any, tokens: Any) -> None:
             f"`logits` must have the shape (batch, length, tokens in the codebook) of `tokens` (batch, length), "
             f"got {tuple(logits.shape)} for {tuple(tokens.shape)}."
         )
-
-
-def rows_at(logits: Logits, where: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The vectors (K, V) of (..., L, V) at a mask (..., L), or at an index for every dimension of it; always a copy."""
-    return logits.rows_at(where) if isinstance(logits, MaskedLogits) else logits[where]
 
 
 def concatenate(parts: Sequence[Logits]) -> Logits:

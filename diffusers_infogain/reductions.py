@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import scoring
-from .masked_logits import Logits, MaskedLogits, missing_logits
+from .masked_logits import Logits, MaskedLogits
 
 CPU_BLOCK = 1 << 19
 """Logits in a block on the CPU: 2 MB in float32."""
@@ -67,10 +67,7 @@ class Reader:
         self._source: torch.Tensor
         self._index: tuple[torch.Tensor, ...]
         if isinstance(logits, MaskedLogits):
-            index = logits.index[self.places]
-            if (index < 0).any():
-                raise missing_logits()
-            self._source, self._index = logits.rows.detach(), (index,)
+            self._source, self._index = logits.rows.detach(), (logits.row_index(self.places),)
         elif logits.is_contiguous():
             self._source, self._index = logits.detach().flatten(0, -2), (_flat_index(self.places, logits.shape),)
         else:

@@ -83,7 +83,7 @@ def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 def top_probability(logits: torch.Tensor) -> torch.Tensor:
     """max_v p_l(v): (..., V) to (...)."""
-    return (logits.float().amax(-1) - logits.float().logsumexp(-1)).exp()
+    return _per_row(lambda rows: (-moments(rows)[2]).exp(), logits)
 
 
 def margin(logits: torch.Tensor) -> torch.Tensor:

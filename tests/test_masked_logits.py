@@ -6,7 +6,8 @@ from helpers.sampling import HashModel, generators, make_scheduler, random_logit
 
 from diffusers_infogain import decode, decode_beam, decode_best_of
 from diffusers_infogain.decoding import DecodingStep
-from diffusers_infogain.masked_logits import MaskedLogits, concatenate, rows_at, take_states
+from diffusers_infogain.masked_logits import MaskedLogits, concatenate, take_states
+from diffusers_infogain.reductions import Reader
 
 LENGTH, CODES = 9, 6
 MASK = CODES + 1
@@ -123,15 +124,17 @@ def test_rows_and_states_are_those_of_the_full_tensor():
     part = where & (torch.arange(LENGTH) < 5)
     assert logits.shape == dense.shape
     assert torch.equal(logits.dense(), dense)
-    assert torch.equal(rows_at(logits, part), dense[part])
-    assert torch.equal(rows_at(dense, part), dense[part])
+    assert torch.equal(logits.rows_at(part), dense[part])
+    assert torch.equal(Reader(logits, part, CODES).read(), dense[part])
+    assert torch.equal(Reader(dense, part, CODES).read(), dense[part])
     flat = logits.flatten()
     assert torch.equal(flat.dense(), dense.flatten(0, 1))
     taken = take_states(flat, torch.tensor([2, 3]))
     assert torch.equal(taken.dense(), dense.flatten(0, 1)[[2, 3]])
     assert len(taken.rows) == int(where.flatten(0, 1)[[2, 3]].sum())
     places = where.nonzero(as_tuple=True)
-    assert torch.equal(rows_at(logits, places), dense[places])
+    assert torch.equal(logits.rows_at(places), dense[places])
+    assert torch.equal(Reader(logits, places, CODES).read(), dense[places])
 
 
 def test_masked_logits_are_no_tensor():

@@ -153,6 +153,11 @@ def _add_size_flags(command: Parser) -> None:
         _add(command, flag, integer(1, 2**15), "in pixels (default: the model's)")
 
 
+def _add_approximate_cache_flag(command: Parser) -> None:
+    text = "reuse parts of earlier rows, which changes the images: context, context:0.25, ml_cache or ml_cache:0.9:0.3:5"
+    _add(command, "--approximate-cache", nonempty, text)
+
+
 def _add_image_call_flags(command: Parser) -> None:
     """Arguments of an image pipeline's call."""
     _add(command, "--steps", integer(1), "decoding steps (default: the model's, 12 for demo)")
@@ -164,8 +169,7 @@ def _add_image_call_flags(command: Parser) -> None:
     text = "compare candidates by their logits with the prompt alone, so that only the chosen one takes a negative row"
     command.add_argument("--unguided-lookahead", action="store_true", help=text)
     _add(command, "--negative-prompt", utf8, "what to steer away from")
-    text = "reuse parts of earlier rows, which changes the images: context, context:0.25, ml_cache or ml_cache:0.9:0.3:5"
-    _add(command, "--approximate-cache", nonempty, text)
+    _add_approximate_cache_flag(command)
     _add_size_flags(command)
     _add_lookahead_flag(command)
     _add_search_flags(command, "image")
@@ -347,8 +351,7 @@ def add_compare(command: Parser) -> None:
     _add(command, "--rivals", path, text, metavar="FILE")
     _add(command, "--report", path, "folder for table and plots (default: that of --output)")
     _add(command, "--negative-prompt", utf8, "what to steer away from")
-    text = "reuse parts of earlier rows, which changes the images: context, context:0.25, ml_cache or ml_cache:0.9:0.3:5"
-    _add(command, "--approximate-cache", nonempty, text)
+    _add_approximate_cache_flag(command)
     _add_size_flags(command)
     _add_device_flags(command, 16)
     _add_lookahead_flag(command, 16)

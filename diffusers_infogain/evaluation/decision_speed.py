@@ -12,7 +12,7 @@ import torch
 from ..candidates import Generators
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
-from .machine import PeakMemory
+from .machine import PeakMemory, wait_for
 from .speed import median_and_range
 
 GAINS = ("mean", "sum", "kl")
@@ -121,18 +121,14 @@ def _scheduler(sizes: Sizes, settings: Mapping[str, Any]) -> InfoGainScheduler:
 
 
 def _run_in_turn(work: Sequence[tuple[DecisionTiming, Callable[[], Any]]], num_runs: int, device: str) -> list[DecisionTiming]:
-    def wait() -> None:
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-
     of_pass = 0.0
     for run in Progress(range(-1, num_runs), desc="decisions", unit="run"):
         for timing, function in work:
             memory = PeakMemory(device)
-            wait()
+            wait_for(device)
             start = time.perf_counter()
             result = function()
-            wait()
+            wait_for(device)
             seconds = time.perf_counter() - start
             above = memory.megabytes_above_start()
             del result

@@ -56,6 +56,12 @@ def _processor() -> str:
     return next(filter(None, named), "") or platform.processor() or platform.machine()
 
 
+def wait_for(device: str | torch.device) -> None:
+    """Waits until a CUDA GPU has done all that it was given; other devices are not waited for."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class PeakMemory:
     """The most memory in use since it was made: torch's on a CUDA GPU, else the resident set of the process (Linux only)."""
 

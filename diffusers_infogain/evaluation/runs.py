@@ -19,7 +19,7 @@ from ..files import append_json_lines, check_fields, cut_unfinished, read_json, 
 from ..image_files import read_png_metadata, save_png
 from ..processes import ALONE, Processes, batches_of
 from ..trace import DecodingTrace
-from .machine import PeakMemory
+from .machine import PeakMemory, wait_for
 from .photographs import listed
 from .prompts import ImageRequest
 
@@ -248,17 +248,13 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self.on_cuda = torch.cuda.is_available()
-        self._wait()
-        self.memory = PeakMemory("cuda" if self.on_cuda else "cpu")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        wait_for(self.device)
+        self.memory = PeakMemory(self.device)
         self.start = time.perf_counter()
 
-    def _wait(self) -> None:
-        if self.on_cuda:
-            torch.cuda.synchronize()
-
     def record(self, path: Path, num_images: int) -> None:
-        self._wait()
+        wait_for(self.device)
         seconds = time.perf_counter() - self.start
         append_json_lines([{"images": num_images, "seconds": seconds, "peak_memory": self.memory.peak()}], path)
 

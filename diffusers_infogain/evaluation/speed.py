@@ -14,7 +14,7 @@ import torch
 from ..candidates import Generators
 from ..progress import Progress
 from ..scheduling_infogain import InfoGainScheduler
-from .machine import PeakMemory
+from .machine import PeakMemory, wait_for
 
 SEEDS_BETWEEN_RUNS = 1000
 
@@ -82,8 +82,7 @@ class NetworkClock:
 
     def wait(self) -> None:
         """Waits for a GPU to finish."""
-        if self.on_cuda:
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
 
     def _begin(self, module: Any, arguments: Any, named: Any) -> None:
         self._depth += 1

@@ -6,7 +6,8 @@ Their block is Llama's under other names (RMS norms, rotary embeddings by halves
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ def llama_config(config: Mapping[str, Any], file: Path | str = "config.json") ->
         mask_token_id=config["mask_token_id"],
         llm_vocab_size=config.get("llm_vocab_size"),
     )
+
+
+@functools.lru_cache(maxsize=16)  # asked for in every pass
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """The argument of the `forward` of a class of transformers that takes keys and values: versions name it differently."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def count_positions(real: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from diffusers.models.embeddings import get_timestep_embedding
 from transformers import DynamicCache
 
-from .llada import BidirectionalLlama, additive_mask, count_positions
+from .llada import BidirectionalLlama, additive_mask, cache_argument, count_positions
 
 Features = dict[int, tuple[torch.Tensor, ...]]
 """What rows have left in each layer, with one entry per slot: keys and values (slots, heads, P, d), for instance."""
@@ -112,8 +111,7 @@ def run_llama(
     if index is not None:
         ids, positions, where = ids.gather(1, index), positions.gather(1, index), where.gather(1, index)
         where = where & (torch.arange(index.shape[1], device=index.device) < rows.run.sum(-1, keepdim=True))  # type: ignore[union-attr]
-    names = inspect.signature(type(transformer.model).forward).parameters
-    cache = {"cache" if "cache" in names else "past_key_values": _ExchangingCache(rows, index)}
+    cache = {cache_argument(type(transformer.model).forward): _ExchangingCache(rows, index)}
     mask = additive_mask(real[:, None, :], ids.shape[1], transformer.dtype)
     return transformer(ids, mask, where=where, token_range=token_range, position_ids=positions, **cache)
 

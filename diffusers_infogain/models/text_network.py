@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from .llada import BidirectionalLlama
+from .llada import BidirectionalLlama, cache_argument
 from .wrapped import compiled, underlying
 
 Positions = tuple[torch.Tensor, torch.Tensor]
@@ -35,8 +35,6 @@ class TextNetwork:
         self._compiled = compiled(model)
         self._path_to_head = _path_to_head(self.inner)
         self._keeps_columns = "logits_to_keep" in inspect.signature(type(self.inner).forward).parameters
-        names = inspect.signature(type(self.inner.base_model).forward).parameters
-        self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     def decoder_logits(
         self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, read_at: Positions, cache: DynamicCache | None
@@ -52,7 +50,7 @@ class TextNetwork:
         """
         arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "use_cache": cache is not None}
         if cache is not None:
-            arguments[self._cache_name] = cache
+            arguments[cache_argument(type(self.inner.base_model).forward)] = cache
         return self._logits_at(read_at, input_ids=input_ids, **arguments)
 
     def encoder_logits(self, input_ids: torch.Tensor, real: torch.Tensor, read_at: Positions) -> torch.Tensor:
