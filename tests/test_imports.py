@@ -95,7 +95,8 @@ def own_imports(path: Path) -> set[str]:
                 absolute = absolute[1:]
             module = base + absolute
             for alias in node.names:
-                imports_module = not module or PACKAGE.joinpath(*module, f"{alias.name}.py").is_file()
+                inside = PACKAGE.joinpath(*module)
+                imports_module = not module or (inside / f"{alias.name}.py").is_file() or (inside / alias.name).is_dir()
                 found.add(".".join([*module, alias.name] if imports_module else module))
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix(PACKAGE.name + ".") for a in node.names if a.name.split(".")[0] == PACKAGE.name}

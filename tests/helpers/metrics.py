@@ -31,7 +31,7 @@ def import_torch_fidelity() -> None:
 
 import_torch_fidelity()
 metrics = importlib.import_module("diffusers_infogain.evaluation.metrics")
-FrechetInceptionDistance = metrics.FrechetInceptionDistance
+FrechetInceptionDistance = importlib.import_module("torchmetrics.image.fid").FrechetInceptionDistance
 
 
 def torchmetrics_fid(extractor: FeatureExtractor, **kwargs) -> FrechetInceptionDistance:

@@ -1,0 +1,20 @@
+"""Metrics of sets of images as torchmetrics: they accumulate over batches and over ranks, also with unequal numbers of batches.
+
+Images are uint8 (B, 3, H, W) throughout; features come from the modules of `features`. Besides torchmetrics' interface every
+metric has `figures()`, its values by the names that reports print.
+"""
+
+from .distances import FrechetDistance, frechet_distance, kid
+from .scores import ClipScore, inception_score
+from .spread import CaptionVariety, Diversity, PrecisionRecall
+
+__all__ = [
+    "CaptionVariety",
+    "ClipScore",
+    "Diversity",
+    "FrechetDistance",
+    "PrecisionRecall",
+    "frechet_distance",
+    "inception_score",
+    "kid",
+]
