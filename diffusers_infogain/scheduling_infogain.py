@@ -15,22 +15,22 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from . import candidates as draw
 from . import checks, correctors, schedules, scoring
-from .correctors import CORRECTORS, Correction, Corrector
-from .lookahead import Objective
+from .correctors import Correction
 from .masked_logits import Logits, MaskedLogits, check_logits, check_logits_of_tokens, take_states
 from .migration import as_saved
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
 from .reductions import CompileOptions, Reader, statistics
-from .rules import RULES, SAMPLERS, Memory, Rule, Sampler, Step, check_combination, commit_early
-from .settings import RETRY_LIMITS, SETTINGS
+from .rules import RULES, SAMPLERS, Memory, Step, check_combination, commit_early
+from .settings import SETTINGS
+from .settings_in_use import SettingsInUse
 from .stock_scheduler import StockSchedulerMixin
 
 MOST_STEPS = 10**6
 """Of a run: each step decodes a token at least, and no canvas has that many."""
 
 
-class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
+class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, ConfigMixin):
     """Decides which masked tokens to decode next, and with what, for masked (discrete) diffusion models.
 
     Info-gain sampling (arXiv 2602.18176) proposes N actions, looks at the model's logits after each, and commits the one with
@@ -202,62 +202,9 @@ class InfoGainScheduler(StockSchedulerMixin, SchedulerMixin, ConfigMixin):
         return super().from_config(config, return_unused_kwargs, **settings)
 
     @property
-    def _sampler(self) -> Sampler:
-        return SAMPLERS[self.config.sampler]
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether the sampler compares candidates by a lookahead."""
-        return self._sampler.looks_ahead and self.config.num_candidates > 1
-
-    @property
-    def is_lazy(self) -> bool:
-        """Whether it looks at candidates one after the other, until one is good enough; a beam search looks at all of them."""
-        return self.looks_ahead and self.objective.weighs_cost and self.config.lazy_threshold is not None
-
-    @property
-    def num_compared(self) -> int:
-        """N of a proposal: 1 for a greedy sampler."""
-        return self.config.num_candidates if self.looks_ahead else 1
-
-    @property
-    def entropy_bound(self) -> float:
-        """The bound in use, in nats; 0 for none."""
-        bound = self.config.entropy_bound
-        return self._sampler.entropy_bound if bound is None else bound
-
-    @property
-    def top_p(self) -> float:
-        """The probability in use; 1 for the whole distribution."""
-        return self._sampler.top_p if self.config.top_p is None else self.config.top_p
-
-    @property
-    def retries(self) -> bool:
-        """Whether unlikely samples are begun anew."""
-        return self.config.num_tries > 1 and any(self.config[limit] is not None for limit in RETRY_LIMITS)
-
-    @property
-    def corrector(self) -> Corrector:
-        """What masks decoded tokens again."""
-        return CORRECTORS[self.config.corrector]
-
-    @property
     def all_timesteps(self) -> torch.Tensor:
         """`timesteps`, the last one once more for each step that the corrector may add."""
         return torch.cat([self.timesteps, self.timesteps[-1:].expand(correctors.num_own_steps(self.config))])
-
-    @property
-    def rule(self) -> Rule:
-        """The φ in use: `certainty`'s for a lookahead sampler, else the sampler's own."""
-        return RULES[self._sampler.rule or self.config.certainty]
-
-    @property
-    def objective(self) -> Objective:
-        """How candidates are compared."""
-        config = self.config
-        return Objective(
-            config.mask_token_id, config.gain_reduction, config.gain_weight, self._sampler.weighs_cost, self.compile_options
-        )
 
     def set_timesteps(
         self,

@@ -39,6 +39,7 @@ LAYERS = {
         "denoising",
         "lookahead",
         "stock_scheduler",
+        "settings_in_use",
         "scheduling_infogain",
         "trace",
         "trace_",
@@ -117,7 +118,7 @@ def targets(module: str, names: set[str]) -> set[str]:
 
 
 def test_the_imports_are_found():
-    assert {"candidates", "checks", "lookahead", "rules", "settings"} <= own_imports(PACKAGE / "scheduling_infogain.py")
+    assert {"candidates", "checks", "correctors", "rules", "settings"} <= own_imports(PACKAGE / "scheduling_infogain.py")
     assert {"choices", "decoding", "search"} <= own_imports(PACKAGE / "evaluation" / "exact.py")
     assert {"evaluation.runs", "evaluation.tables"} <= own_imports(PACKAGE / "cli" / "compare.py")
     assert "scheduling_infogain" in own_imports(PACKAGE / "pipeline_infogain.py")
