@@ -186,6 +186,12 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
         num_texts_per_prompt: int = 1,
         generator: Generators = None,
         stop_at_eos: bool = True,
+        stop_strings: str | Sequence[str] | None = None,
+        think_end_token: str | None = None,
+        min_new_tokens: int = 0,
+        eos_penalty: float = 0.0,
+        postpone_eos: bool = False,
+        suppress_tokens: Sequence[int | str] | None = None,
         return_dict: bool = True,
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
@@ -213,6 +219,15 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
                 text comes out the same alone and in any batch (up to rounding in the model).
             stop_at_eos: Whether a text is finished with the block in which it ends. An end of text counts once everything
                 before it is decoded.
+            stop_strings: A string or strings that end a text with the block in which one is complete. The text is cut before the
+                first of them (transformers' `generate` leaves the string there); `sequences` holds the tokens up to the one that
+                completes it.
+            think_end_token: What ends the thinking, such as "</think>". The text is what follows it, stop strings count there
+                only, and `thinking` of the output has what stands before. Where it never comes, the whole text counts in the end.
+            min_new_tokens: No end of text among as many of the first new tokens.
+            eos_penalty: Subtracted from the logits of all tokens that end a text, in nats; a negative one makes texts shorter.
+            postpone_eos: Whether positions at which an end of text is drawn are decoded behind all others of the block.
+            suppress_tokens: Tokens that are never written: ids, or strings such as "<|endoftext|>".
             return_dict: Whether to return an `InfoGainTextOutput` instead of a tuple.
             callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block. If it
                 changes "tokens", they replace those of the block, and the model runs again.
@@ -247,6 +262,12 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             num_texts_per_prompt=num_texts_per_prompt,
             generator=generator,
             stop_at_eos=stop_at_eos,
+            stop_strings=stop_strings,
+            think_end_token=think_end_token,
+            min_new_tokens=min_new_tokens,
+            eos_penalty=eos_penalty,
+            postpone_eos=postpone_eos,
+            suppress_tokens=suppress_tokens,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             lookahead_batch_size=lookahead_batch_size,

@@ -64,6 +64,7 @@ class Step:
         config: The scheduler's settings.
         resource: Whatever the rule's `load` returned.
         all_logits: (B, L, V) as the model returned them.
+        postponed: Tokens that come last, whatever φ says.
     """
 
     reader: Reader
@@ -79,6 +80,7 @@ class Step:
     config: Any
     resource: Any
     all_logits: Logits
+    postponed: tuple[int, ...] = ()
 
     def dense(self, values: torch.Tensor, fill: float, where: torch.Tensor | None = None) -> torch.Tensor:
         """(M, N) at the masked positions, or those at `where` (B, L), to (B, N, L), or (M,) to (B, L); `fill` elsewhere."""
@@ -442,21 +444,31 @@ def check_combination(config: Any) -> None:
 def commit_early(
     sampler: Sampler, step: Step, phi: torch.Tensor, count: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Applies the thresholds to φ (B, N, L) and counts (B,): positions above them come first.
+    """Applies the thresholds to φ (B, N, L) and counts (B,): positions above them come first, those of postponed tokens last.
 
     Positions that are `ready` are all decoded, with the tokens drawn for them. Otherwise `confidence_threshold` puts the most
-    confident positions, up to the number that the step decodes, into every candidate with their most probable token.
+    confident positions, up to the number that the step decodes, into every candidate with their most probable token. Positions
+    where a postponed token was drawn, or would be most probable there, are neither, and come behind all others.
 
     Returns:
         φ, the counts, and where the most probable tokens go, (B, L) bool or None for nowhere.
     """
+    late = None
+    if step.postponed:
+        ids = torch.tensor(step.postponed, device=phi.device)
+        phi = phi.masked_fill(step.dense(torch.isin(step.tokens, ids), False), torch.finfo(phi.dtype).min)
+        late = step.dense(torch.isin(step.logits.argmax(-1), ids), False)
     if sampler.ready is not None:
         ready = step.dense(sampler.ready(step), False)
+        if late is not None:
+            ready &= phi[:, 0] > torch.finfo(phi.dtype).min
         return torch.where(ready[:, None], torch.inf, phi), torch.maximum(count, ready.sum(-1)), None
     threshold = step.config.confidence_threshold
     if threshold is None:
         return phi, count, None
     confidence = step.dense(step.confidence, 0.0)
+    if late is not None:
+        confidence = confidence.masked_fill(late, 0.0)
     num_above = (confidence > threshold).sum(-1)
     bypass = select_positions(confidence[:, None], confidence, torch.minimum(num_above, count))
     return torch.where(bypass, torch.inf, phi), count, bypass[:, 0]

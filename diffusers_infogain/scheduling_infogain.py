@@ -166,6 +166,7 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         self.position_temperatures = None  # type: ignore[assignment]
         self._resource: Any = None
         self.compile_options: CompileOptions | None = None
+        self.postponed: tuple[int, ...] = ()  # tokens that a call of the text pipeline decodes last
 
     def compile(self, **options: Any) -> None:
         """Has what is read from logits fused by `torch.compile` from now on: equal up to rounding, and no part of the config.
@@ -408,6 +409,7 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
             config=config,
             resource=self._resource,
             all_logits=logits,
+            postponed=self.postponed,
         )
 
     def select(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -23,6 +25,8 @@ from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
 from .search import decode_or_search
 from .text_canvas import BlockGroup, lay_out
+from .text_constraints import TokenConstraints, check_ends, token_ids
+from .text_ends import TextEnds
 from .text_output import GroupTrace, InfoGainTextOutput, TextBlock, TextWriter, join_traces
 
 CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores", "sample_index"]
@@ -57,6 +61,12 @@ class TextGeneration:
     num_inference_steps: int | None
     generator: Generators
     stop_at_eos: bool
+    stop_strings: Any
+    think_end_token: str | None
+    min_new_tokens: int
+    eos_penalty: float
+    postpone_eos: bool
+    suppress_tokens: Any
     callback_on_step_end: StepCallback
     callback_on_step_end_tensor_inputs: Sequence[str]
     lookahead_batch_size: int | None
@@ -73,10 +83,12 @@ class TextGeneration:
         self._check_scheduler()
         self._check_arguments()
         self._check_length()
+        self._check_ends()
         self.scheduler: InfoGainScheduler = self.pipe.scheduler
         if self.num_inference_steps is None and self.scheduler.config.tokens_per_step is None:
             self.scheduler = InfoGainScheduler.from_config(self.scheduler.config, tokens_per_step=1)
-        self.scheduler = self.pipe.scheduler_for_call(self.scheduler)
+        self.scheduler = copy.copy(self.pipe.scheduler_for_call(self.scheduler))
+        self.scheduler.postponed = self.family.eos_token_ids if self.postpone_eos else ()
         self.canvas = lay_out(
             self.prompts,
             mask_token_id=self.mask_token_id,
@@ -94,7 +106,8 @@ class TextGeneration:
         self.finished = torch.zeros(len(self.prompts), dtype=torch.bool)
         self._in_cache = torch.arange(len(self.prompts), device=device)
         self._cache = TextCache(self.pipe.model, self.family, self._cache_mode, packed=self.pack_candidates)
-        self._writer = TextWriter(self.canvas, self.pipe.tokenizer, self.family.eos_token_ids)
+        self._new_starts = torch.tensor(self.canvas.new_starts, device=device)
+        self._writer = TextWriter(self.canvas, self._ends)
         self._traces: list[GroupTrace] = []
         self._seconds = 0.0
 
@@ -162,10 +175,32 @@ class TextGeneration:
             raise ValueError(
                 f"The longest prompt and `max_new_tokens` = {self.max_new_tokens} make {length} tokens; the model takes {limit}."
             )
-        vocab_size = underlying(self.pipe.model).config.get_text_config().vocab_size
+        vocab_size = self._vocab_size
         for ids in self.prompts:
             if not 0 <= min(ids, default=0) <= max(ids, default=0) < vocab_size:
                 raise ValueError(f"`input_ids` must be ids from 0 to {vocab_size - 1}, got ids from {min(ids)} to {max(ids)}.")
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(underlying(self.pipe.model).config.get_text_config().vocab_size)
+
+    def _check_ends(self) -> None:
+        tokenizer, eos_token_ids = self.pipe.tokenizer, self.family.eos_token_ids
+        self._ends = TextEnds(tokenizer, eos_token_ids, self.stop_strings, self.think_end_token)
+        for name in ("stop_strings", "think_end_token"):
+            if getattr(self, name) is not None and any(self.mask_token_id in prompt for prompt in self.prompts):
+                value = shown(getattr(self, name))
+                raise ValueError(f"`{name}` must be None where a prompt holds masks to fill in, got {value}.")
+        check_ends(
+            eos_token_ids,
+            eos_penalty=self.eos_penalty,
+            min_new_tokens=self.min_new_tokens,
+            max_new_tokens=self.max_new_tokens,
+            postpone_eos=self.postpone_eos,
+        )
+        text_tokens = self.family.num_text_tokens or self._vocab_size
+        suppressed = token_ids("suppress_tokens", self.suppress_tokens, tokenizer.get_vocab(), text_tokens)
+        self._constraints = TokenConstraints(eos_token_ids, self.eos_penalty, self.min_new_tokens, suppressed)
 
     def num_masks(self) -> int:
         """Tokens that are still to be decoded, over all texts."""
@@ -180,8 +215,7 @@ class TextGeneration:
                 for group in groups:
                     self._decode(group, generators)
             end = groups[0].end
-            if self.stop_at_eos:
-                self._finish(end)
+            self._finish(end)
             yield self._block(index, end)
             if self.finished.all() or self.state.interrupt:
                 return
@@ -193,7 +227,7 @@ class TextGeneration:
         samples = [sample for sample in group.sample_index if not self.finished[sample]]
         if not samples:
             return
-        sample_index = torch.tensor(samples, device=self.tokens.device)
+        sample_index = group_index = torch.tensor(samples, device=self.tokens.device)
         # Texts that are equal so far (of one prompt, say) are told the same of equal states.
         first, kind = first_of_equal(torch.cat([self.tokens[sample_index], self.attention_mask[sample_index].long()], dim=1))
         # Only the exact cache keeps something from block to block, and so has to hold all texts, those of the other groups, too.
@@ -214,7 +248,12 @@ class TextGeneration:
         def predict(tokens: torch.Tensor, sample_index: torch.Tensor) -> MaskedLogits:
             where = tokens == self.mask_token_id
             where = where | decodable[sample_index] if reads_decoded else where
-            return MaskedLogits.at(where, self._cache.logits(tokens, cache_index[sample_index], where))
+            logits = self._cache.logits(tokens, cache_index[sample_index], where)
+            if self._constraints.active:
+                state, column = where.nonzero(as_tuple=True)
+                place = group.start + column - self._new_starts[group_index[sample_index[state]]]
+                logits = self._constraints(logits, place)
+            return MaskedLogits.at(where, logits)
 
         start, before = time.perf_counter(), self.tokens.int().cpu()
         # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block.
@@ -242,16 +281,21 @@ class TextGeneration:
         return call_back(self.pipe, self.callback_on_step_end, step, self._callback_names, "tokens", self.state, **tensors)
 
     def _finish(self, end: int) -> None:
-        """Finishes the texts with an end token before column `end`, where all is decoded; the rest of them becomes that token."""
+        """Finishes the texts that end before column `end`, where all is decoded; their rest becomes a token that ends texts."""
+        if not (self.stop_at_eos or self._ends.stop_strings):
+            return
         columns = torch.arange(self.canvas.new_end, device=self.tokens.device)
         for sample in (~self.finished).nonzero()[:, 0].tolist():
             ids = self.tokens[sample].tolist()
-            text_end = self._writer.find_end(sample, ids, end)
-            if text_end is not None:
-                self.finished[sample] = True
-                rest = columns[text_end + 1 :]
-                rest = rest[self.attention_mask[sample, rest]]
-                self.tokens[sample, rest] = ids[text_end]
+            reading = self._writer.read(sample, ids, end)
+            if reading.end is None or not (self.stop_at_eos or reading.stopped):
+                continue
+            self.finished[sample] = True
+            rest = columns[reading.end + 1 :]
+            rest = rest[self.attention_mask[sample, rest]]
+            self.tokens[sample, rest] = (
+                next(iter(self.family.eos_token_ids), ids[reading.end]) if reading.stopped else ids[reading.end]
+            )
 
     def _block(self, index: int, end: int) -> TextBlock:
         """The block that ended in column `end`, for streaming."""
@@ -271,9 +315,11 @@ class TextGeneration:
 
     def output(self) -> InfoGainTextOutput:
         """What was written so far."""
-        texts = [self._writer.text(sample, ids) for sample, ids in enumerate(self.tokens.tolist())]
+        rows = list(enumerate(self.tokens.tolist()))
+        texts = [self._writer.text(sample, ids) for sample, ids in rows]
+        thinking = [self._writer.read(sample, ids).thinking for sample, ids in rows] if self.think_end_token is not None else None
         tokens = self.tokens.cpu()
         trace = join_traces(self._traces, tokens)
         words = self._writer.words(tokens, trace.tokens[trace.selected])
         trace = trace.drawn_with(words=words, seconds=self._seconds)
-        return InfoGainTextOutput(texts, self.tokens, self.attention_mask, trace, self.seeds)
+        return InfoGainTextOutput(texts, self.tokens, self.attention_mask, trace, self.seeds, thinking)

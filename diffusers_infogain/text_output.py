@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from diffusers.utils import BaseOutput
-from transformers import PreTrainedTokenizerBase
 
 from .printing import summary
 from .text_canvas import TextCanvas
+from .text_ends import Reading, TextEnds
 from .trace import DecodingTrace
 from .trace_text import html_fragment, html_outputs, visible
 from .trace_view import Words
@@ -25,12 +25,13 @@ class InfoGainTextOutput(BaseOutput):
     """Texts, and how they were decoded.
 
     Attributes:
-        texts: What was written after each prompt, up to the end of the text. A text whose prompt held masks is given whole, with
-            its prompt.
+        texts: What was written after each prompt, up to the end of the text, and behind the thinking if `think_end_token` was
+            given. A text whose prompt held masks is given whole, with its prompt.
         sequences: (B, L) long, prompts and texts, padded to the longest.
         attention_mask: (B, L) bool, False at padding.
         trace: `DecodingTrace` over the columns of `sequences`.
         seeds: The seed of each text: `generator=torch.Generator(device).manual_seed(seed)` writes it again alone.
+        thinking: With `think_end_token`, what stands before it in each text, None where it does not occur; else None.
     """
 
     texts: list[str]
@@ -38,6 +39,7 @@ class InfoGainTextOutput(BaseOutput):
     attention_mask: torch.Tensor
     trace: DecodingTrace
     seeds: list[int]
+    thinking: list[str | None] | None = None
 
     def __repr__(self) -> str:
         return summary(self)
@@ -61,8 +63,8 @@ class TextBlock:
 
     Attributes:
         index: Number of the block, from 0.
-        texts: What the block adds to each text. The parts of all blocks make up the texts of the output: bytes of a character
-            that is completed by a later block are held back until then.
+        texts: What the block adds to each text. The parts of all blocks make up the texts of the output: what a later block may
+            change is held back until then, such as bytes of a character, the begin of a stop string, or what may be thinking.
         finished: (B,) bool, texts that are complete.
     """
 
@@ -76,33 +78,36 @@ class TextWriter:
 
     Args:
         canvas: The layout of the texts.
-        tokenizer: Decodes their ids.
-        eos_token_ids: Tokens that end a text.
+        ends: How texts end. Decodes their ids, too.
     """
 
-    def __init__(self, canvas: TextCanvas, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int]):
+    def __init__(self, canvas: TextCanvas, ends: TextEnds):
         self.canvas = canvas
-        self.tokenizer = tokenizer
-        self.eos_token_ids = eos_token_ids
+        self.ends = ends
         self._streamed = [""] * len(canvas.tokens)
 
-    def find_end(self, sample_index: int, ids: Sequence[int], before: int) -> int | None:
-        """The first column from the end of the prompt up to `before` (exclusive) with a token that ends the text."""
-        columns = range(self.canvas.new_starts[sample_index], before)
-        return next((column for column in columns if ids[column] in self.eos_token_ids), None)
-
-    def text(self, sample_index: int, ids: Sequence[int], before: int | None = None) -> str:
-        """A text up to its end, or to the column `before` (exclusive) if that comes first; with the prompt if it was infilled.
+    def read(self, sample_index: int, ids: Sequence[int], before: int | None = None) -> Reading:
+        """What was written behind a prompt; `end` is the column of the token that ends it.
 
         Args:
             ids: (L,), the row of the canvas as far as it is decoded.
+            before: Only up to this column (exclusive), behind which something is still to be decoded.
         """
-        start = 0 if self.canvas.infilled[sample_index] else self.canvas.new_starts[sample_index]
-        new_end = self.canvas.new_end
-        text_end = self.find_end(sample_index, ids, new_end)
-        stop = min(new_end if column is None else column for column in (text_end, before))
         kept = self.canvas.attention_mask[sample_index]
-        return self.tokenizer.decode([ids[column] for column in range(start, stop) if kept[column]], skip_special_tokens=True)
+        stop = self.canvas.new_end if before is None else before
+        columns = [column for column in range(self.canvas.new_starts[sample_index], stop) if kept[column]]
+        reading = self.ends.read([ids[column] for column in columns], complete=before is None)
+        return replace(reading, end=None if reading.end is None else columns[reading.end])
+
+    def text(self, sample_index: int, ids: Sequence[int], before: int | None = None) -> str:
+        """A text up to its end, or what is certain of it, with the prompt if it was infilled; arguments as of `read`."""
+        reading = self.read(sample_index, ids, before)
+        if not self.canvas.infilled[sample_index]:
+            return reading.text
+        kept = self.canvas.attention_mask[sample_index]
+        stop = min(self.canvas.new_end if column is None else column for column in (reading.end, before))
+        text = self.ends.decode([ids[column] for column in range(stop) if kept[column]])
+        return text if before is None else text.rstrip("\ufffd")
 
     def words(self, tokens: torch.Tensor, occurring: torch.Tensor) -> Words:
         """What texts are shown with: every text from its prompt to the token that ends it.
@@ -113,11 +118,11 @@ class TextWriter:
         """
         columns = []
         for sample, (ids, kept) in enumerate(zip(tokens.tolist(), self.canvas.attention_mask, strict=True)):
-            end = self.find_end(sample, ids, self.canvas.new_end)
+            end = self.read(sample, ids).end
             stop = self.canvas.new_end if end is None else end + 1
             columns.append([column for column in range(stop) if kept[column]])
         ids = torch.cat([occurring.flatten(), tokens.flatten().to(occurring)])
-        return Words(self.tokenizer, ids, columns, self.canvas.new_starts)
+        return Words(self.ends.tokenizer, ids, columns, self.canvas.new_starts)
 
     def new_text(self, sample_index: int, ids: Sequence[int], before: int, complete: bool) -> str:
         """What a text has gained since the last call of this method.
@@ -126,8 +131,6 @@ class TextWriter:
             ids: (L,), decoded up to the column `before`, or all of it if `complete`.
         """
         text = self.text(sample_index, ids, None if complete else before)
-        if not complete:
-            text = text.rstrip("\ufffd")  # stands for a character of which some bytes are still masked
         streamed = self._streamed[sample_index]
         self._streamed[sample_index] = text
         return text[len(streamed) :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffusers_infogain.text_canvas import TextCanvas, lay_out
+from diffusers_infogain.text_ends import TextEnds
 from diffusers_infogain.text_output import GroupTrace, TextWriter, join_traces
 from diffusers_infogain.trace import DecodingTrace
 
@@ -24,22 +25,22 @@ def canvas_of(prompts: list[list[int]], new: int = 4, **arguments: int) -> TextC
 
 
 def test_a_text_goes_from_its_prompt_to_its_end():
-    writer = TextWriter(canvas_of([[1, 2], [7]]), Letters(), (EOS,))
+    writer = TextWriter(canvas_of([[1, 2], [7]]), TextEnds(Letters(), (EOS,)))
     assert writer.text(0, [1, 2, 3, 4, EOS, EOS]) == "de"
     assert writer.text(0, [1, 2, 3, 4, EOS, EOS], before=3) == "d"
     assert writer.text(1, [0, EOS, 3, 3, 3, 3]) == "dddd"  # an end in the prompt is not the text's
-    assert writer.find_end(0, [1, 2, 3, 4, EOS, EOS], before=6) == 4
-    assert writer.find_end(0, [1, 2, 3, 4, EOS, EOS], before=4) is None
+    assert writer.read(0, [1, 2, 3, 4, EOS, EOS], before=6).end == 4
+    assert writer.read(0, [1, 2, 3, 4, EOS, EOS], before=4).end is None
 
 
 def test_an_infilled_text_has_its_prompt_and_no_padding():
-    writer = TextWriter(canvas_of([[1, 2, MASK], [MASK]], new=1), Letters(), (EOS,))
+    writer = TextWriter(canvas_of([[1, 2, MASK], [MASK]], new=1), TextEnds(Letters(), (EOS,)))
     assert writer.text(0, [1, 2, 3, 4]) == "bcde"
     assert writer.text(1, [0, 0, 3, 4]) == "de"
 
 
 def test_halves_of_characters_wait_for_the_rest():
-    writer = TextWriter(canvas_of([[1]]), Letters(), (EOS,))
+    writer = TextWriter(canvas_of([[1]]), TextEnds(Letters(), (EOS,)))
     assert writer.new_text(0, [1, 2, 6, MASK, MASK], 3, complete=False) == "c"
     assert writer.new_text(0, [1, 2, 6, 6, MASK], 4, complete=False) == "é"
     assert writer.new_text(0, [1, 2, 6, 6, 6], 5, complete=True) == "\ufffd"

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from .. import processes
-from . import errors, flags, flags_app, flags_benchmark, flags_export, flags_show
+from . import errors, flags, flags_app, flags_benchmark, flags_export, flags_show, flags_text
 
 _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
 
@@ -79,14 +79,14 @@ COMMANDS = (
         "text",
         "Generate texts from prompts with a masked language model; resumable with --output.",
         "text.text",
-        flags.add_text,
+        flags_text.add_text,
         shared=True,
     ),
     Command(
         "compare-text",
         "Compare samplers x tokens per step x seeds on text tasks with exact checkers: figures and tables.",
         "compare_text.compare_text",
-        flags.add_compare_text,
+        flags_text.add_compare_text,
         shared=True,
     ),
     Command(

@@ -160,10 +160,20 @@ def edited_images(image: Path | None, mask: Path | None) -> dict[str, Any]:
     return {name: None if file is None else exif_transpose(open_image(file)) for name, file in files.items()}
 
 
+WRITING = ("stop_strings", "think_end_token", "min_new_tokens", "eos_penalty", "postpone_eos", "suppress_tokens")
+"""Arguments of a text pipeline's call that are the same for all samplers."""
+
+
 def text_call_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a text pipeline's call that the flags name."""
     names = ("block_length", "lookahead_batch_size", "cache", "num_beams", "num_runs")
-    return {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in names}}
+    return {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in names}, **writing_arguments(args)}
+
+
+def writing_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that say what may be written and where texts end, without those that are off."""
+    given = {name: getattr(args, name, None) for name in WRITING}
+    return {name: value for name, value in given.items() if value}
 
 
 def given_prompts(args: argparse.Namespace) -> list[str]:

@@ -24,8 +24,9 @@ from . import common
 def compare_text(args: argparse.Namespace) -> None:
     """Runs all combinations of tasks, samplers, tokens per step and seeds, and writes their records, tables and plots."""
     infilled = args.ask == "infill"
-    for name in ("num_fewshot", "max_new_tokens", "block_length"):
-        if infilled and getattr(args, name) is not None:
+    of_words = ("num_fewshot", "max_new_tokens", "block_length", "stop_strings", "think_end_token", "min_new_tokens")
+    for name in of_words:
+        if infilled and getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} must be given only with --ask prompt or chat, got {getattr(args, name)} with --ask infill.")
     tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
@@ -43,7 +44,7 @@ def compare_text(args: argparse.Namespace) -> None:
 def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]]) -> None:
     folder, processes = args.output, args.processes
     infilled = args.ask == "infill"
-    call: dict[str, Any] = {"cache": args.cache}
+    call: dict[str, Any] = {"cache": args.cache, **common.writing_arguments(args)}
     if not infilled:
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
         call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}

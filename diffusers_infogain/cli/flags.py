@@ -20,7 +20,6 @@ Parser = argparse.ArgumentParser
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_SAMPLERS = ("uniform", "halton", "confidence", "maskgit", "entropy", "margin", "lookum", "paper", "default")
-DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
 MOST = 1_000_000
 """The largest count of anything in one call: a larger one is a typing error that would fill the memory."""
 
@@ -355,52 +354,6 @@ def add_compare(command: Parser) -> None:
     _add_size_flags(command)
     _add_device_flags(command, 16)
     _add_lookahead_flag(command, 16)
-
-
-def add_text(command: Parser) -> None:
-    """Adds the flags of `text`."""
-    _add_prompt_arguments(command, "what to answer")
-    _add_text_model_flag(command)
-    _add(command, "--output", path, "file of JSON lines to write or to resume (default: print the texts)")
-    text = "print the tokens in the color of the step that decoded them; without a terminal, a line for every step"
-    command.add_argument("--show", action="store_true", help=text)
-    _add(command, "--html", path, "page to write, with the tokens in the colors of step and entropy", metavar="FILE")
-    command.add_argument("--chat", action="store_true", help="prompts are a user's turn in a chat")
-    _add_count_flag(command, "--num-texts", "texts per prompt, with consecutive seeds")
-    text = "(default: 128; 16 for demo-text; 0, which only fills in masks, if prompts have any)"
-    _add(command, "--max-new-tokens", integer(0, MOST), text)
-    _add_decoding_flags(command)
-    _add_machine_flags(command, "text")
-    add_sampler_flags(command, of_text=True)
-
-
-def add_compare_text(command: Parser) -> None:
-    """Adds the flags of `compare-text`."""
-    text = "(default: all that --ask allows)"
-    command.add_argument("--tasks", nargs="+", choices=choices.TEXT_TASKS, help=text)
-    text = (
-        "infill: fill in the answer's template, for models of single characters such as demo-text; prompt: ask in words; chat: "
-        "ask in words, as a user's turn (default: infill)"
-    )
-    command.add_argument("--ask", choices=("infill", "prompt", "chat"), default="infill", help=text)
-    text = "solved problems before each, with --ask prompt or chat (default: 5 for sudoku, 3 for countdown, else none)"
-    _add(command, "--num-fewshot", integer(0, 1000), text)
-    _add(command, "--max-new-tokens", integer(1, MOST), "with --ask prompt or chat (default: 128)")
-    _add(command, "--block-length", integer(1, MOST), "tokens per block, decoded in turn, with --ask prompt or chat")
-    _add_samplers_flag(command, DEFAULT_TEXT_SAMPLERS)
-    _add(command, "--tokens-per-step", integer(1), "", [1, 2, 4], nargs="+")
-    _add_seeds_flag(command, [0, 1, 2])
-    _add_count_flag(command, "--num-problems", "per task", 200)
-    _add(command, "--problem-seed", integer(0), "of the problems", 0)
-    _add_split_flag(command, "problems and seeds")
-    _add_text_model_flag(command)
-    command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
-    text = "output folder of a comparison on another split: the best greedy rules there are what samplers are compared with here"
-    _add(command, "--rivals", path, text, metavar="FOLDER")
-    command.add_argument("--plots", action="store_true", help="plot right against distinct answers, for each task")
-    _add_text_call_flags(command)
-    _add_output_flag(command, "outputs/text")
-    _add_device_flags(command, 50, "problem")
 
 
 def add_lm_eval(command: Parser) -> None:

@@ -37,7 +37,7 @@ _OF_A_CALL = (
     "num_runs",
     "approximate_cache",
 )
-_OF_A_TEXT = ("max_new_tokens", "num_inference_steps", "block_length", "cache", "num_beams", "num_runs")
+_OF_A_TEXT = ("max_new_tokens", "num_inference_steps", "block_length", "cache", "num_beams", "num_runs", *common.WRITING)
 
 
 def show(args: argparse.Namespace) -> None:

@@ -67,6 +67,27 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
     assert output.read_text() == whole
 
 
+def test_ends_of_texts_are_flags_and_settings_of_a_run(capsys, tmp_path):
+    flags = ["text", "S", "--max-new-tokens", 16, "--device", "cpu", "--output", tmp_path / "t.jsonl"]
+    more = ["--stop-strings", "4", "--block-length", 4, "--suppress-tokens", "1", "--think-end-token", "2"]
+    assert run(capsys, *flags, *more)[0] == 0
+    (record,) = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
+    assert not set(record["text"]) & set("14")
+    settings = json.loads((tmp_path / "t.jsonl.run.json").read_text())
+    assert settings["stop_strings"] == ["4"]
+    assert (settings["suppress_tokens"], settings["think_end_token"]) == (["1"], "2")
+    assert "eos_penalty" not in settings
+    code, _, err = run(capsys, *flags[:-2], "--postpone-eos")
+    assert code == 2
+    assert "`postpone_eos` must be False for a model that has no token for the end of a text, got True." in err
+    code, _, err = run(capsys, *flags, "--stop-strings", "3", *more[2:])
+    assert code == 2
+    assert 'holds a run with another `stop_strings`: ["4"] there, ["3"] now.' in err
+    code, out, err = run(capsys, "show", tmp_path / "t.jsonl", "--output", tmp_path, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "Written:" in out
+
+
 @pytest.mark.parametrize("mask", ["<mask>", "[MASK]", "<|mdm_mask|>", "<|MASK|>", "[mask]", "{mask}", "< mask >"])
 def test_masks_of_other_models_are_refused_where_no_length_is_given(capsys, mask):
     code, _, err = run(capsys, "text", "S12__", f"S12{mask}3", "--device", "cpu")
@@ -167,6 +188,8 @@ def test_masks_in_prompts_are_all_that_is_written_where_no_length_is_given(capsy
         (("--num-fewshot", 2), "--num-fewshot must be given only with --ask prompt or chat, got 2 with --ask infill."),
         (("--max-new-tokens", 7), "--max-new-tokens must be given only with --ask prompt or chat, got 7"),
         (("--block-length", 3), "--block-length must be given only with --ask prompt or chat, got 3"),
+        (("--stop-strings", "3"), "--stop-strings must be given only with --ask prompt or chat, got ['3'] with --ask infill."),
+        (("--min-new-tokens", 3), "--min-new-tokens must be given only with --ask prompt or chat, got 3"),
         (("--split", "final", "--seeds", 0, 1000), "`seeds` must be from 0 to 999 with the split 'final', got 1000"),
         (("--split", "test"), "argument --split: invalid choice: 'test'"),
         (("--ask", "prompt", "--num-fewshot", -1), "argument --num-fewshot: must be an integer >= 0, got -1"),

@@ -1,0 +1,76 @@
+"""The flags of `text` and `compare-text`."""
+
+from __future__ import annotations
+
+from .. import choices
+from . import flags
+
+DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
+
+
+def _add_end_flags(command: flags.Parser) -> None:
+    """Arguments of a text pipeline's call that say where texts end."""
+    group = command.add_argument_group("ends of texts")
+    text = "strings before which a text is cut, and that end it with their block, such as $'\\n\\n'"
+    flags._add(group, "--stop-strings", flags.nonempty, text, nargs="+", metavar="TEXT")
+    text = "what ends the thinking, such as '</think>': the text is what follows, and stop strings count there only"
+    flags._add(group, "--think-end-token", flags.nonempty, text, metavar="TEXT")
+    flags._add(
+        group, "--min-new-tokens", flags.integer(0, flags.MOST), "no end of text among the first N new tokens", 0, metavar="N"
+    )
+    text = "taken from the logits of tokens that end a text, in nats; a negative one makes texts shorter"
+    flags._add(group, "--eos-penalty", flags.number(-1e6, 1e6), text, 0.0, metavar="NATS")
+    text = "decode positions at which an end of text is drawn behind all others of the block (LLaDA's confidence_eos_eot_inf)"
+    group.add_argument("--postpone-eos", action="store_true", help=text)
+    text = "tokens that are never written, such as '<|endoftext|>' (LLaDA's logits_eos_inf)"
+    flags._add(group, "--suppress-tokens", flags.nonempty, text, nargs="+", metavar="TOKEN")
+
+
+def add_text(command: flags.Parser) -> None:
+    """Adds the flags of `text`."""
+    flags._add_prompt_arguments(command, "what to answer")
+    flags._add_text_model_flag(command)
+    flags._add(command, "--output", flags.path, "file of JSON lines to write or to resume (default: print the texts)")
+    text = "print the tokens in the color of the step that decoded them; without a terminal, a line for every step"
+    command.add_argument("--show", action="store_true", help=text)
+    flags._add(command, "--html", flags.path, "page to write, with the tokens in the colors of step and entropy", metavar="FILE")
+    command.add_argument("--chat", action="store_true", help="prompts are a user's turn in a chat")
+    flags._add_count_flag(command, "--num-texts", "texts per prompt, with consecutive seeds")
+    text = "(default: 128; 16 for demo-text; 0, which only fills in masks, if prompts have any)"
+    flags._add(command, "--max-new-tokens", flags.integer(0, flags.MOST), text)
+    flags._add_decoding_flags(command)
+    _add_end_flags(command)
+    flags._add_machine_flags(command, "text")
+    flags.add_sampler_flags(command, of_text=True)
+
+
+def add_compare_text(command: flags.Parser) -> None:
+    """Adds the flags of `compare-text`."""
+    text = "(default: all that --ask allows)"
+    command.add_argument("--tasks", nargs="+", choices=choices.TEXT_TASKS, help=text)
+    text = (
+        "infill: fill in the answer's template, for models of single characters such as demo-text; prompt: ask in words; chat: "
+        "ask in words, as a user's turn (default: infill)"
+    )
+    command.add_argument("--ask", choices=("infill", "prompt", "chat"), default="infill", help=text)
+    text = "solved problems before each, with --ask prompt or chat (default: 5 for sudoku, 3 for countdown, else none)"
+    flags._add(command, "--num-fewshot", flags.integer(0, 1000), text)
+    flags._add(command, "--max-new-tokens", flags.integer(1, flags.MOST), "with --ask prompt or chat (default: 128)")
+    flags._add(
+        command, "--block-length", flags.integer(1, flags.MOST), "tokens per block, decoded in turn, with --ask prompt or chat"
+    )
+    flags._add_samplers_flag(command, DEFAULT_TEXT_SAMPLERS)
+    flags._add(command, "--tokens-per-step", flags.integer(1), "", [1, 2, 4], nargs="+")
+    flags._add_seeds_flag(command, [0, 1, 2])
+    flags._add_count_flag(command, "--num-problems", "per task", 200)
+    flags._add(command, "--problem-seed", flags.integer(0), "of the problems", 0)
+    flags._add_split_flag(command, "problems and seeds")
+    flags._add_text_model_flag(command)
+    command.add_argument("--everything", action="store_true", help="report all runs in the output folder, not only these")
+    text = "output folder of a comparison on another split: the best greedy rules there are what samplers are compared with here"
+    flags._add(command, "--rivals", flags.path, text, metavar="FOLDER")
+    command.add_argument("--plots", action="store_true", help="plot right against distinct answers, for each task")
+    flags._add_text_call_flags(command)
+    _add_end_flags(command)
+    flags._add_output_flag(command, "outputs/text")
+    flags._add_device_flags(command, 50, "problem")
