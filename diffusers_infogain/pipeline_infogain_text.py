@@ -20,9 +20,10 @@ from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
 from .compiling import CompileMixin
 from .components import check_component_types, check_components, tokenize
-from .models.chat_templates import chat_text
+from .models.chat_templates import chat_text, read_chat_template
 from .models.text_family import TextFamily, family_name, text_family
 from .models.wrapped import underlying
+from .printing import shown
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, TextGeneration
@@ -121,16 +122,21 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
         prompt: str | list[str] | None = None,
         messages: Messages | list[Messages] | None = None,
         input_ids: Sequence[Sequence[int]] | torch.Tensor | None = None,
+        *,
+        chat_template: str | os.PathLike[str] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[list[int]]:
-        """Token ids of every prompt, from exactly one of the arguments.
+        """Token ids of every prompt, from exactly one of the first three arguments.
 
         Args:
             prompt: Text or texts.
             messages: A chat or chats, laid out by the tokenizer's template.
             input_ids: The ids themselves.
+            chat_template, chat_template_kwargs, continue_final_message: How chats are laid out, as in `__call__`.
 
         Raises:
-            ValueError: If not exactly one is given, or it is empty.
+            ValueError: If not exactly one is given, or it is empty, or something about chats is given without `messages`.
         """
         given = {"prompt": prompt, "messages": messages, "input_ids": input_ids}
         names = [name for name, value in given.items() if value is not None]
@@ -138,6 +144,12 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             raise ValueError(
                 f"Exactly one of `prompt`, `messages` and `input_ids` must be given, got {', '.join(names) or 'none'}."
             )
+        check_bool("continue_final_message", continue_final_message)
+        of_chats = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
+        for name, value in {**of_chats, "continue_final_message": continue_final_message or None}.items():
+            if value is not None and messages is None:
+                off = "False" if name == "continue_final_message" else "None"
+                raise ValueError(f"`{name}` must be {off} without `messages`, got {shown(value)}.")
         if input_ids is not None:
             return _id_lists(input_ids)
         check_components(self, "tokenizer")
@@ -148,7 +160,12 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
         chats = [chats] if isinstance(chats[0], dict) else chats
         for chat in chats:
             check_list("messages", chat, dict, described)
-        texts = [chat_text(self.tokenizer, chat) for chat in chats]
+        layout: dict[str, Any] = {
+            "template": read_chat_template(self.tokenizer, chat_template),
+            "variables": chat_template_kwargs,
+            "continued": continue_final_message,
+        }
+        texts = [chat_text(self.tokenizer, chat, **layout) for chat in chats]
         return [list(tokenize(self.tokenizer, text, add_special_tokens=False).input_ids) for text in texts]
 
     def _generation(
@@ -156,7 +173,8 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
     ) -> TextGeneration:
         """Checks a call and lays out its canvas. Takes the arguments of `__call__`."""
         check_components(self, "model", "tokenizer", "scheduler")
-        prompts = self.encode(prompt, messages, input_ids)
+        chats = {name: arguments.pop(name) for name in ("chat_template", "chat_template_kwargs", "continue_final_message")}
+        prompts = self.encode(prompt, messages, input_ids, **chats)
         check_integer("num_texts_per_prompt", num_texts_per_prompt, 1)
         return TextGeneration(
             pipe=self,
@@ -192,6 +210,9 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
         eos_penalty: float = 0.0,
         postpone_eos: bool = False,
         suppress_tokens: Sequence[int | str] | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        continue_final_message: bool = False,
         return_dict: bool = True,
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
@@ -228,6 +249,11 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             eos_penalty: Subtracted from the logits of all tokens that end a text, in nats; a negative one makes texts shorter.
             postpone_eos: Whether positions at which an end of text is drawn are decoded behind all others of the block.
             suppress_tokens: Tokens that are never written: ids, or strings such as "<|endoftext|>".
+            chat_template: Lays out `messages` instead of the tokenizer's: the text of a Jinja template, the `pathlib.Path` of a
+                file with one, or the name of one of several that the tokenizer has.
+            chat_template_kwargs: Variables for the template, as JSON knows them, such as {"enable_thinking": False}.
+            continue_final_message: Whether the last message of each chat is an answer that the model is to continue, and not one
+                for it to answer. The text is what it adds.
             return_dict: Whether to return an `InfoGainTextOutput` instead of a tuple.
             callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block. If it
                 changes "tokens", they replace those of the block, and the model runs again.
@@ -268,6 +294,9 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             eos_penalty=eos_penalty,
             postpone_eos=postpone_eos,
             suppress_tokens=suppress_tokens,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             lookahead_batch_size=lookahead_batch_size,

@@ -177,6 +177,25 @@ def test_streams_add_up_to_the_text_where_characters_have_several_bytes():
     assert "\ufffd" not in "".join(parts)
 
 
+def test_answers_of_chats_are_begun_and_laid_out_by_other_templates(pipe):
+    template = (
+        "{% for message in messages %}{{ message.content }} {% endfor %}{% if add_generation_prompt %}on {% endif %}{{ n }}"
+    )
+    chat = [{"role": "user", "content": "a red cat"}, {"role": "assistant", "content": "the mat"}]
+    assert pipe.encode(messages=chat, chat_template=template) == pipe.encode("a red cat the mat on")
+    assert pipe.encode(messages=chat, chat_template=template, chat_template_kwargs={"n": "fog"}) == pipe.encode(
+        "a red cat the mat on fog"
+    )
+    begun = {"messages": chat, "chat_template": template, "continue_final_message": True}
+    assert pipe.encode(**begun) == pipe.encode("a red cat the mat")
+    call = {"max_new_tokens": 4}
+    expected = pipe("a red cat the mat", generator=generators(0), **call).texts
+    assert pipe(generator=generators(0), **begun, **call).texts == expected
+    for name, value in {"chat_template": template, "chat_template_kwargs": {}, "continue_final_message": True}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be .* without `messages`, got"):
+            pipe("a cat", **{name: value}, **call)
+
+
 def test_masks_in_one_prompt_change_nothing_for_the_others():
     for pipe in (make_pipe(sampler="info_gain"), make_block_pipe(sampler="info_gain")):
         prompts = [[0, MASK, 2], [1, 2, 3, 4], [MASK, MASK]]

@@ -19,6 +19,7 @@ from ..choices import DEMO_PROMPTS, PRESETS, SPLITS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.prompts import Prompt, read_prompts
+from ..files import read_text
 from ..image_files import open_image
 from ..loading import image_pipeline_class, pipeline_class
 from ..pipeline_infogain_text import InfoGainTextPipeline
@@ -174,6 +175,34 @@ def writing_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Those of them that say what may be written and where texts end, without those that are off."""
     given = {name: getattr(args, name, None) for name in WRITING}
     return {name: value for name, value in given.items() if value}
+
+
+CHATS = ("chat_template", "chat_template_kwargs")
+"""Arguments of the call that say how chats are laid out."""
+
+
+def chat_arguments(args: argparse.Namespace, chat: bool, how: str) -> dict[str, Any]:
+    """`CHATS`, and "answer_begin", without those that are not given; the template as its text, for records.
+
+    Args:
+        chat: Whether prompts are chats.
+        how: The flag that makes them chats.
+
+    Raises:
+        ValueError: If one is given without chats, a variable is given twice, or the file of the template cannot be read.
+    """
+    given = {"chat_template": args.chat_template, "template_variable": args.template_variable, "answer_begin": args.answer_begin}
+    for name, value in given.items():
+        if value is not None and not chat:
+            raise ValueError(f"--{name.replace('_', '-')} must be given only with {how}.")
+    call: dict[str, Any] = {}
+    if args.chat_template is not None:
+        call["chat_template"] = read_text(args.chat_template)
+    if args.template_variable is not None:
+        call["chat_template_kwargs"] = dict(args.template_variable)
+        if len(call["chat_template_kwargs"]) < len(args.template_variable):
+            raise ValueError("--template-variable must name each variable once.")
+    return call if args.answer_begin is None else {**call, "answer_begin": args.answer_begin}
 
 
 def given_prompts(args: argparse.Namespace) -> list[str]:

@@ -29,6 +29,7 @@ def compare_text(args: argparse.Namespace) -> None:
         if infilled and getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} must be given only with --ask prompt or chat, got {getattr(args, name)} with --ask infill.")
+    chats = common.chat_arguments(args, args.ask == "chat", "--ask chat")
     tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
@@ -38,13 +39,15 @@ def compare_text(args: argparse.Namespace) -> None:
     for seed in args.seeds:  # checked before a model is loaded
         seed_of_split(seed, args.split)
     with owned(args.output, main=args.processes.is_main):
-        _compare_text(args, cells, problems)
+        _compare_text(args, cells, problems, chats)
 
 
-def _compare_text(args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]]) -> None:
+def _compare_text(
+    args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]], chats: dict[str, Any]
+) -> None:
     folder, processes = args.output, args.processes
     infilled = args.ask == "infill"
-    call: dict[str, Any] = {"cache": args.cache, **common.writing_arguments(args)}
+    call: dict[str, Any] = {"cache": args.cache, **common.writing_arguments(args), **chats}
     if not infilled:
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
         call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from typing import Any
+
 from .. import choices
 from . import flags
 
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+
 DEFAULT_TEXT_SAMPLERS = ("confidence", "entropy", "margin", "maskgit", "uniform", "lookum", "info_gain", "paper")
+
+
+def variable(text: str) -> tuple[str, Any]:
+    """The type of a flag for a variable of a chat template; values are JSON, Python's True, False and None, or else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must have the form name=value, got {flags.shown(text)}")
+    try:
+        return name, json.loads(_PYTHON.get(value, value))
+    except (ValueError, RecursionError):
+        return name, flags.utf8(value)
+
+
+def _add_chat_flags(command: flags.Parser, how: str) -> None:
+    """How prompts become chats, with the flag `how`."""
+    group = command.add_argument_group("chats", f"with {how}")
+    flags._add(group, "--chat-template", flags.path, "file with a Jinja template (default: the tokenizer's)", metavar="FILE")
+    text = "variables for the template, such as enable_thinking=false"
+    group.add_argument("--template-variable", type=variable, nargs="+", help=text, metavar="NAME=VALUE")
+    flags._add(group, "--answer-begin", flags.utf8, "how every answer begins; the model continues it", metavar="TEXT")
 
 
 def _add_end_flags(command: flags.Parser) -> None:
@@ -39,6 +65,7 @@ def add_text(command: flags.Parser) -> None:
     text = "(default: 128; 16 for demo-text; 0, which only fills in masks, if prompts have any)"
     flags._add(command, "--max-new-tokens", flags.integer(0, flags.MOST), text)
     flags._add_decoding_flags(command)
+    _add_chat_flags(command, "--chat")
     _add_end_flags(command)
     flags._add_machine_flags(command, "text")
     flags.add_sampler_flags(command, of_text=True)
@@ -71,6 +98,7 @@ def add_compare_text(command: flags.Parser) -> None:
     flags._add(command, "--rivals", flags.path, text, metavar="FOLDER")
     command.add_argument("--plots", action="store_true", help="plot right against distinct answers, for each task")
     flags._add_text_call_flags(command)
+    _add_chat_flags(command, "--ask chat")
     _add_end_flags(command)
     flags._add_output_flag(command, "outputs/text")
     flags._add_device_flags(command, 50, "problem")

@@ -37,7 +37,16 @@ _OF_A_CALL = (
     "num_runs",
     "approximate_cache",
 )
-_OF_A_TEXT = ("max_new_tokens", "num_inference_steps", "block_length", "cache", "num_beams", "num_runs", *common.WRITING)
+_OF_A_TEXT = (
+    "max_new_tokens",
+    "num_inference_steps",
+    "block_length",
+    "cache",
+    "num_beams",
+    "num_runs",
+    *common.WRITING,
+    *common.CHATS,
+)
 
 
 def show(args: argparse.Namespace) -> None:
@@ -204,7 +213,9 @@ def _show_text(args: argparse.Namespace) -> None:
     pipe.scheduler = _scheduler_of(pipe, run)
     call = {name: run[name] for name in _OF_A_TEXT if run.get(name) is not None}
     generator = torch.Generator().manual_seed(record["seed"])
-    output = pipe(**prompt_arguments([record["prompt"]], bool(run.get("chat"))), generator=generator, **call)
+    output = pipe(
+        **prompt_arguments([record["prompt"]], bool(run.get("chat")), run.get("answer_begin")), generator=generator, **call
+    )
     if output.texts != [record["text"]]:
         print(f"The model wrote another text than line {args.line} of {args.file} this time.", file=sys.stderr)
     path = args.output / f"{args.file.stem}-{args.line}-decoding.html"

@@ -37,12 +37,13 @@ def text(args: argparse.Namespace) -> None:
     """Generates texts and prints them, or appends them to a file of JSON lines that a killed run may have begun."""
     prompts = common.given_prompts(args)
     settings = common.scheduler_settings(args)
+    chats = common.chat_arguments(args, args.chat, "--chat")
     main = args.processes.is_main
     with contextlib.nullcontext() if args.output is None else owned(args.output, folder=False, main=main):
-        _text(args, prompts, settings)
+        _text(args, prompts, settings, chats)
 
 
-def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]) -> None:
+def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any], chats: dict[str, Any]) -> None:
     if args.output is not None and (args.show or args.html is not None):
         raise ValueError("--show and --html are for texts that are printed: `diffusers-infogain show` shows one of --output.")
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
@@ -55,14 +56,16 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
         print(DEMO_TEXT_KNOWS, file=sys.stderr)
     call = {"max_new_tokens": _max_new_tokens(args, prompts, pipe), **common.text_call_arguments(args)}
     if processes.is_main and args.output is not None:
-        run = {**common.identity(args, pipe), "chat": args.chat} | call
+        run = {**common.identity(args, pipe), "chat": args.chat} | call | chats
         del run["lookahead_batch_size"]  # changes no text
         runs.check_settings(args.output, {**run, "scheduler": scheduler_record(pipe.scheduler)}, begun=done > 0)
     done = processes.from_main(done)
+    answer_begin = chats.pop("answer_begin", None)
 
     def write(batch: list[tuple[str, int]]) -> list[Any]:
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
-        output = pipe(**prompt_arguments([prompt for prompt, _ in batch], args.chat), generator=generators, **call)
+        asked = prompt_arguments([prompt for prompt, _ in batch], args.chat, answer_begin)
+        output = pipe(**asked, generator=generators, **call, **chats)
         if args.output is None:
             shown = [_shown(output, sample) if args.show else text for sample, text in enumerate(output.texts)]
             return [shown, [output.html_part(sample) for sample in range(len(batch))] if args.html is not None else []]

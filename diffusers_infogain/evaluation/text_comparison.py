@@ -212,23 +212,39 @@ def fill_in(pipe: Any, problems: Sequence[Any], seeds: list[int], **call: Any) -
 
 
 def reply(
-    pipe: Any, problems: Sequence[Any], seeds: list[int], *, chat: bool, shots: int | None, **call: Any
+    pipe: Any,
+    problems: Sequence[Any],
+    seeds: list[int],
+    *,
+    chat: bool,
+    shots: int | None,
+    answer_begin: str | None = None,
+    **call: Any,
 ) -> tuple[list[str], DecodingTrace]:
     """Answers from what a text pipeline replies to the tasks in words.
 
     Args:
         chat: Whether the prompt is a user's turn in a chat.
         shots: Solved problems in front of each; None: the task's own number (see `text_tasks.few_shot_prompt`).
+        answer_begin: How answers in a chat begin.
     """
     prompts = [text_tasks.few_shot_prompt(problem, shots) for problem in problems]
-    output = pipe(**prompt_arguments(prompts, chat), generator=_generators(seeds), **call)
+    output = pipe(**prompt_arguments(prompts, chat, answer_begin), generator=_generators(seeds), **call)
     read = text_tasks.final_answer if chat else text_tasks.first_line
     return [read(text) for text in output.texts], output.trace
 
 
-def prompt_arguments(prompts: Sequence[str], chat: bool) -> dict[str, Any]:
-    """Prompts as an argument of a text pipeline's call: as they are, or each as a user's turn in a chat."""
-    return {"messages": [[{"role": "user", "content": prompt}] for prompt in prompts]} if chat else {"prompt": list(prompts)}
+def prompt_arguments(prompts: Sequence[str], chat: bool, answer_begin: str | None = None) -> dict[str, Any]:
+    """Prompts as arguments of a text pipeline's call: as they are, or each as a user's turn in a chat.
+
+    Args:
+        answer_begin: How each answer in a chat begins, for the model to continue.
+    """
+    if not chat:
+        return {"prompt": list(prompts)}
+    begun = [] if answer_begin is None else [{"role": "assistant", "content": answer_begin}]
+    chats = [[{"role": "user", "content": prompt}, *begun] for prompt in prompts]
+    return {"messages": chats, **({"continue_final_message": True} if begun else {})}
 
 
 def _generators(seeds: Iterable[int]) -> list[torch.Generator]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from ..files import read_text
+from ..printing import shown
 
 _LONGEST_TEMPLATE = 100_000
 """In characters; published ones have up to 30,000."""
@@ -201,7 +205,64 @@ def _render(like: jinja2.Environment, source: str, variables: dict[str, Any]) ->
     return budget.text(template.generate(variables))
 
 
-def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, continued: bool = False) -> str:
+_OWN_VARIABLES = ("messages", "add_generation_prompt")
+"""What the variables of a template may not be called."""
+
+
+def read_chat_template(tokenizer: PreTrainedTokenizerBase, template: str | os.PathLike[str] | None) -> str | None:
+    """The text of a chat template.
+
+    Args:
+        tokenizer: May have several templates by name.
+        template: The text itself, the path of a file with it (no string), or the name of one of the tokenizer's.
+
+    Raises:
+        ValueError: If it is none of these, or the file cannot be read.
+    """
+    if template is None:
+        return None
+    if isinstance(template, os.PathLike):
+        return read_text(template, 4 * _LONGEST_TEMPLATE)
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if isinstance(template, str) and template in named:
+        return str(named[template])
+    if not isinstance(template, str) or ("{{" not in template and "{%" not in template):
+        names = f", the name of one of the tokenizer's ({', '.join(named)})" if named else ""
+        raise ValueError(
+            f"`chat_template` must be the text of a Jinja template, a pathlib.Path of a file with one{names} or None, got "
+            f"{shown(template)}."
+        )
+    return template
+
+
+def check_template_variables(variables: Any) -> dict[str, Any]:
+    """Variables of a template as a dictionary of their own, as JSON returns it.
+
+    Raises:
+        ValueError: If a name cannot be a variable, or a value is not JSON's.
+    """
+    if variables is None:
+        return {}
+    names = list(variables) if isinstance(variables, dict) else [None]
+    if not all(isinstance(name, str) and name.isidentifier() and name not in _OWN_VARIABLES for name in names):
+        raise ValueError(
+            f"`chat_template_kwargs` must be a dictionary of variables by name, others than {' and '.join(_OWN_VARIABLES)}, or "
+            f"None, got {shown(variables)}."
+        )
+    try:
+        return dict(json.loads(json.dumps(variables, allow_nan=False)))
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"`chat_template_kwargs` must have values that JSON knows, got {shown(variables)}.") from None
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    *,
+    continued: bool = False,
+    template: str | None = None,
+    variables: dict[str, Any] | None = None,
+) -> str:
     """Writes a chat as text with the template of the tokenizer, as `apply_chat_template` does.
 
     Args:
@@ -209,25 +270,31 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, A
         messages: Dictionaries with "role" and "content".
         continued: Whether the text ends within the last message, for a model to continue it, instead of with the beginning of an
             answer.
+        template: The text of another template.
+        variables: What the template can read besides, such as {"enable_thinking": False}.
 
     Raises:
-        ValueError: If the tokenizer has no template, or the template refuses this chat or exceeds its budget.
+        ValueError: If there is no template, or the template refuses this chat or exceeds its budget.
     """
     name = tokenizer.name_or_path or "the tokenizer"
-    if tokenizer.chat_template is None:
-        raise ValueError(f"`messages` must be None for {name}, whose tokenizer has no `chat_template`.")
+    if template is None and tokenizer.chat_template is None:
+        raise ValueError(f"`messages` must be None for {name}, whose tokenizer has no `chat_template`, unless one is given.")
+    described = f"the chat template of {name}" if template is None else "`chat_template`"
     chat = [dict(message) for message in messages]
+    variables = check_template_variables(variables)
     try:
         if continued:
+            begun = chat[-1]["content"]
             chat[-1]["content"] += _END
         # Messages as transformers hands them to templates, without the template of the checkpoint.
         plain = tokenizer.apply_chat_template(chat, chat_template="{{ messages | tojson }}", tokenize=False)
-        variables = {"messages": json.loads(str(plain)), "tools": None, "documents": None, **tokenizer.special_tokens_map}
+        own = {"messages": json.loads(str(plain)), "tools": None, "documents": None, **tokenizer.special_tokens_map}
         like = _compile_jinja_template("").environment
-        text = _render(like, tokenizer.get_chat_template(), {**variables, "add_generation_prompt": not continued})
+        source = tokenizer.get_chat_template() if template is None else template
+        text = _render(like, source, {**own, **variables, "add_generation_prompt": not continued})
         if not continued:
             return text
-        if _END.strip() not in text:
+        if _END.strip() not in text or begun.strip() not in text:
             raise TemplateError("it leaves out what is to be continued")
         trimmed = _END not in text
         text = text[: text.rindex(_END.strip())]
@@ -235,6 +302,4 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, A
     except Exception as error:  # a template can raise anything
         roles = ", ".join(str(message.get("role"))[:40] for message in messages[:8])
         reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise ValueError(
-            f"`messages`: the chat template of {name} does not take a chat of the roles {roles}: {reason}."
-        ) from error
+        raise ValueError(f"`messages`: {described} does not take a chat of the roles {roles}: {reason}.") from error

@@ -88,6 +88,49 @@ def test_ends_of_texts_are_flags_and_settings_of_a_run(capsys, tmp_path):
     assert "Written:" in out
 
 
+def test_chats_are_laid_out_and_begun_by_flags(capsys, tmp_path):
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}{% if not add_generation_prompt %}{{ n }}")
+    flags = ["text", "S12", "--max-new-tokens", 4, "--device", "cpu", "--output", tmp_path / "t.jsonl"]
+    more = ["--chat", "--chat-template", template, "--template-variable", "n=34", "m=False", "--answer-begin", "34"]
+    code, _, err = run(capsys, *flags, *more)
+    assert code == 2
+    assert "`messages`: `chat_template` does not take a chat of the roles user, assistant: " in err
+    template.write_text(template.read_text() + "{% endif %}")
+    (tmp_path / "t.jsonl.run.json").unlink(missing_ok=True)
+    assert run(capsys, *flags, *more)[0] == 0
+    (record,) = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
+    code, out, _ = run(capsys, "text", "S1234", "--max-new-tokens", 4, "--device", "cpu")
+    assert record["text"] == out.strip()
+    settings = json.loads((tmp_path / "t.jsonl.run.json").read_text())
+    assert settings["chat_template"] == template.read_text()
+    assert (settings["chat_template_kwargs"], settings["answer_begin"]) == ({"n": 34, "m": False}, "34")
+    code, _, err = run(capsys, *flags, *more[:-1], "12")
+    assert code == 2
+    assert 'holds a run with another `answer_begin`: "34" there, "12" now.' in err
+    code, out, err = run(capsys, "show", tmp_path / "t.jsonl", "--output", tmp_path, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "Written:" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--chat-template", "t.jinja"], "--chat-template must be given only with --chat."),
+        (["--answer-begin", "a"], "--answer-begin must be given only with --chat."),
+        (["--template-variable", "a=1"], "--template-variable must be given only with --chat."),
+        (["--chat", "--template-variable", "a=1", "a=2"], "--template-variable must name each variable once."),
+        (["--chat", "--template-variable", "a"], "argument --template-variable: must have the form name=value, got 'a'"),
+        (["--chat", "--chat-template", "no.jinja"], "no.jinja"),
+    ],
+)
+def test_flags_of_chats_that_do_not_fit_are_named(capsys, flags, text):
+    code, _, err = run(capsys, "text", "S", *flags, "--device", "cpu")
+    assert code == 2
+    assert text in err
+    assert len(err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("mask", ["<mask>", "[MASK]", "<|mdm_mask|>", "<|MASK|>", "[mask]", "{mask}", "< mask >"])
 def test_masks_of_other_models_are_refused_where_no_length_is_given(capsys, mask):
     code, _, err = run(capsys, "text", "S12__", f"S12{mask}3", "--device", "cpu")
@@ -304,6 +347,10 @@ def test_a_comparison_asks_in_words(capsys, tmp_path):
     code, _, err = run(capsys, "compare-text", *flags[:-1], tmp_path / "chat", "--ask", "chat", "--num-fewshot", 1)
     assert code == 2
     assert "`shots`: null there, 1 now." in err
+    begun = [*flags[:-1], tmp_path / "begun", "--tasks", "sudoku", "--ask", "chat"]
+    assert run(capsys, "compare-text", *begun, "--answer-begin", "a cat", "--stop-strings", "dog")[0] == 0
+    settings = json.loads((tmp_path / "begun" / "run.json").read_text())
+    assert (settings["answer_begin"], settings["stop_strings"]) == ("a cat", ["dog"])
     code, _, err = run(capsys, "compare-text", "--tasks", "countdown")
     assert code == 2
     assert "`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill." in err

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers.checkpoints import make_word_tokenizer
 from helpers.fuzz import limited
 
-from diffusers_infogain.models.chat_templates import chat_text
+from diffusers_infogain.models.chat_templates import chat_text, read_chat_template
 
 CHAT = [
     {"role": "system", "content": "be short"},
@@ -66,6 +68,68 @@ def test_a_last_turn_is_continued():
     tokenizer = tokenizer_with(ORDINARY["llama"])
     plain = tokenizer.apply_chat_template(CHAT[:3], tokenize=False, continue_final_message=True)
     assert chat_text(tokenizer, CHAT[:3], continued=True) == plain
+
+
+def test_a_last_turn_that_the_template_leaves_out_is_not_continued():
+    tokenizer = tokenizer_with("{% for message in messages %}{{ message.content.split('|')[-1] }}{% endfor %}")
+    assert chat_text(tokenizer, [{"role": "assistant", "content": "a|b"}]) == "b"
+    with pytest.raises(ValueError, match="does not take a chat of the roles assistant: it leaves out what is to be continued"):
+        chat_text(tokenizer, [{"role": "assistant", "content": "a|b"}], continued=True)
+
+
+@pytest.mark.parametrize("continued", [True, False])
+def test_other_templates_and_variables_give_what_transformers_gives(continued):
+    template = ORDINARY["qwen3"] + "{% if not enable_thinking | default(true) %}<think></think>{% endif %}{{ n }}{{ eos_token }}"
+    chat = [*CHAT[:2], {"role": "assistant", "content": "the mat "}] if continued else CHAT
+    for variables in ({}, {"enable_thinking": False}, {"n": [1, {"a": None}], "eos_token": "mine"}):
+        for tokenizer in (tokenizer_with("{{ 1 }}"), make_word_tokenizer(24, 20, 21)):
+            before = json.dumps(variables)
+            arguments = {"add_generation_prompt": not continued, "continue_final_message": continued, **variables}
+            plain = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **arguments)
+            assert chat_text(tokenizer, chat, template=template, variables=variables, continued=continued) == plain
+            assert json.dumps(variables) == before
+
+
+def test_given_templates_are_bounded_and_named_too():
+    with pytest.raises(ValueError, match="`messages`: `chat_template` does not take a chat of the roles system, user"), limited():
+        chat_text(tokenizer_with("{{ 1 }}"), CHAT, template=HOSTILE["nested ranges"])
+    with pytest.raises(ValueError, match="it makes too much text"), limited():
+        chat_text(tokenizer_with("{{ 'x' * n }}"), CHAT, variables={"n": 99999999})
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        (5, "`chat_template_kwargs` must be a dictionary of variables by name, others than messages and .*, or None, got 5"),
+        ({"messages": []}, "must be a dictionary of variables by name"),
+        ({"a b": 1}, "must be a dictionary of variables by name"),
+        ({1: 1}, "must be a dictionary of variables by name"),
+        ({"a": {1, 2}}, "`chat_template_kwargs` must have values that JSON knows, got"),
+        ({"a": float("nan")}, "`chat_template_kwargs` must have values that JSON knows, got"),
+    ],
+)
+def test_variables_that_are_none_are_named(variables, text):
+    with pytest.raises(ValueError, match=text):
+        chat_text(tokenizer_with("{{ 1 }}"), CHAT, variables=variables)
+
+
+def test_templates_are_texts_files_or_names(tmp_path):
+    tokenizer = tokenizer_with("{{ 1 }}")
+    (tmp_path / "t.jinja").write_text("{{ 2 }}")
+    assert read_chat_template(tokenizer, "{{ 3 }}") == "{{ 3 }}"
+    assert read_chat_template(tokenizer, tmp_path / "t.jinja") == "{{ 2 }}"
+    assert read_chat_template(tokenizer, None) is None
+    for wrong in ("t.jinja", 5, ""):
+        with pytest.raises(
+            ValueError, match=r"`chat_template` must be the text of a Jinja template, a pathlib\.Path of a file with"
+        ):
+            read_chat_template(tokenizer, wrong)
+    with pytest.raises(ValueError, match=r"none\.jinja is missing"):
+        read_chat_template(tokenizer, tmp_path / "none.jinja")
+    tokenizer.chat_template = {"default": "{{ 1 }}", "short": "{{ 4 }}"}
+    assert read_chat_template(tokenizer, "short") == "{{ 4 }}"
+    with pytest.raises(ValueError, match=r"the name of one of the tokenizer's \(default, short\) or None, got 'long'"):
+        read_chat_template(tokenizer, "long")
 
 
 def test_long_chats_are_laid_out():
