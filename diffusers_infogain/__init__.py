@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
     from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
     from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
+    from .pipeline_infogain_showo import InfoGainShowoPipeline
     from .pipeline_infogain_text import InfoGainTextPipeline
     from .proposal import InfoGainProposal, InfoGainSchedulerOutput
     from .scheduling_infogain import InfoGainScheduler
@@ -46,6 +47,7 @@ __all__ = [
     "InfoGainProposal",
     "InfoGainScheduler",
     "InfoGainSchedulerOutput",
+    "InfoGainShowoPipeline",
     "InfoGainTextOutput",
     "InfoGainTextPipeline",
     "decode",
@@ -71,6 +73,7 @@ _MODULES = {
     "InfoGainProposal": "proposal",
     "InfoGainScheduler": "scheduling_infogain",
     "InfoGainSchedulerOutput": "proposal",
+    "InfoGainShowoPipeline": "pipeline_infogain_showo",
     "InfoGainTextOutput": "text_output",
     "InfoGainTextPipeline": "pipeline_infogain_text",
     "decode": "decoding",

@@ -1,4 +1,4 @@
-"""The base class of image pipelines of language models, whose prompt and image are one sequence: MMaDA and Lumina-DiMOO."""
+"""The base class of image pipelines of language models, whose prompt and image are one sequence."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from .checks import check_integer
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainImagePipeline
 from .models.llada import BidirectionalLlama, check_image_tokens, predict_after_prompts
+from .models.omni_phi import OmniPhi
 from .models.partial_rows import PartialRows, run_llama
 
 
 class SequenceImagePipeline(InfoGainImagePipeline):
-    """Base class of image pipelines of bidirectional language models, which see the prompt and the image as one sequence.
+    """Base class of image pipelines of language models, which see the prompt and the image as one sequence.
 
     Image code c is the token `image_token_offset + c`. `scheduler` sees the image tokens only, as codes, with the codebook's size
     as mask id. A family defines `encode_prompt`, the layout of the image by `lay_out`, and the longest sequence by `max_length`.
@@ -31,7 +32,7 @@ class SequenceImagePipeline(InfoGainImagePipeline):
     unconditional_prompt: ClassVar[str] = ""
 
     tokenizer: PreTrainedTokenizerBase
-    transformer: BidirectionalLlama
+    transformer: BidirectionalLlama | OmniPhi
 
     def register_layout(self, image_token_offset: int | None, sample_size: int, **layout: int) -> None:
         """Checks and registers the ids and lengths of a family's sequences, in its constructor.

@@ -12,12 +12,14 @@ from .pipeline_infogain_lumina import InfoGainLuminaPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
+from .pipeline_infogain_showo import InfoGainShowoPipeline
 from .pipeline_infogain_text import InfoGainTextPipeline
 
 IMAGE_PIPELINES: tuple[type[CheckedPipeline], ...] = (
     InfoGainMaskGITPipeline,  # first: its repositories are recognised without a download
     InfoGainPipeline,
     InfoGainMMaDAPipeline,
+    InfoGainShowoPipeline,
     InfoGainMeissonicPipeline,
     InfoGainLuminaPipeline,
 )

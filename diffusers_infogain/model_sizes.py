@@ -11,8 +11,8 @@ class ModelSize:
     """A model that a benchmark can build with random weights.
 
     Attributes:
-        family: "amused", "meissonic", "maskgit", "mmada" or "lumina" for images; for text a family of `TextFamily`, or for
-            "masked_lm" the model type of transformers after a colon.
+        family: One of `IMAGE_FAMILIES`; for text a family of `TextFamily`, or for "masked_lm" the model type of transformers after
+            a colon.
         config: Fields of the network's configuration.
         mask_token_id: Of the network.
         layout: Further arguments: of the image pipeline, or of `TextFamily`.
@@ -29,7 +29,7 @@ class ModelSize:
         return self.family not in IMAGE_FAMILIES
 
 
-IMAGE_FAMILIES = ("amused", "meissonic", "maskgit", "mmada", "lumina")
+IMAGE_FAMILIES = ("amused", "meissonic", "maskgit", "mmada", "showo", "lumina")
 
 _AMUSED: dict[str, Any] = {
     "hidden_size": 1024,
@@ -115,6 +115,27 @@ _MMADA_TOKENS = {
     "image_token_offset": 126349,
     "sample_size": 32,
 }
+_PHI: dict[str, Any] = {
+    "vocab_size": 58498,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 2048,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": True,
+    "tie_word_embeddings": False,
+    "image_start_token_id": 50296,
+    "image_end_token_id": 50297,
+}
+_SHOWO_TOKENS = {
+    "task_token_id": 50300,
+    "image_start_token_id": 50296,
+    "image_end_token_id": 50297,
+    "pad_token_id": 50295,
+    "image_token_offset": 50305,
+}
 _LUMINA_TOKENS = {
     "newline_token_id": 126084,
     "image_start_token_id": 126349,
@@ -152,6 +173,8 @@ MODEL_SIZES: dict[str, ModelSize] = {
     "maskgit-384-base": _maskgit(24, 768, 12, 12, 2048),
     "maskgit-384-large": _maskgit(24, 1024, 24, 16, 2816),
     "mmada-8b": ModelSize("mmada", {**_LLADA, "vocab_size": 134656}, 126336, _MMADA_TOKENS),
+    "showo-256": ModelSize("showo", _PHI, 58497, {**_SHOWO_TOKENS, "sample_size": 16}),
+    "showo-512": ModelSize("showo", _PHI, 58497, {**_SHOWO_TOKENS, "sample_size": 32}),
     "lumina-dimoo": ModelSize("lumina", {**_LLADA, "vocab_size": 134548}, 126336, _LUMINA_TOKENS),
     "llada-8b": ModelSize("llada", _LLADA, 126336),
     "dream-7b": ModelSize(
@@ -202,6 +225,18 @@ MODEL_SIZES: dict[str, ModelSize] = {
         "mmada",
         {**_NANO_LLADA, "vocab_size": 84},
         47,
+        {
+            **{"task_token_id": 43, "image_start_token_id": 44, "image_end_token_id": 45, "pad_token_id": 40},
+            **{"image_token_offset": 50, "sample_size": 4},
+        },
+    ),
+    "showo-nano": ModelSize(
+        "showo",
+        {
+            **{**_PHI, **_NANO_TEXT, "num_key_value_heads": 2, "vocab_size": 83},
+            **{"image_start_token_id": 44, "image_end_token_id": 45},
+        },
+        82,
         {
             **{"task_token_id": 43, "image_start_token_id": 44, "image_end_token_id": 45, "pad_token_id": 40},
             **{"image_token_offset": 50, "sample_size": 4},

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
     LlamaConfig,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -25,16 +26,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from .checkpoints.errors import one_sentence
 from .checks import check_number, shown
 from .choices import PRESETS
+from .image_pipeline_sequence import SequenceImagePipeline
 from .model_sizes import MODEL_SIZES, ModelSize
 from .models.llada import BidirectionalLlama
 from .models.maskgit_transformer import MaskGITTransformer2DModel
 from .models.meissonic_transformer import MeissonicTransformer2DModel
+from .models.omni_phi import OmniPhi
 from .models.text_family import TextFamily
 from .pipeline_infogain import InfoGainPipeline
 from .pipeline_infogain_lumina import InfoGainLuminaPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
+from .pipeline_infogain_showo import InfoGainShowoPipeline
 from .pipeline_infogain_text import InfoGainTextPipeline
 from .scheduling_infogain import InfoGainScheduler
 
@@ -48,8 +52,14 @@ _DIFFUSERS = {
 }
 _LANGUAGE_MODELS: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(("mmada", "lumina", "llada"), (BidirectionalLlama, LlamaConfig)),
+    "showo": (OmniPhi, PhiConfig),
     "dream": (Qwen2ForCausalLM, Qwen2Config),
     **dict.fromkeys(("sdar", "a2d"), (Qwen3ForCausalLM, Qwen3Config)),
+}
+_SEQUENCE_PIPELINES: dict[str, Any] = {
+    "mmada": InfoGainMMaDAPipeline,
+    "showo": InfoGainShowoPipeline,
+    "lumina": InfoGainLuminaPipeline,
 }
 _BEFORE_THE_HEAD = {
     "amused": ("mlm_layer.conv2",),
@@ -57,6 +67,7 @@ _BEFORE_THE_HEAD = {
     "masked_lm:bert": ("cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
     "masked_lm:modernbert": ("head.norm", "decoder.bias"),
     **dict.fromkeys(_LANGUAGE_MODELS, ("model.norm",)),
+    "showo": ("model.final_layernorm", "lm_head.bias"),
 }
 """By family, the parameters that the logits are linear in."""
 
@@ -119,7 +130,7 @@ def random_inputs(pipe: DiffusionPipeline, batch_size: int, prompt_length: int =
         return {"class_labels": torch.randint(classes, (batch_size,), generator=generator).tolist()}
     if isinstance(pipe, InfoGainTextPipeline):
         return {"input_ids": ids(pipe.family.mask_token_id)}
-    if isinstance(pipe, (InfoGainMMaDAPipeline, InfoGainLuminaPipeline)):
+    if isinstance(pipe, SequenceImagePipeline):
         return {"prompt": [" ".join(map(str, words)) for words in ids(len(pipe.tokenizer))]}
     config = pipe.transformer.config
     amused = isinstance(pipe, InfoGainPipeline)
@@ -225,12 +236,11 @@ def _tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 
 def _image_pipeline(size: ModelSize, network: Any) -> DiffusionPipeline:
-    if size.family in ("mmada", "lumina"):
+    if size.family in _SEQUENCE_PIPELINES:
         offset = size.layout["image_token_offset"]
         scheduler = InfoGainScheduler(mask_token_id=min(8192, network.config.vocab_size - offset))
-        cls = InfoGainMMaDAPipeline if size.family == "mmada" else InfoGainLuminaPipeline
         words = _tokenizer(min(1000, min(value for name, value in size.layout.items() if name != "sample_size")))
-        return cls(None, words, network, scheduler, **size.layout)
+        return _SEQUENCE_PIPELINES[size.family](None, words, network, scheduler, **size.layout)
     scheduler = InfoGainScheduler(mask_token_id=network.config.vocab_size - 1)
     if size.family == "maskgit":
         return InfoGainMaskGITPipeline(None, network, scheduler)

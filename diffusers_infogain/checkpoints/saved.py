@@ -48,6 +48,7 @@ OWN_CLASSES = {
     "MagvitV2Model": "models.magvit_v2",
     "MaskGITTransformer2DModel": "models.maskgit_transformer",
     "MeissonicTransformer2DModel": "models.meissonic_transformer",
+    "OmniPhi": "models.omni_phi",
 }
 """The package's own components, and their modules. Saved pipelines name them as diffusers' (see `SharedPipeline`)."""
 # Earlier ones name their modules.

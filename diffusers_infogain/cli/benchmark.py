@@ -149,7 +149,11 @@ def _pipeline(args: argparse.Namespace) -> Any:
         if args.sharpness != 1:
             raise ValueError("--sharpness does not apply without --random.")
         return common.load_any_pipeline(args)
-    _refuse(args, ("variant", "vqvae", "text_encoder", "prompts", "prompts_file", "negative_prompt", "offload"), "to --random")
+    _refuse(
+        args,
+        ("variant", "vqvae", "text_encoder", "language_model", "prompts", "prompts_file", "negative_prompt", "offload"),
+        "to --random",
+    )
     _refuse(args, ("whole",), "to --random, which has neither text encoder nor image tokenizer")
     pipe = random_pipeline(
         args.random,

@@ -28,7 +28,7 @@ from ..settings import SETTINGS
 
 
 def loading_arguments(args: argparse.Namespace, cls: type[CheckedPipeline]) -> dict[str, Any]:
-    """--variant, --vqvae and --text-encoder, if they are given.
+    """--variant, --vqvae, --text-encoder and --language-model, if they are given.
 
     Raises:
         ValueError: If the pipeline's `from_pretrained` does not take one of them.
@@ -42,7 +42,7 @@ def loading_arguments(args: argparse.Namespace, cls: type[CheckedPipeline]) -> d
 
 
 def _loading_flags(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("variant", "vqvae", "text_encoder")
+    names = ("variant", "vqvae", "text_encoder", "language_model")
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 

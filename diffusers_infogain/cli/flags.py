@@ -96,6 +96,8 @@ def _add_loading_flags(command: Parser) -> None:
     _add(command, "--vqvae", nonempty, text)
     text = "folder or Hub id of another text encoder than the checkpoint's (Meissonic)"
     _add(command, "--text-encoder", nonempty, text)
+    text = "folder or Hub id of Phi-1.5, whose tokenizer and config.json Show-o needs"
+    _add(command, "--language-model", nonempty, text)
 
 
 def _add_model_flags(command: Parser) -> None:

@@ -161,7 +161,11 @@ def _load(args: argparse.Namespace, record: dict[str, Any], kind: Any) -> Any:
         raise ValueError(
             f"{args.file} was made by a model in a folder {model!r}, which is not here: give that folder by --model."
         )
-    options = {name: record[name] for name in ("variant", "vqvae") if args.model is None and record.get(name) is not None}
+    options = {
+        name: record[name]
+        for name in ("variant", "vqvae", "language_model")
+        if args.model is None and record.get(name) is not None
+    }
     dtype = args.dtype or record.get("dtype", "float32")
     pipe = kind(model).from_pretrained(model, dtype=getattr(torch, dtype), **options).to(args.device)
     pipe.set_progress_bar_config(disable=True)

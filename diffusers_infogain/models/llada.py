@@ -151,19 +151,27 @@ class BidirectionalLlama(LlamaForCausalLM):
         if attention_mask.ndim == 2:
             position_ids = count_positions(attention_mask) if position_ids is None else position_ids
             # Padding is hidden as keys only: a query that sees no key would give NaN.
-            attention_mask = additive_mask(attention_mask[:, None, :], input_ids.shape[1], self.dtype)
+            attention_mask = additive_mask(self.visible(input_ids, attention_mask), input_ids.shape[1], self.dtype)
         states = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
         ).last_hidden_state
-        if where is not None:
-            states = states[where]
-        if token_range is None:
-            return self.lm_head(states)
-        first, last = token_range
-        if type(self.lm_head) is not torch.nn.Linear:  # adapted or quantised: the weight alone is not the layer
-            return self.lm_head(states)[..., first:last]
-        with align_module_device(self.lm_head):
-            return torch.nn.functional.linear(states, self.lm_head.weight[first:last])
+        return token_logits(self.lm_head, states if where is None else states[where], token_range)
+
+    def visible(self, input_ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Which tokens each token sees, (B, 1, L) bool: all of them but padding, where `real` (B, L) is False."""
+        return real[:, None, :]
+
+
+def token_logits(head: torch.nn.Module, states: torch.Tensor, token_range: tuple[int, int] | None) -> torch.Tensor:
+    """Logits of hidden states (..., D) for the token ids of `token_range` (first, last + 1), and no others; None for all."""
+    if token_range is None:
+        return head(states)
+    first, last = token_range
+    if type(head) is not torch.nn.Linear:  # adapted or quantised: the weight alone is not the layer
+        return head(states)[..., first:last]
+    with align_module_device(head):
+        bias = None if head.bias is None else head.bias[first:last]
+        return torch.nn.functional.linear(states, head.weight[first:last], bias)
 
 
 def check_image_tokens(image_token_offset: int, codebook_size: int, vocab_size: int) -> None:

@@ -108,11 +108,14 @@ def run_llama(
         (M, V) for the M positions of `where`, in row-major order.
     """
     index, positions = rows.index(), count_positions(real)
+    visible = transformer.visible(ids, real)
     if index is not None:
+        if visible.shape[1] > 1:  # not alike for all tokens
+            visible = visible.gather(1, index[..., None].expand(-1, -1, visible.shape[-1]))
         ids, positions, where = ids.gather(1, index), positions.gather(1, index), where.gather(1, index)
         where = where & (torch.arange(index.shape[1], device=index.device) < rows.run.sum(-1, keepdim=True))  # type: ignore[union-attr]
     cache = {cache_argument(type(transformer.model).forward): _ExchangingCache(rows, index)}
-    mask = additive_mask(real[:, None, :], ids.shape[1], transformer.dtype)
+    mask = additive_mask(visible, ids.shape[1], transformer.dtype)
     return transformer(ids, mask, where=where, token_range=token_range, position_ids=positions, **cache)
 
 
