@@ -52,6 +52,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "masking_schedule": "arccos",
         "halton_randomize": True,
     },
+    "showo": DEFAULTS
+    | {
+        "sampler": "maskgit",
+        "num_candidates": 1,
+        "choice_temperature": (1.0, 0.0),
+        "annealing": "product",
+        "entropy_bound": 0,
+    },
     "text": DEFAULTS
     | {
         "masking_schedule": "even",
@@ -66,7 +74,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "text_fast": DEFAULTS | {"masking_schedule": "even", "sampler": "left", "top_p": 0.9, "entropy_bound": 0.1},
 }
 """Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
-"maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last). A preset
+"maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last), "showo"
+that of the published code of Show-o and MMaDA. A preset
 says every setting but those of the model (`mask_token_id`, `pc_frequencies`), so it takes none over from the config."""
 
 PRESET_DESCRIPTIONS: dict[str, str] = {
@@ -75,6 +84,7 @@ PRESET_DESCRIPTIONS: dict[str, str] = {
     "best": "default with all candidates compared in every step",
     "paper": "info_gain as arXiv 2602.18176 has it for images",
     "maskgit_halton": "halton as arXiv 2503.17076 has it for ImageNet",
+    "showo": "maskgit as the published loops of Show-o and MMaDA have it",
     "text": "info_gain as the text pipeline has it: pivot proposes, and unlikely texts are begun anew",
     "text_fast": "left to right, as many tokens at a time as an entropy bound allows",
 }

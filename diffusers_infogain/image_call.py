@@ -226,7 +226,7 @@ class ImageCall:
         if not self.pipe.runs_partial_rows:
             raise ValueError(
                 f"`approximate_cache` must be None for {name}, which runs whole rows only, got {self.approximate_cache!r}; "
-                "InfoGainPipeline, InfoGainMMaDAPipeline, InfoGainShowoPipeline and InfoGainLuminaPipeline reuse parts of rows."
+                "the pipelines of aMUSEd, MMaDA, Show-o and Lumina-DiMOO can reuse parts of rows."
             )
         if isinstance(cache, MaxLogitCache) and scheduler.looks_ahead:
             raise ValueError(

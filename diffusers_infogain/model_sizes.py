@@ -11,8 +11,8 @@ class ModelSize:
     """A model that a benchmark can build with random weights.
 
     Attributes:
-        family: One of `IMAGE_FAMILIES`; for text a family of `TextFamily`, or for "masked_lm" the model type of transformers after
-            a colon.
+        family: One of `IMAGE_FAMILIES`; for text a family of `TextFamily`, or for "masked_lm" the model type of transformers
+            after a colon.
         config: Fields of the network's configuration.
         mask_token_id: Of the network.
         layout: Further arguments: of the image pipeline, or of `TextFamily`.

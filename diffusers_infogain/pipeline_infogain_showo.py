@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .checkpoints.published import PublishedPipeline
 from .checkpoints.repository import HubArguments, Repository, local_folder
 from .checkpoints.saved import load_tokenizer
 from .checkpoints.source import ModelSource
-from .checks import check_integer, shown
+from .checks import check_choice, check_integer, check_list, check_number, prompt_list, shown
+from .choices import MOST_BLUR, SIDES
+from .components import check_components
+from .editing import Edit, ImageInput, fit_image, read_images, seam
 from .files import read_json
 from .image_call import Canvas
 from .image_pipeline_magvit import VQ_REPOSITORY, MagvitImagePipeline, open_image_tokenizer
@@ -25,6 +29,9 @@ from .scheduling_infogain import InfoGainScheduler
 PHI_REPOSITORY = "microsoft/phi-1_5"
 """The language model that Show-o began as; its tokenizer and its sizes are not in Show-o's repository."""
 
+
+_EDGES = {"left": (2, True), "top": (1, True), "right": (2, False), "bottom": (1, False)}
+"""The axis of tokens (B, h, w) along which an image grows at a side, and whether it grows before its first one."""
 
 GUIDANCE_OF_SIDE = {16: 1.75}
 """The published guidance, by image tokens along a side, where it is not the family's."""
@@ -167,6 +174,91 @@ class InfoGainShowoPipeline(MagvitImagePipeline):
         """The image tokens of the model."""
         config = self.transformer.config
         return Canvas(self.codebook_size, config.vocab_size, self.config.sample_size, only_side=True)
+
+    @torch.no_grad()
+    def extrapolate(
+        self,
+        prompt: str | list[str],
+        image: ImageInput,
+        sides: Sequence[str],
+        *,
+        overlap: int | None = None,
+        mask_blur: float = 0.0,
+        output_type: str = "pil",
+        **arguments: Any,
+    ) -> Any:
+        """Lets images grow beyond their edges, window by window, as Show-o's authors do.
+
+        A window is as large as the model's images. It begins with the tokens at an edge of the image; the others are decoded.
+
+        Args:
+            prompt: What the windows show: one for all, or a list with one for each.
+            image: One or several, which grow alike; resized and cropped as in a call.
+            sides: Where the image grows, window after window: of "left" and "right", or of "top" and "bottom".
+            overlap: Pixels of the image in every window, a multiple of a token's; by default half a window.
+            mask_blur: As in a call, around the image.
+            output_type: "pil", "np", "pt" or "latent" (tokens).
+            arguments: Others of a call, such as `guidance_scale`, `num_inference_steps` and `generator`.
+
+        Returns:
+            The images, larger by a window less `overlap` for each of `sides`. The pixels of `image` are as they were.
+
+        Raises:
+            ValueError: For the first argument that does not fit.
+        """
+        check_list("sides", sides, str, "a non-empty list of left and right, or of top and bottom")
+        for side in sides:
+            check_choice("sides", side, SIDES)
+        if len({side in ("left", "right") for side in sides}) > 1:
+            raise ValueError(f"`sides` must be of left and right, or of top and bottom, got {', '.join(sides)}.")
+        check_number("mask_blur", mask_blur, 0, MOST_BLUR)
+        check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
+        prompts = prompt_list("prompt", prompt)
+        if len(prompts) not in (1, len(sides)):
+            raise ValueError(f"`prompt` must be one, or one for each of the {len(sides)} windows, got {len(prompts)}.")
+        prompts = prompts * len(sides) if len(prompts) == 1 else prompts
+        check_components(self, "vqvae", "transformer", "scheduler")
+        length, unit = self.canvas().side, self.vae_scale_factor
+        check_integer("overlap", overlap, unit, (length - 1) * unit, optional=True)
+        if overlap is not None and overlap % unit:
+            raise ValueError(f"`overlap` must be a multiple of {unit}, the pixels of a token, got {overlap}.")
+        shared = length // 2 if overlap is None else overlap // unit
+        pixels = torch.stack([fit_image(one, length * unit, length * unit) for one in read_images("image", image)])
+        tokens, margins = self._encode_pixels(pixels), dict.fromkeys(SIDES, 0)
+        for text, side in zip(prompts, sides, strict=True):
+            window, rest = _split_window(tokens, side, length, shared, self.scheduler.config.mask_token_id)
+            decoded = self([text] * len(tokens), latents=window, output_type="latent", return_dict=True, **arguments).images
+            axis, before = _EDGES[side]
+            tokens = torch.cat([decoded, rest] if before else [rest, decoded], dim=axis)
+            margins[side] += (length - shared) * unit
+        if output_type == "latent":
+            return tokens
+        left, top, right, bottom = (margins[side] for side in SIDES)
+        around = [left, right, top, bottom]
+        known = torch.nn.functional.pad(torch.zeros_like(pixels[:, 0], dtype=torch.bool), around, value=True)
+        edit = Edit(tokens, torch.nn.functional.pad(pixels, around), seam(known, mask_blur), {})
+        images = self._state_images(tokens, self.scheduler.config.mask_token_id, edit.paste, output_type)
+        self.maybe_free_model_hooks()
+        return images
+
+
+def _split_window(
+    tokens: torch.Tensor, side: str, length: int, shared: int, mask_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The window at an edge of an image, and the tokens of the image that are not in it.
+
+    Args:
+        tokens: (B, h, w) long.
+        side: Of the edge.
+        length: Tokens along a side of the window.
+        shared: How many rows or columns of the image it begins with; the others are masked.
+    """
+    axis, before = _EDGES[side]
+    size = tokens.shape[axis]
+    kept, rest = tokens.split([shared, size - shared] if before else [size - shared, shared], dim=axis)
+    kept, rest = (kept, rest) if before else (rest, kept)
+    masks = torch.full_like(tokens.narrow(axis, 0, 1), mask_token_id).repeat_interleave(length - shared, dim=axis)
+    return torch.cat([masks, kept] if before else [kept, masks], dim=axis), rest
 
 
 def _language_model(config: dict[str, Any], file: Path, language_model: str | os.PathLike[str] | None, hub: HubArguments) -> Path:

@@ -109,10 +109,17 @@ def share_masked_after(
     return torch.tensor(left / length, dtype=torch.float32)
 
 
-def annealed(temperature: tuple[float, float], num_steps: int) -> torch.Tensor:
-    """(T,) float32: a temperature that goes linearly from its start in the first step to its end in the last."""
+def annealed(temperature: tuple[float, float], num_steps: int, annealing: str = "linear") -> torch.Tensor:
+    """(T,) float32: a temperature that goes from its start to its end.
+
+    "linear" goes evenly from the start in the first step to the end in the last. "product" goes by the factors
+    (1 - 1/T) · (1 - 2/T) · ... of the steps so far, which fall faster, and are 0 in the last step.
+    """
     start, end = temperature
-    return torch.linspace(start, end, num_steps, dtype=torch.float32)
+    if annealing == "linear":
+        return torch.linspace(start, end, num_steps, dtype=torch.float32)
+    left = 1 - torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
+    return (end + (start - end) * left.cumprod(0)).float()
 
 
 def temperature_at(temperatures: torch.Tensor, step_index: int, share_left: torch.Tensor | None) -> torch.Tensor:

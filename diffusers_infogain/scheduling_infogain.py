@@ -58,6 +58,7 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
             where `entropy_bound` runs ahead of them, over the share of tokens decoded.
         choice_temperature: τ_pos of "maskgit": the factor on the Gumbel noise of every candidate. Annealed likewise.
         pivot_temperature: τ_pos of "pivot", in nats: later candidates draw the pivot in proportion to exp(H / τ_pos).
+        annealing: How these three go from start to end: "linear", or "product", faster, as in the loops of MMaDA and Show-o.
         top_k: Draw tokens from this many of the most probable ones. Scores always use the whole distribution.
         top_p: Draw tokens from the smallest set that holds this much probability; 1 is all of it. None: the sampler's own, 0.9
             for "info_gain" and "lookum", 1 for the others.
@@ -126,6 +127,7 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         position_temperature: float | tuple[float, float] = 0.4,
         choice_temperature: float | tuple[float, float] = (2.0, 0.0),
         pivot_temperature: float | tuple[float, float] = 1.0,
+        annealing: str = "linear",
         top_k: int | None = None,
         top_p: float | None = None,
         confidence_threshold: float | None = None,
@@ -229,7 +231,7 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         pair = checks.check_temperature(name, self.config[name] if temperature is None else temperature)
         checks.check_device("device", device)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
-        self.position_temperatures = schedules.annealed(pair, num_inference_steps)
+        self.position_temperatures = schedules.annealed(pair, num_inference_steps, self.config.annealing)
 
     def with_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> InfoGainScheduler:
         """A copy after `set_timesteps`, while this scheduler stays as it is: for runs side by side, as in threads."""

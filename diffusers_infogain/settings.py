@@ -79,6 +79,7 @@ class Setting:
 
 
 MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
+ANNEALINGS = ("linear", "product")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
 RUN_SCORES = ("cumulative_entropy", "log_likelihood", "entropy_and_likelihood")
 CORRECTORS = ("verify", "remdm_conf", "remdm_loop", "p2")
@@ -105,6 +106,7 @@ SETTINGS: dict[str, Setting] = {
     "pivot_temperature": Setting(
         "temperature", 1.0, "of the draws of pivots in candidates after the first, in nats, of the rule pivot"
     ),
+    "annealing": Setting("name", "linear", "how temperatures of positions go from start to end", choices=ANNEALINGS),
     "top_k": Setting(int, None, "draw from the k most probable tokens", lowest=1, optional=True),
     "top_p": Setting(
         float,

@@ -11,7 +11,7 @@ from diffusers_infogain.cache_settings import ContextCache, MaxLogitCache, parse
 from diffusers_infogain.image_call import ImageCall
 from diffusers_infogain.models.partial_rows import PartialRows
 
-FAMILIES = ("amused", "mmada", "lumina")
+FAMILIES = ("amused", "mmada", "showo", "lumina")
 LOOKAHEAD = {"sampler": "info_gain", "num_candidates": 3, "lazy_threshold": None, "entropy_bound": 0.0}
 GREEDY = {"sampler": "maskgit", "entropy_bound": 0.0}
 
@@ -258,8 +258,8 @@ REFUSED = [
         "maskgit",
         {},
         {},
-        f"{NONE} for InfoGainMaskGITPipeline, which runs whole rows only, got 'context'; InfoGainPipeline, InfoGainMMaDAPipeline "
-        "and InfoGainLuminaPipeline can reuse parts of rows.",
+        f"{NONE} for InfoGainMaskGITPipeline, which runs whole rows only, got 'context'; the pipelines of aMUSEd, MMaDA, "
+        "Show-o and Lumina-DiMOO can reuse parts of rows.",
     ),
     ("meissonic", {}, {}, f"{NONE} for InfoGainMeissonicPipeline, which runs whole rows only"),
     ("amused", {}, {"num_runs": 2}, f"{NONE} with num_runs above 1, got 'context'."),

@@ -16,6 +16,7 @@ from diffusers_infogain import (
     InfoGainMMaDAPipeline,
     InfoGainPipeline,
     InfoGainScheduler,
+    InfoGainShowoPipeline,
 )
 from diffusers_infogain.image_call import CALL_OPTIONS, Canvas, ImageCall
 from diffusers_infogain.image_pipeline import InfoGainImagePipeline
@@ -69,6 +70,7 @@ LAST = list(CALL_OPTIONS[-10:])
     ("pipeline", "order"),
     [
         (InfoGainMMaDAPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
+        (InfoGainShowoPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
         (InfoGainLuminaPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
         (InfoGainMaskGITPipeline, ["class_labels", *SIZE, *IMAGES, *OUTPUT, *LAST]),
         (InfoGainMeissonicPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, *MICRO, *LAST]),

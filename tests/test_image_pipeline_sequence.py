@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline
 from helpers.memory import LargestTensors
 from helpers.sampling import EAGER, generators
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PhiForCausalLM
 
 from diffusers_infogain import InfoGainScheduler, decode
 from diffusers_infogain.image_pipeline_sequence import SequenceImagePipeline
@@ -21,17 +21,23 @@ PROMPTS = ["a red cat on the mat", "two dogs", "fog"]
 
 @dataclass(frozen=True)
 class Family:
-    """A tiny pipeline, and its layout: the ids before the prompt, between prompt and image, behind a row and behind the image."""
+    """A tiny pipeline, and its layout: the ids before the prompt, between prompt and image, behind a row and behind the image.
+
+    The network is transformers' own, in which text is causal or not.
+    """
 
     make: Callable[..., SequenceImagePipeline]
     before: tuple[int, ...]
     between: tuple[int, ...]
     row_end: tuple[int, ...]
     behind: tuple[int, ...]
+    network: type = LlamaForCausalLM
+    causal_text: bool = False
 
 
 FAMILIES = {
     "mmada": Family(make_mmada_pipeline, (43, 41), (42, 44), (), (45,)),
+    "showo": Family(make_showo_pipeline, (43, 41), (42, 44), (), (45,), PhiForCausalLM, causal_text=True),
     # <system>Generate an image according to the text prompt.</system><user>
     "lumina": Family(make_lumina_pipeline, (36, 10, 11, 12, 13, 14, 4, 15, 16, 37, 38), (39, 43, 41), (46,), (42, 44)),
 }
@@ -49,8 +55,8 @@ def pipe(family) -> SequenceImagePipeline:
 
 @torch.no_grad()
 def full_logits(pipe: SequenceImagePipeline, family: Family, image: torch.Tensor, prompt: str) -> torch.Tensor:
-    """Code logits (h · w, 32) of one image (h, w), from transformers' own Llama over the whole vocabulary, unpadded."""
-    stock = LlamaForCausalLM(pipe.transformer.config).eval()
+    """Code logits (h · w, 32) of one image (h, w), from transformers' own network over the whole vocabulary, unpadded."""
+    stock = family.network(pipe.transformer.config).eval()
     stock.load_state_dict(pipe.transformer.state_dict())
     ids, places = [*family.before, *pipe.tokenizer(prompt).input_ids, *family.between], []
     for row in image.tolist():
@@ -58,6 +64,9 @@ def full_logits(pipe: SequenceImagePipeline, family: Family, image: torch.Tensor
         ids += [*(MODEL_MASK if token == MASK else token + OFFSET for token in row), *family.row_end]
     ids = torch.tensor([[*ids, *family.behind]])
     every = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+    if family.causal_text:
+        for position in range(places[0] - 1):
+            every[..., position, position + 1 :] = -torch.inf
     return stock(ids, attention_mask=every).logits[0, places, OFFSET : OFFSET + CODES]
 
 
@@ -116,12 +125,13 @@ def test_guidance_batches_prompts_and_chunks_give_what_each_image_gives_alone(
 
 
 def test_images_of_every_kind_and_shape(pipe):
-    call = {"num_inference_steps": 2, "height": 8, "width": 12}
+    width = 8 if pipe.canvas().only_side else 12
+    call = {"num_inference_steps": 2, "height": 8, "width": width}
     output = pipe("fog", output_type="pt", generator=generators(0), **call)
-    assert output.images.shape == (1, 3, 8, 12)
+    assert output.images.shape == (1, 3, 8, width)
     assert 0 <= output.images.min() <= output.images.max() <= 1
-    assert pipe("fog", generator=generators(0), **call).images[0].size == (12, 8)
-    assert pipe("fog", output_type="latent", generator=generators(0), **call).images.shape == (1, 4, 6)
+    assert pipe("fog", generator=generators(0), **call).images[0].size == (width, 8)
+    assert pipe("fog", output_type="latent", generator=generators(0), **call).images.shape == (1, 4, width // 2)
     assert pipe("fog", output_type="latent", num_inference_steps=1).images.shape == (1, 4, 4)
 
 
@@ -158,8 +168,9 @@ def test_offloading_and_half_precision_give_images(pipe, family):
 def test_no_tensor_is_larger_than_rows_times_masks_times_codes(pipe, reduction):
     pipe.scheduler = InfoGainScheduler(MASK, **EAGER | {"num_candidates": 8, "gain_reduction": reduction, "entropy_bound": 0})
     # Few masks among many known tokens: nothing has a row for a known one.
-    latents = torch.arange(64).view(1, 8, 8) % CODES
-    latents[0, 7] = MASK
+    rows = 4 if pipe.canvas().only_side else 8
+    latents = torch.arange(rows * rows).view(1, rows, rows) % CODES
+    latents[0, -(8 // rows) :] = MASK
     with LargestTensors(pipe.transformer) as largest:
         pipe("a cat", latents=latents, num_inference_steps=4, guidance_scale=3.5, output_type="latent")
     candidates, masks = 8, 8

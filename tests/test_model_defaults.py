@@ -70,6 +70,7 @@ def test_every_family_has_one():
     assert scales == {
         "InfoGainPipeline": 10.0,
         "InfoGainMMaDAPipeline": 3.5,
+        "InfoGainShowoPipeline": 5.0,
         "InfoGainMaskGITPipeline": 0.5,
         "InfoGainMeissonicPipeline": 9.0,
         "InfoGainLuminaPipeline": 4.0,

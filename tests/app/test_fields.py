@@ -81,7 +81,9 @@ def test_every_sampler_and_preset_can_be_chosen_presets_first(model, of_text):
     assert all(label.endswith("(preset)") for label in labels[: len(presets)])
     missing = {*SAMPLER_DESCRIPTIONS, *PRESET_DESCRIPTIONS} - set(names)
     assert missing == (
-        {"pc_sampler", "halton", "default", "fast", "best", "maskgit_halton"} if of_text else {"pc_sampler", "text", "text_fast"}
+        {"pc_sampler", "halton", "default", "fast", "best", "maskgit_halton", "showo"}
+        if of_text
+        else {"pc_sampler", "text", "text_fast"}
     )
     assert fields.first_choice(model, of_text) == ("text" if of_text else "default")
     for name in names:

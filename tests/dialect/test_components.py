@@ -14,6 +14,7 @@ from helpers.dialect import CLIP_FAMILIES, PROMPT, call, make_pipe
 from diffusers_infogain import InfoGainPipeline, InfoGainScheduler, InfoGainTextPipeline
 from diffusers_infogain.components import in_float32
 from diffusers_infogain.evaluation.identity import pipeline_digest
+from diffusers_infogain.image_pipeline_magvit import MagvitImagePipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -216,7 +217,7 @@ def test_compiled_vqvae_in_half_precision(pipe):
     assert torch.allclose(call(pipe, output_type="pt").images, expected, atol=0.05)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("meissonic", "mmada", "lumina")]  # compile for seconds
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("meissonic", "mmada", "showo", "lumina")]  # compile for seconds
 
 
 @pytest.mark.parametrize("family", ["amused", "maskgit", *SLOW])
@@ -316,7 +317,7 @@ def test_a_dtype_for_every_component(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     dtypes = {"transformer": torch.bfloat16, "default": torch.float16}
     again = type(pipe).from_pretrained(tmp_path, dtype=dtypes)
-    kept = "mmada" in type(pipe).__name__.lower()  # whose image tokenizer stays in float32
+    kept = isinstance(pipe, MagvitImagePipeline)  # whose image tokenizer stays in float32
     expected = {"transformer": torch.bfloat16, "vqvae": torch.float32 if kept else torch.float16}
     assert {name: getattr(again, name).dtype for name in expected} == expected
     call(again, output_type="pt")

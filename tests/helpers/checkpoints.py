@@ -9,11 +9,12 @@ import torch
 from diffusers import VQModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PhiConfig, PreTrainedTokenizerFast
 
-from diffusers_infogain import InfoGainLuminaPipeline, InfoGainMMaDAPipeline, InfoGainScheduler
+from diffusers_infogain import InfoGainLuminaPipeline, InfoGainMMaDAPipeline, InfoGainScheduler, InfoGainShowoPipeline
 from diffusers_infogain.models.llada import BidirectionalLlama
 from diffusers_infogain.models.magvit_v2 import MagvitV2Model
+from diffusers_infogain.models.omni_phi import OmniPhi
 
 MMADA_WORDS = ("a", "red", "cat", "on", "the", "mat", "two", "dogs", "fog", "mud")
 # Like MMaDA's own configuration, with a width and depth that a test can afford.
@@ -172,19 +173,21 @@ def make_llama(vocab_size: int, seed: int = 0) -> BidirectionalLlama:
     return transformer
 
 
+def make_small_magvit() -> MagvitV2Model:
+    """32 codes of 2 x 2 pixels."""
+    two_levels = {name: [1, 2] for name in ("encoder_multipliers", "decoder_multipliers")}
+    return make_magvit(bits=5, encoder_blocks=[1, 1], decoder_blocks=[1, 1], **two_levels)
+
+
 MMADA_TINY = {"task_token_id": 43, "image_start_token_id": 44, "image_end_token_id": 45, "pad_token_id": 40}
 
 
 def make_mmada_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler: object) -> InfoGainMMaDAPipeline:
     """50 words, 32 codes, 4 x 4 tokens of 2 x 2 pixels; mask id 47 in the model, 32 in the canvas."""
-    transformer = make_llama(vocab_size=84, seed=seed)
-    two_levels = {name: [1, 2] for name in ("encoder_multipliers", "decoder_multipliers")}
-    vqvae = make_magvit(bits=5, encoder_blocks=[1, 1], decoder_blocks=[1, 1], **two_levels)
-    tokenizer = make_word_tokenizer(50, bos=41, eos=42)
     pipe = InfoGainMMaDAPipeline(
-        vqvae,
-        tokenizer,
-        transformer,
+        make_small_magvit(),
+        make_word_tokenizer(50, bos=41, eos=42),
+        make_llama(vocab_size=84, seed=seed),
         InfoGainScheduler(mask_token_id=32, **scheduler),
         **MMADA_TINY,
         max_prompt_length=max_prompt_length,
@@ -192,6 +195,112 @@ def make_mmada_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def make_showo_pipeline(seed: int = 0, max_prompt_length: int = 12, **scheduler: object) -> InfoGainShowoPipeline:
+    """The vocabulary and the sizes of `make_mmada_pipeline`; the only size of images is 4 x 4 tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = OmniPhi(
+            PhiConfig(
+                vocab_size=84,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=100,
+                qk_layernorm=True,
+                tie_word_embeddings=False,
+                mask_token_id=47,
+                image_start_token_id=44,
+                image_end_token_id=45,
+                use_cache=False,
+            )
+        ).eval()
+        for name, parameter in transformer.named_parameters():
+            parameter.data.add_(torch.randn(parameter.shape), alpha=1.0 if "lm_head.weight" in name else 0.4)
+    pipe = InfoGainShowoPipeline(
+        make_small_magvit(),
+        make_word_tokenizer(50, bos=41, eos=42),
+        transformer,
+        InfoGainScheduler(mask_token_id=32, **scheduler),
+        **MMADA_TINY,
+        image_token_offset=50,
+        max_prompt_length=max_prompt_length,
+        sample_size=4,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# As Phi-1.5's own configuration, with a width and depth that a test can afford.
+PHI_CONFIG = {
+    "architectures": ["PhiForCausalLM"],
+    "model_type": "phi",
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "embd_pdrop": 0.0,
+    "eos_token_id": None,
+    "hidden_act": "gelu_new",
+    "hidden_size": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 32,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": None,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": False,
+    "resid_pdrop": 0.0,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "vocab_size": 51200,
+}
+SHOWO_CONFIG = {
+    "_class_name": "Showo",
+    "_diffusers_version": "0.30.1",
+    "codebook_size": 8192,
+    "llm_model_path": "microsoft/phi-1_5",
+    "llm_vocab_size": 50295,
+    "load_from_showo": True,
+    "mask_token_id": 58497,
+    "num_vq_tokens": 256,
+    "vocab_size": 58498,
+    "w_clip_vit": False,
+}
+
+
+def write_phi_repository(folder: Path) -> Path:
+    """As `microsoft/phi-1_5`, without its weights; one token begins and ends a text."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(PHI_CONFIG))
+    tokenizer = make_word_tokenizer(50295, bos=50255, eos=50256)
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_showo_repository(folder: Path, pickled: bool = False, **config: object) -> Path:
+    """As `showlab/show-o`, in the files that its code writes with `safe_serialization` or without."""
+    folder.mkdir(parents=True)
+    settings = {**SHOWO_CONFIG, **config}
+    (folder / "config.json").write_text(json.dumps(settings))
+    network = PhiConfig(**{**PHI_CONFIG, "vocab_size": settings["vocab_size"], "qk_layernorm": True})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = {f"showo.{name}": value for name, value in OmniPhi(network).state_dict().items()}
+        if settings["w_clip_vit"]:
+            projector = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 8))
+            state |= {f"mm_projector.{name}": value for name, value in projector.state_dict().items()}
+    if pickled:
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        save_file(state, folder / "pytorch_model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 LUMINA_WORDS = (*MMADA_WORDS, "Generate", "an", "image", "according", "to", "text", "prompt.")

@@ -12,13 +12,14 @@ from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMeissonicPipelin
 from diffusers_infogain.models.maskgit_transformer import MaskGITTransformer2DModel
 from diffusers_infogain.models.meissonic_transformer import MeissonicTransformer2DModel
 from helpers.amused import make_components
-from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_vqvae
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline, make_vqvae
 
-PROMPT = {"amused": "a cat", "meissonic": "a cat", "maskgit": 207, "mmada": "a red cat", "lumina": "a red cat"}
-OTHER = {"amused": "dogs", "meissonic": "dogs", "maskgit": 1, "mmada": "two dogs", "lumina": "two dogs"}
-FAMILIES = tuple(PROMPT)
 CLIP_FAMILIES = ("amused", "meissonic")
-WITHOUT_GUIDANCE = {"amused": 1.0, "meissonic": 1.0, "maskgit": 0.0, "mmada": 0.0, "lumina": 0.0}
+LANGUAGE_MODELS = ("mmada", "showo", "lumina")
+PROMPT = {**dict.fromkeys(CLIP_FAMILIES, "a cat"), "maskgit": 207, **dict.fromkeys(LANGUAGE_MODELS, "a red cat")}
+OTHER = {**dict.fromkeys(CLIP_FAMILIES, "dogs"), "maskgit": 1, **dict.fromkeys(LANGUAGE_MODELS, "two dogs")}
+FAMILIES = tuple(PROMPT)
+WITHOUT_GUIDANCE = {**dict.fromkeys(CLIP_FAMILIES, 1.0), "maskgit": 0.0, **dict.fromkeys(LANGUAGE_MODELS, 0.0)}
 SIDE = 4
 
 
@@ -61,7 +62,7 @@ def _made(family: str) -> Any:
             return InfoGainMaskGITPipeline(
                 make_vqvae(codes=32, levels=2), transformer, InfoGainScheduler(mask_token_id=32, num_candidates=3)
             )
-        return (make_mmada_pipeline if family == "mmada" else make_lumina_pipeline)()
+        return {"mmada": make_mmada_pipeline, "showo": make_showo_pipeline, "lumina": make_lumina_pipeline}[family]()
 
 
 def make_pipe(family: str) -> Any:
