@@ -227,7 +227,7 @@ class InfoGainShowoPipeline(MagvitImagePipeline):
         tokens, margins = self._encode_pixels(pixels), dict.fromkeys(SIDES, 0)
         for text, side in zip(prompts, sides, strict=True):
             window, rest = _split_window(tokens, side, length, shared, self.scheduler.config.mask_token_id)
-            decoded = self([text] * len(tokens), latents=window, output_type="latent", return_dict=True, **arguments).images
+            decoded, _ = self([text] * len(tokens), latents=window, output_type="latent", return_dict=False, **arguments)
             axis, before = _EDGES[side]
             tokens = torch.cat([decoded, rest] if before else [rest, decoded], dim=axis)
             margins[side] += (length - shared) * unit

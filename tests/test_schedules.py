@@ -7,7 +7,7 @@ from helpers.sampling import make_scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_infogain.schedules import decode_counts, mask_ratio, planned_masks
+from diffusers_infogain.schedules import annealed, decode_counts, mask_ratio, planned_masks
 from diffusers_infogain.settings import MASKING_SCHEDULES
 
 schedule_names = st.sampled_from(MASKING_SCHEDULES)
@@ -165,3 +165,13 @@ def test_planned_masks_are_those_that_every_step_finds(schedule, length, steps):
     assert planned_masks(length, steps, schedule).tolist() == found
     assert found == sorted(set(found), reverse=True)
     assert left.item() == 0
+
+
+@given(st.integers(1, 64), st.floats(0, 5), st.floats(0, 5))
+def test_temperatures_reach_their_end_and_the_product_is_never_slower(steps, start, end):
+    even, faster = (annealed((start, end), steps, how) for how in ("linear", "product"))
+    assert faster[-1].item() == pytest.approx(end)
+    assert steps == 1 or even[-1].item() == pytest.approx(end)
+    assert ((faster - end).abs() <= (even - end).abs() + 1e-5).all() or steps == 1
+    expected = [end + (start - end) * math.prod(1 - j / steps for j in range(1, i + 2)) for i in range(steps)]
+    torch.testing.assert_close(faster, torch.tensor(expected))

@@ -18,6 +18,7 @@ OWN_SETTINGS = "model"
 MOST_CANDIDATES = 32
 """Of a request: each is a run of the model in every step."""
 _TEXT_PRESETS = ("text", "text_fast")
+_IMAGE_PRESETS = ("maskgit_halton", "showo")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def sampler_choices(model: Mapping[str, Any], of_text: bool) -> list[tuple[str, 
         model: The model's own settings.
         of_text: Whether it writes text, which has no grid.
     """
-    presets = [n for n in PRESET_DESCRIPTIONS if _suits(PRESETS[n], of_text) and (of_text or n not in _TEXT_PRESETS)]
+    others = _IMAGE_PRESETS if of_text else _TEXT_PRESETS
+    presets = [name for name in PRESET_DESCRIPTIONS if _suits(PRESETS[name], of_text) and name not in others]
     presets.sort(key=lambda name: name not in _TEXT_PRESETS)  # stable: those for text first, if there are any
     known = any(all(model[key] == value for key, value in PRESETS[name].items()) for name in presets)
     own = [] if known else [("the model's own settings", OWN_SETTINGS)]

@@ -22,6 +22,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "paper": (_BLACK, "*"),
     "maskgit": (_BLUE, "s"),
     "maskgit_halton": (_BLUE, "D"),
+    "showo": (_BLUE, "^"),
     "fast": (_SKY, "^"),
     "halton": (_SKY, "v"),
     "text_fast": (_SKY, ">"),
