@@ -25,6 +25,7 @@ class CallState:
 
     Attributes:
         guidance_scale: As given to the call; a change takes effect in the next step.
+        further_scales: The guidance scales of further negative conditions, by the argument of the call.
         unguided: Largest guidance scale that switches guidance off.
         num_timesteps: The most steps there may be; after the call, the number that it took (an entropy bound can end it early).
         interrupt: Set it to True to end the decoding before the next step.
@@ -33,18 +34,19 @@ class CallState:
 
     guidance_scale: float = 1.0
     unguided: float = 1.0
+    further_scales: dict[str, float] = field(default_factory=dict)
     num_timesteps: int = 0
     interrupt: bool = False
     conditions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the model also runs without its condition."""
-        return self.guidance_scale > self.unguided
+        """Whether the model also runs without its condition, or without a part of it."""
+        return max(self.guidance_scale, *self.further_scales.values(), self.unguided) > self.unguided
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Differs after a change that affects the model's output."""
-        return self.guidance_scale, *map(id, self.conditions.values())
+        return self.guidance_scale, *self.further_scales.values(), *map(id, self.conditions.values())
 
 
 class CallStateMixin:

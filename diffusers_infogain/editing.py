@@ -191,6 +191,31 @@ def fit_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return _from_pil("image", PIL.ImageOps.fit(pil, (width, height), PIL.Image.Resampling.LANCZOS), "RGB")
 
 
+def closest_grid(height: int, width: int, area: int) -> tuple[int, int]:
+    """Rows and columns of the grid that is closest in shape to an image, among those of about `area` cells.
+
+    These are the grids of c columns, for every c, whose rows are from area // (c + 1) to area // c, and that are at most four
+    times as long as wide.
+    """
+    grids = [
+        (rows, columns)
+        for columns in range(1, area + 1)
+        for rows in range(max(1, area // (columns + 1)), area // columns + 1)
+        if max(rows, columns) <= 4 * min(rows, columns)
+    ]
+
+    def likeness(grid: tuple[int, int]) -> tuple[float, int, int]:
+        scales = grid[1] / width, grid[0] / height
+        return min(scales) / max(scales), grid[1], grid[0]
+
+    return max(grids, key=likeness)
+
+
+def digest_of(pixels: torch.Tensor) -> Any:
+    """The SHA-256 of pixels in [0, 1], as bytes."""
+    return hashlib.sha256((pixels * 255).round().byte().numpy().tobytes())
+
+
 def fit_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """A mask (H, W) bool, resized and cropped as `fit_image` does; a pixel is masked if it covers any masked one."""
     if mask.shape == (height, width):
@@ -249,7 +274,7 @@ class Edit:
 
     def record(self, index: int) -> dict[str, Any]:
         """What an edited image records in its file: the settings, and the digest of the input's pixels."""
-        digest = hashlib.sha256((self.pixels[index] * 255).round().byte().numpy().tobytes())
+        digest = digest_of(self.pixels[index])
         if self.shows is not None:
             digest.update((self.shows[index] * 255).round().byte().numpy().tobytes())
         return {"image_sha256": digest.hexdigest(), **self.settings}
@@ -308,7 +333,7 @@ def begin_edit(
         raise ValueError(f"`outpaint` must leave room for the image in {size[1]} x {size[0]} pixels, got {sides}.")
     num_prompts = int(prompt_index.max()) + 1
     originals = read_images("image", arguments.image)
-    _check_count("image", originals, num_prompts)
+    check_count("image", originals, num_prompts)
     pixels = torch.stack([fit_image(image, height, width) for image in originals])
     tokens = _of_prompts(encode(pixels), prompt_index)
     if arguments.mask_image is None:
@@ -340,7 +365,8 @@ def _of_prompts(values: torch.Tensor, prompt_index: torch.Tensor) -> torch.Tenso
     return values[prompt_index.to(values.device) if len(values) > 1 else torch.zeros_like(prompt_index, device=values.device)]
 
 
-def _check_count(name: str, values: Sequence[Any], num_prompts: int) -> None:
+def check_count(name: str, values: Sequence[Any], num_prompts: int) -> None:
+    """Raises a ValueError if there is neither one value for all prompts nor one for each."""
     if len(values) not in (1, num_prompts):
         raise ValueError(f"`{name}` must be one, or one for each of the {num_prompts} prompts, got {len(values)}.")
 
@@ -348,7 +374,7 @@ def _check_count(name: str, values: Sequence[Any], num_prompts: int) -> None:
 def _fitted_masks(mask_image: Any, originals: Sequence[torch.Tensor], num_prompts: int, height: int, width: int) -> torch.Tensor:
     """(K, H, W) bool, one mask for all prompts or one for each, fitted as their images are."""
     masks = read_masks("mask_image", mask_image)
-    _check_count("mask_image", masks, num_prompts)
+    check_count("mask_image", masks, num_prompts)
     count = max(len(masks), len(originals))
     masks, images = ([values[0]] * count if len(values) == 1 else list(values) for values in (masks, originals))
     for mask, image in zip(masks, images, strict=True):

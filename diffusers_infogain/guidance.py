@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .checks import check_bool, check_choice, check_number, is_number
-from .masked_logits import Logits, MaskedLogits
+from .masked_logits import Logits, MaskedLogits, replace_states, take_states
 from .printing import shown
 
 GUIDANCE_SCHEDULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -25,6 +25,11 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _STRONGEST = 1e6
 
 
+def check_scale(name: str, value: Any) -> None:
+    """Raises a ValueError if this is no guidance scale."""
+    check_number(name, value, -_STRONGEST, _STRONGEST)
+
+
 def check_guidance(
     guidance_scale: Any = 1,
     guidance_schedule: Any = "constant",
@@ -36,7 +41,7 @@ def check_guidance(
     Raises:
         ValueError: For the first one that does not fit.
     """
-    check_number("guidance_scale", guidance_scale, -_STRONGEST, _STRONGEST)
+    check_scale("guidance_scale", guidance_scale)
     check_choice("guidance_schedule", guidance_schedule, tuple(GUIDANCE_SCHEDULES))
     check_bool("guided_lookahead", guided_lookahead)
     ends = tuple(guidance_interval) if isinstance(guidance_interval, (tuple, list)) else ()
@@ -68,22 +73,27 @@ def guidance_weights(
     return 1 + (guidance_scale - 1) * strength.float()
 
 
-def guide(cond: Logits, uncond: Logits, weights: torch.Tensor) -> Logits:
-    """uncond + g · (cond - uncond) in float32.
+def guide(cond: Logits, uncond: Logits, weights: torch.Tensor, guided: Logits | None = None) -> Logits:
+    """guided + (g - 1) · (cond - uncond) in float32.
 
     Args:
         cond, uncond: Logits (R, L, V) of the same states; if those at masks only, in row-major order.
         weights: g (R,) of each state.
+        guided: What other negative conditions have made of `cond`; by default `cond`, which gives uncond + g · (cond - uncond).
     """
     if isinstance(cond, MaskedLogits):
         each = weights.repeat_interleave((cond.index >= 0).sum(-1))[:, None]
-        return MaskedLogits(_steered(cond, uncond, each), cond.index)
-    return _steered(cond, uncond, weights[:, None, None])
+        return MaskedLogits(_steered(cond, uncond, each, guided), cond.index)
+    return _steered(cond, uncond, weights[:, None, None], guided)
 
 
-def _steered(cond: Logits, uncond: Logits, weights: torch.Tensor) -> torch.Tensor:
-    towards, away = ((part.rows if isinstance(part, MaskedLogits) else part).float() for part in (cond, uncond))
-    return torch.lerp(away, towards, weights)
+def _steered(cond: Logits, uncond: Logits, weights: torch.Tensor, guided: Logits | None) -> torch.Tensor:
+    towards, away = _rows_of(cond), _rows_of(uncond)
+    return torch.lerp(away, towards, weights) if guided is None else _rows_of(guided) + (weights - 1) * (towards - away)
+
+
+def _rows_of(logits: Logits) -> torch.Tensor:
+    return (logits.rows if isinstance(logits, MaskedLogits) else logits).float()
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,37 @@ class Rows:
     def count(self) -> torch.Tensor:
         """(R,) long, 1 for the states that rows are of, 0 for those that share one or need none."""
         return torch.zeros_like(self.number).index_fill(0, self.state, 1)
+
+
+@dataclass(frozen=True)
+class Negative:
+    """The rows of one of the negative conditions that guide R states.
+
+    Attributes:
+        scale: The argument that is its guidance scale.
+        weights: g (R,) of each state, 1 for those that it does not guide.
+        rows: The rows of the states that it guides.
+    """
+
+    scale: str
+    weights: torch.Tensor
+    rows: Rows
+
+
+def guide_states(cond: Logits, unconds: Iterable[tuple[Logits, torch.Tensor, Rows]]) -> Logits:
+    """cond + Σ (g - 1) · (cond - uncond) of R states, over the negative conditions that guide them.
+
+    Args:
+        cond: Their logits (R, L, V) under their conditions.
+        unconds: For each negative condition the logits (K, L, V) of its rows, g (R,) of each state, and these rows.
+    """
+    guided = cond
+    for uncond, weights, rows in unconds:
+        index = (rows.number >= 0).nonzero()[:, 0]
+        towards, away = take_states(cond, index), take_states(uncond, rows.number[index])
+        so_far = None if guided is cond else take_states(guided, index)
+        guided = replace_states(guided, index, guide(towards, away, weights[index], so_far))
+    return guided
 
 
 def first_of_equal(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

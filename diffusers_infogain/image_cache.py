@@ -11,15 +11,15 @@ import torch
 
 from .cache_settings import ContextCache, MaxLogitCache
 from .denoising import Denoised
-from .guidance import Rows, first_of_equal, number_conditions
-from .image_call import Condition, ImageCall, guide_states
+from .guidance import Rows, first_of_equal, guide_states, number_conditions
+from .image_call import Condition, ImageCall
 from .masked_logits import Logits, MaskedLogits, concatenate, take_states
 from .models.partial_rows import Features, PartialRows
 
 
 @dataclass
 class Branch:
-    """What is kept of the rows with the prompt, or of those with the negative prompt, for each of B images.
+    """What is kept of the rows with the prompt, or of those with one of the negative conditions, for each of B images.
 
     Attributes:
         condition: What some images are conditioned on, `ImageCall.condition` or `negative`.
@@ -93,7 +93,10 @@ class CachedRows:
 
     def _forget(self) -> None:
         nothing = torch.full_like(self._parents, -1)
-        self._positive, self._negative = Branch(self._call.condition, nothing), Branch(self._call.negative, nothing.clone())
+        self._positive = Branch(self._call.condition, nothing)
+        self._negatives = {
+            scale: Branch(partial(self._call.negative, scale=scale), nothing.clone()) for scale in self._call.scales
+        }
 
     def denoise(self, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
         """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is."""
@@ -107,13 +110,16 @@ class CachedRows:
         return self._guided(Denoised(logits, torch.zeros_like(sample_index)), states, sample_index)
 
     def _guided(self, cond: Denoised, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
-        weights = self._call.guidance_weights(states)
-        rows = Rows.of(states, sample_index, weights != 1)
-        if not len(rows.state):
-            return cond
-        uncond = self._run(self._negative, rows, states, sample_index)
-        logits = guide_states(cond.logits, uncond.logits, weights, rows)
-        return Denoised(logits, cond.num_evaluations + uncond.num_evaluations)
+        logits, num_evaluations = cond
+        unconds = []
+        for scale, branch in self._negatives.items():
+            weights = self._call.guidance_weights(states, scale)
+            rows = Rows.of(states, sample_index, weights != 1)
+            if len(rows.state):
+                uncond = self._run(branch, rows, states, sample_index)
+                unconds.append((uncond.logits, weights, rows))
+                num_evaluations = num_evaluations + uncond.num_evaluations
+        return Denoised(guide_states(logits, unconds), num_evaluations)
 
     def _run(self, branch: Branch, rows: Rows, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
         """Logits (K, L, V) of the rows, and how many rows each of the states (R,) took."""

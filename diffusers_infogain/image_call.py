@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,8 @@ from .callbacks import CallState, StepCallback, tensor_inputs
 from .candidates import Generators, check_generator, split_generator
 from .checks import check_bool, check_choice, check_integer, check_search, check_type
 from .components import check_components, check_scheduler
-from .editing import Edit, EditArguments, ImageInput, begin_edit
-from .guidance import Rows, check_guidance, guidance_weights, guide, number_conditions
-from .masked_logits import Logits, replace_states, take_states
+from .editing import Edit, EditArguments, ImageInput, begin_edit, check_count
+from .guidance import Negative, Rows, check_guidance, guidance_weights, number_conditions
 from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
 
@@ -82,6 +82,7 @@ class ImageCall:
         device: Where the pipeline computes. (diffusers walks through all modules to find out.)
         edit: The images that are edited, if there are.
         cache: What `approximate_cache` names.
+        notes: What the files of images record besides the arguments, by name, with an entry per image.
 
     The others are arguments of `InfoGainImagePipeline.__call__`; `height`, `width` and `num_inference_steps` are numbers after
     the checks.
@@ -124,10 +125,11 @@ class ImageCall:
     device: torch.device = field(init=False)
     edit: Edit | None = field(init=False, default=None)
     cache: ContextCache | MaxLogitCache | None = field(init=False)
+    notes: dict[str, list[Any]] = field(init=False, default_factory=dict)
     _condition: Condition = field(init=False)
-    _negative: Condition | None = field(init=False)
-    _numbers: torch.Tensor | None = field(init=False, default=None)
-    _negative_numbers: torch.Tensor | None = field(init=False, default=None)
+    _negatives: dict[str, Condition | None] = field(init=False)
+    _numbers: dict[str, torch.Tensor] = field(init=False, default_factory=dict)
+    _first_scales: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.canvas = self.pipe.canvas()
@@ -165,6 +167,9 @@ class ImageCall:
         if self.latents is not None:
             self.check_latents(self.latents)
         self.state = CallState(self.guidance_scale, unguided=1 - self.pipe.guidance_offset)
+        given = {name: self.inputs[name] for name in self.pipe.further_scales}
+        self.state.further_scales = {name: self.state.unguided if value is None else value for name, value in given.items()}
+        self._first_scales = self.scales
         self.scheduler = self._own_scheduler(edit.share if self.edit else 1.0)
         self.state.num_timesteps = len(self.scheduler.all_timesteps)
 
@@ -256,6 +261,10 @@ class ImageCall:
         """Raises a ValueError if these are not token ids (B, h, w) for the canvas of the call."""
         check_latents(latents, (self.batch_size, *self.grid), self.canvas.codebook_size, self.mask_token_id)
 
+    def check_count(self, name: str, values: Sequence[Any]) -> None:
+        """Raises a ValueError if there is neither one value for all prompts nor one for each."""
+        check_count(name, values, self.num_prompts)
+
     def check_sequence_length(self, length: int, limit: int) -> None:
         """Raises a ValueError if prompt and image together are more tokens than a language model takes."""
         if length > limit:
@@ -299,12 +308,15 @@ class ImageCall:
 
     # Conditions and guidance
 
-    def condition_on(self, condition: Condition, negative: Condition | None) -> None:
-        """Sets what the model is conditioned on, and what guidance steers away from (None without guidance).
+    def condition_on(self, condition: Condition, *negatives: Condition | None) -> None:
+        """Sets what the model is conditioned on, and what guidance steers away from, a condition for each of the `scales`.
 
-        Callbacks can read and replace those tensors that the pipeline names in `_callback_tensor_inputs`.
+        None stands for a scale that is off. Callbacks can read and replace those tensors that the pipeline names in
+        `_callback_tensor_inputs`.
         """
-        self._condition, self._negative = condition, negative
+        self._condition = condition
+        self._negatives = dict(zip(self.scales, negatives, strict=False))
+        negative = negatives[0]
         named = {**condition, **{f"negative_{name}": negative and negative[name] for name in condition}}
         self.state.conditions = {name: value for name, value in named.items() if name in self.pipe._callback_tensor_inputs}
 
@@ -312,70 +324,76 @@ class ImageCall:
         """The condition of some images, as callbacks have left it."""
         return {name: value[sample_index] for name, value in self._current_condition().items()}
 
-    def negative(self, sample_index: torch.Tensor) -> Condition:
-        """The negative condition of some images, as callbacks have left it."""
-        return {name: value[sample_index] for name, value in self._current_negative().items()}
+    def negative(self, sample_index: torch.Tensor, scale: str = "guidance_scale") -> Condition:
+        """The negative condition that belongs to one of the scales, of some images, as callbacks have left it."""
+        return {name: value[sample_index] for name, value in self._current_negative(scale).items()}
 
     def conditions(self) -> list[torch.Tensor]:
         """Copies of everything that the images are conditioned on now."""
-        return [value.clone() for value in (*self._current_condition().values(), *self._current_negative().values())]
+        every = [self._current_condition(), *map(self._current_negative, self._negatives)]
+        return [value.clone() for condition in every for value in condition.values()]
 
     def _current_condition(self) -> Condition:
         return {name: self.state.conditions.get(name, value) for name, value in self._condition.items()}
 
-    def _current_negative(self) -> Condition:
-        return {name: self.state.conditions.get(f"negative_{name}", value) for name, value in (self._negative or {}).items()}
+    def _current_negative(self, scale: str) -> Condition:
+        negative = self._negatives.get(scale) or {}
+        if scale != "guidance_scale":
+            return negative
+        return {name: self.state.conditions.get(f"negative_{name}", value) for name, value in negative.items()}
+
+    def _numbered(self, name: str, condition: Callable[[], Condition]) -> torch.Tensor:
+        """(B,) long, equal for images with equal conditions; kept under a name until a callback runs."""
+        if name not in self._numbers:
+            self._numbers[name] = number_conditions(condition())
+        return self._numbers[name]
 
     def rows(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> Rows:
         """The rows that the network has to see for states (R, L) of the images `sample_index` (R,), under their conditions."""
-        if self._numbers is None:
-            self._numbers = number_conditions(self._current_condition())
-        return Rows.of(tokens, self._numbers[sample_index])
+        return Rows.of(tokens, self._numbered("", self._current_condition)[sample_index])
 
-    def negative_rows(self, tokens: torch.Tensor, sample_index: torch.Tensor, weights: torch.Tensor) -> Rows:
-        """The same under their negative conditions, for the states that are guided, with weights (R,) other than 1."""
-        needed = weights != 1
-        if self._negative_numbers is None:
-            self._negative_numbers = number_conditions(self._current_negative()) if needed.any() else None
-        numbers = torch.zeros_like(sample_index) if self._negative_numbers is None else self._negative_numbers[sample_index]
-        return Rows.of(tokens, numbers, needed)
+    def negatives(self, tokens: torch.Tensor, sample_index: torch.Tensor) -> list[Negative]:
+        """The same under each of their negative conditions, for the states that it guides; none where it guides no state."""
+        found = []
+        for scale in self.scales:
+            weights = self.guidance_weights(tokens, scale)
+            needed = weights != 1
+            if needed.any():
+                numbers = self._numbered(scale, partial(self._current_negative, scale))
+                found.append(Negative(scale, weights, Rows.of(tokens, numbers[sample_index], needed)))
+        return found
 
     def forget_numbers(self) -> None:
         """After a callback, which may have changed conditions, also in place."""
-        self._numbers = self._negative_numbers = None
+        self._numbers.clear()
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The guidance scale of each negative condition, by its argument, as callbacks have left it."""
+        return {"guidance_scale": self.state.guidance_scale, **self.state.further_scales}
 
     @property
     def guided(self) -> bool:
-        """Whether the next forward pass is guided: a callback may have changed the scale.
+        """`is_guided` by `guidance_scale`."""
+        return self.is_guided("guidance_scale")
+
+    def is_guided(self, scale: str) -> bool:
+        """Whether the next forward pass is guided by this scale: a callback may have changed it.
 
         Raises:
-            ValueError: If it is although the call began without guidance, and so without a negative condition.
+            ValueError: If it is although the call began without this guidance, and so without a negative condition.
         """
-        guided = self.state.do_classifier_free_guidance
-        if guided and self.guidance_scale <= self.state.unguided:
+        guided = self.scales[scale] > self.state.unguided
+        if guided and self._first_scales[scale] <= self.state.unguided:
             raise ValueError(
-                f"`_guidance_scale` must stay at {self.state.unguided:g} or below in a call that began so, got "
-                f"{self.state.guidance_scale}."
+                f"`_{scale}` must stay at {self.state.unguided:g} or below in a call that began so, got {self.scales[scale]}."
             )
         return guided
 
-    def guidance_weights(self, tokens: torch.Tensor) -> torch.Tensor:
+    def guidance_weights(self, tokens: torch.Tensor, scale: str = "guidance_scale") -> torch.Tensor:
         """g of states (R, L), (R,), in the form logits = uncond + g · (cond - uncond); 1 where no unconditional row is needed."""
-        scale = self.state.guidance_scale + self.pipe.guidance_offset if self.guided else 1.0
-        return guidance_weights(tokens, self.mask_token_id, scale, self.guidance_schedule, self.guidance_interval)
-
-
-def guide_states(cond: Logits, uncond: Logits, weights: torch.Tensor, negative: Rows) -> Logits:
-    """Guided logits of R states.
-
-    Args:
-        cond: Their logits (R, L, V) under their conditions.
-        uncond: Those of the rows `negative`, (K, L, V).
-        weights: g (R,) of each state.
-    """
-    guided = (negative.number >= 0).nonzero()[:, 0]
-    uncond = take_states(uncond, negative.number[guided])
-    return replace_states(cond, guided, guide(take_states(cond, guided), uncond, weights[guided]))
+        strength = self.scales[scale] + self.pipe.guidance_offset if self.is_guided(scale) else 1.0
+        return guidance_weights(tokens, self.mask_token_id, strength, self.guidance_schedule, self.guidance_interval)
 
 
 CALL_OPTIONS = tuple(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -33,13 +32,12 @@ from .components import (
     scale_factor,
 )
 from .decoding import DecodingOutput, DecodingStep
-from .denoising import Denoised
 from .docstrings import with_arguments_of
 from .editing import ImageInput, fit_image, read_images
 from .image_cache import CachedRows, PartialPipeline
-from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each, guide_states
+from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each
 from .image_output import InfoGainPipelineOutput
-from .masked_logits import Logits, MaskedLogits, split_states, take_states
+from .image_rows import ExactRows
 from .pictures import Picture
 from .progress import ProgressPipeline
 from .search import decode_or_search
@@ -64,6 +62,8 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
         family_guidance_scale: `guidance_scale` of calls that give none, for models without a default of their own.
         guidance_offset: 0 for guidance with logits = uncond + g · (cond - uncond), which a scale of 1 or less switches off;
             1 for logits = (1 + g) · cond - g · uncond, which 0 or less switches off.
+        further_scales: Arguments of the family's own that are guidance scales of further negative conditions, in the order in
+            which `encode` returns these; off at the same values as `guidance_scale`.
         batches_guidance: Whether unconditional and conditional states go through the transformer in one batch, in this order.
             False if their conditions can differ in shape.
         pixel_range: Range of the pixels that `to_pixels` returns, (0, 1) or (-1, 1).
@@ -77,6 +77,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
     default_num_inference_steps: ClassVar[int]
     family_guidance_scale: ClassVar[float]
     guidance_offset: ClassVar[int] = 0
+    further_scales: ClassVar[tuple[str, ...]] = ()
     batches_guidance: ClassVar[bool] = True
     pixel_range: ClassVar[tuple[int, int]] = (0, 1)
     recorded_inputs: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")
@@ -113,7 +114,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
             check_one_each("negative_prompt", negative_prompt, num_prompts)
         return num_prompts
 
-    def encode(self, call: ImageCall, *args: Any, **inputs: Any) -> tuple[Condition, Condition | None]:
+    def encode(self, call: ImageCall, *args: Any, **inputs: Any) -> tuple[Condition, *tuple[Condition | None, ...]]:
         """Encodes what the images of a call show.
 
         Args:
@@ -122,7 +123,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
 
         Returns:
             The condition: tensors with one entry per image, named as the arguments of `predict` that receive them. And the
-            condition that guidance steers away from, which may be None if guidance is off.
+            condition that guidance steers away from, which may be None if guidance is off; then one for each of `further_scales`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `encode`.")
 
@@ -339,54 +340,14 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
             return images, output.trace
         return InfoGainPipelineOutput(images=images, trace=output.trace, seeds=output.seeds)
 
-    def _denoise(self, call: ImageCall, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
-        """Logits of states (R, L) of the images `sample_index` (R,), guided where the call is.
-
-        Equal states with equal conditions are one row of the network, and states whose guidance is off have no negative row.
-        """
-        rows = call.rows(states, sample_index)
-        condition = call.condition(sample_index[rows.state])
-        weights = call.guidance_weights(states)
-        negative = call.negative_rows(states, sample_index, weights) if call.guided_lookahead else None
-        if negative is None or not len(negative.state):
-            cond = self._predict(call, states[rows.state], condition)
-            return Denoised(take_states(cond, rows.number), rows.count)
-        steered = call.negative(sample_index[negative.state])
-        if self.batches_guidance:
-            both = {name: torch.cat([steered[name], value]) for name, value in condition.items()}
-            logits = self._predict(call, torch.cat([states[negative.state], states[rows.state]]), both)
-            uncond, cond = split_states(logits, len(negative.state))
-        else:
-            cond = self._predict(call, states[rows.state], condition)
-            uncond = self._predict(call, states[negative.state], steered)
-        logits = guide_states(take_states(cond, rows.number), uncond, weights, negative)
-        return Denoised(logits, rows.count + negative.count)
-
-    def _guide(self, call: ImageCall, logits: Logits, states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
-        """Guided logits of states (R, L), given those with their conditions alone (R, L, V)."""
-        weights = call.guidance_weights(states)
-        negative = call.negative_rows(states, sample_index, weights)
-        if len(negative.state):
-            uncond = self._predict(call, states[negative.state], call.negative(sample_index[negative.state]))
-            logits = guide_states(logits, uncond, weights, negative)
-        return Denoised(logits, negative.count)
-
-    def _predict(self, call: ImageCall, states: torch.Tensor, condition: Condition) -> Logits:
-        """`predict` for states (K, L), with one entry of the condition each."""
-        filled, condition = self.fill_up(states, condition)
-        logits = self.predict(filled.unflatten(1, call.grid), call=call, **condition)
-        if logits.ndim == 3:
-            return logits[: len(states)]
-        wanted = call.wanted(states)
-        return MaskedLogits.at(wanted, logits if filled is states else logits[: int(wanted.sum())])
-
     def _decode(self, call: ImageCall) -> DecodingOutput:
         tokens = call.start_tokens()
         total = int((tokens == call.mask_token_id).sum())
 
         start = time.perf_counter()
         with self.progress_bar(total=total) as progress_bar:
-            cached = CachedRows(cast(PartialPipeline, self), call, call.cache, tokens) if call.cache else None
+            cache = call.cache
+            rows = CachedRows(cast(PartialPipeline, self), call, cache, tokens) if cache else ExactRows(self, call)
 
             def show(tokens: torch.Tensor) -> None:
                 progress_bar.update(total - int((tokens == call.mask_token_id).sum()) - progress_bar.n)
@@ -395,21 +356,18 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
                 if not progress_bar.disable:  # counting makes a device wait
                     show(step.tokens)
                 if call.callback_on_step_end is None:
-                    if cached:
-                        cached.advance(step.tokens)
+                    rows.advance(step.tokens)
                     return None
                 latents, names = step.tokens.unflatten(1, call.grid), call.callback_on_step_end_tensor_inputs
                 edited = call_back(self, call.callback_on_step_end, step, names, "latents", call.state, latents=latents)
                 call.forget_numbers()
                 edited = latents if edited is None else edited
                 call.check_latents(edited)
-                if cached:
-                    cached.advance(edited.flatten(1))
+                rows.advance(edited.flatten(1))
                 return edited.flatten(1)
 
-            guide = cached.guide if cached else partial(self._guide, call)
             output = decode_or_search(
-                cached.denoise if cached else partial(self._denoise, call),
+                rows.denoise,
                 call.scheduler,
                 tokens,
                 num_beams=call.num_beams,
@@ -419,7 +377,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
                 lookahead_batch_size=call.lookahead_batch_size,
                 grid=call.grid,
                 interrupted=lambda: call.state.interrupt,
-                guide=None if call.guided_lookahead else guide,
+                guide=None if call.guided_lookahead else rows.guide,
             )
             show(output.tokens)
         call.state.num_timesteps = len(output.trace.winner)
@@ -490,6 +448,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
             "num_beams": call.num_beams,
             "num_runs": call.num_runs,
             **({} if call.cache is None else {"approximate_cache": call.approximate_cache}),
+            **{name: values[index] for name, values in call.notes.items()},
             **({} if call.edit is None else call.edit.record(index)),
             "scheduler": {key: value for key, value in call.scheduler.config.items() if not key.startswith("_")},
         }

@@ -14,6 +14,9 @@ from .models.llada import BidirectionalLlama, check_image_tokens, predict_after_
 from .models.omni_phi import OmniPhi
 from .models.partial_rows import PartialRows, run_llama
 
+Encoded = tuple[torch.Tensor, torch.Tensor]
+"""The ids of prompts (B, P), padded on the left, and a mask (B, P), False at padding."""
+
 
 class SequenceImagePipeline(InfoGainImagePipeline):
     """Base class of image pipelines of language models, which see the prompt and the image as one sequence.
@@ -75,7 +78,7 @@ class SequenceImagePipeline(InfoGainImagePipeline):
         """
         raise NotImplementedError(f"{type(self).__name__} must define `lay_out`.")
 
-    def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_prompt(self, prompts: list[str]) -> Encoded:
         """The ids of prompts (B, P), padded on the left, and a mask (B, P), False at padding."""
         raise NotImplementedError(f"{type(self).__name__} must define `encode_prompt`.")
 
@@ -83,22 +86,34 @@ class SequenceImagePipeline(InfoGainImagePipeline):
         """The image tokens of the model."""
         return Canvas(self.codebook_size, self.transformer.config.vocab_size, self.config.sample_size)
 
-    def encode(self, call: ImageCall, prompt: Any, negative_prompt: Any) -> tuple[Condition, Condition | None]:
+    def encode(self, call: ImageCall, prompt: Any, negative_prompt: Any) -> tuple[Condition, *tuple[Condition | None, ...]]:
         """The ids of the prompts, and with guidance of the negative ones.
 
         Raises:
             ValueError: If prompt and image together are longer than the model takes.
         """
-        texts = [call.per_image(prompt)]
-        if call.guided:
-            texts.append([text or self.unconditional_prompt for text in call.per_image(negative_prompt or "")])
-        names = ("prompt_ids", "prompt_mask")
-        conditions = [dict(zip(names, self.encode_prompt(prompts), strict=True)) for prompts in texts]
-        longest = max(condition["prompt_ids"].shape[1] for condition in conditions)
+        negatives = self.encode_prompt(self.negative_prompts(call, negative_prompt)) if call.guided else None
+        return self.conditions(call, self.encode_prompt(call.per_image(prompt)), negatives)
+
+    def negative_prompts(self, call: ImageCall, negative_prompt: Any) -> list[str]:
+        """What guidance steers each image away from."""
+        return [text or self.unconditional_prompt for text in call.per_image(negative_prompt or "")]
+
+    def conditions(
+        self, call: ImageCall, positive: Encoded, *negatives: Encoded | None
+    ) -> tuple[Condition, *tuple[Condition | None, ...]]:
+        """Prompts from `encode_prompt` as the condition and the negative ones of a call.
+
+        Raises:
+            ValueError: If prompt and image together are longer than the model takes.
+        """
+        every = [None if ids is None else dict(zip(("prompt_ids", "prompt_mask"), ids, strict=True)) for ids in negatives]
+        condition = dict(zip(("prompt_ids", "prompt_mask"), positive, strict=True))
+        longest = max(one["prompt_ids"].shape[1] for one in (condition, *every) if one is not None)
         # On the device "meta" the layout is computed without memory: the grid may be far too large for the model.
         image = torch.empty(1, *call.grid, dtype=torch.long, device="meta")
         call.check_sequence_length(longest + self.lay_out(image, image.bool())[0].shape[1], self.max_length)
-        return conditions[0], conditions[1] if call.guided else None
+        return condition, *every
 
     def predict(
         self,

@@ -31,6 +31,7 @@ def make_call(
     tensor_inputs: tuple[str, ...] = ("latents",),
     offset: int = 0,
     scheduler: InfoGainScheduler | None = None,
+    inputs: dict[str, Any] | None = None,
     **options: Any,
 ) -> ImageCall:
     pipe = SimpleNamespace(
@@ -40,12 +41,13 @@ def make_call(
         _encode_pixels=lambda pixels: torch.zeros(len(pixels), *(side // 8 for side in pixels.shape[2:]), dtype=torch.long),
         vae_scale_factor=8,
         guidance_offset=offset,
+        further_scales=tuple(inputs or {}),
         default_num_inference_steps=5,
         _callback_tensor_inputs=["latents", *tensor_inputs],
         _execution_device=torch.device("cpu"),
         scheduler_for_call=lambda scheduler: scheduler,
     )
-    return ImageCall(pipe=pipe, inputs={}, num_prompts=num_prompts, **{**OPTIONS, "guidance_scale": 3.0, **options})
+    return ImageCall(pipe=pipe, inputs=inputs or {}, num_prompts=num_prompts, **{**OPTIONS, "guidance_scale": 3.0, **options})
 
 
 def test_the_options_of_a_call_are_the_arguments_of_the_base_class():
@@ -62,6 +64,7 @@ def test_the_options_of_a_call_are_the_arguments_of_the_base_class():
 EMBEDDINGS = ["prompt_embeds", "encoder_hidden_states", "negative_prompt_embeds", "negative_encoder_hidden_states"]
 MICRO = ["micro_conditioning_aesthetic_score", "micro_conditioning_crop_coord"]
 SIZE, IMAGES, OUTPUT = list(CALL_OPTIONS[:7]), list(CALL_OPTIONS[7:10]), list(CALL_OPTIONS[10:-10])
+TASK = ["task", "style_image", "image_guidance_scale"]
 LAST = list(CALL_OPTIONS[-10:])
 """Searches, then editing, then the cache."""
 
@@ -71,7 +74,7 @@ LAST = list(CALL_OPTIONS[-10:])
     [
         (InfoGainMMaDAPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
         (InfoGainShowoPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
-        (InfoGainLuminaPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST]),
+        (InfoGainLuminaPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *OUTPUT, *LAST, *TASK]),
         (InfoGainMaskGITPipeline, ["class_labels", *SIZE, *IMAGES, *OUTPUT, *LAST]),
         (InfoGainMeissonicPipeline, ["prompt", *SIZE, "negative_prompt", *IMAGES, *EMBEDDINGS, *OUTPUT, *MICRO, *LAST]),
         (
@@ -170,13 +173,15 @@ def test_images_share_rows_where_their_conditions_are_equal_as_callbacks_left_th
     tokens, images = torch.full((4, 16), MASK), torch.arange(4)
     assert call.rows(tokens, images).number.tolist() == [0, 1, 0, 2]
     assert call.rows(tokens, images).state.tolist() == [0, 1, 3]
-    assert call.negative_rows(tokens, images, call.guidance_weights(tokens)).state.tolist() == [0]
+    (negative,) = call.negatives(tokens, images)
+    assert (negative.scale, negative.weights.tolist()) == ("guidance_scale", [3.0] * 4)
+    assert negative.rows.state.tolist() == [0]
     tokens[2, 5] = 3
     assert call.rows(tokens, images).number.tolist() == [0, 1, 2, 3]
-    assert call.negative_rows(tokens, images, call.guidance_weights(tokens)).number.tolist() == [0, 0, 1, 0]
+    assert call.negatives(tokens, images)[0].rows.number.tolist() == [0, 0, 1, 0]
     assert call.rows(tokens[:2], torch.tensor([2, 0])).number.tolist() == [0, 0]
     words[0, 0] = 9  # in place, as a callback may
     call.state.conditions["negative_words"] = torch.tensor([[0.0, 0], [0, 0], [0, 0], [0, 1]])
     call.forget_numbers()
     assert call.rows(tokens[:2], torch.tensor([2, 0])).number.tolist() == [0, 1]
-    assert call.negative_rows(tokens, images, call.guidance_weights(tokens)).number.tolist() == [0, 0, 1, 2]
+    assert call.negatives(tokens, images)[0].rows.number.tolist() == [0, 0, 1, 2]

@@ -60,7 +60,7 @@ LAYERS = {
         "visualization",
     ],
     "evaluation": ["demo", "evaluation"],
-    "generation": ["image_call", "image_cache", "image_output", "image_pipeline", "image_pipeline_", "text_"],
+    "generation": ["image_call", "image_cache", "image_rows", "image_output", "image_pipeline", "image_pipeline_", "text_"],
     "pipelines": ["pipeline_"],
     "loading": ["loading", "random_models", "custom_pipeline", "exporting", "exported_code", "modular"],
     "app": ["app"],
