@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers.checkpoints import make_mmada_pipeline
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline
 
 from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline, cli, rules
 from diffusers_infogain.evaluation.text_tasks import check_grid
@@ -47,6 +47,9 @@ def test_python_examples_run(page, stock_repository, tmp_path, monkeypatch):
     if "MMaDA" in code:
         make_mmada_pipeline().save_pretrained(tmp_path / "mmada")
         code = code.replace("Gen-Verse/MMaDA-8B-MixCoT", (tmp_path / "mmada").as_posix())
+    if "Lumina" in code:
+        make_lumina_pipeline().save_pretrained(tmp_path / "lumina")
+        code = code.replace("Alpha-VLLM/Lumina-DiMOO", (tmp_path / "lumina").as_posix())
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     with mock.patch.dict(rules.RULES), mock.patch.dict(rules.SAMPLERS):

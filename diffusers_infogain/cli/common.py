@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from PIL.ImageOps import exif_transpose
@@ -158,7 +159,37 @@ def edited_images(image: Path | None, mask: Path | None) -> dict[str, Any]:
         ValueError: If a file is no image.
     """
     files = {"image": image, "mask_image": mask}
-    return {name: None if file is None else exif_transpose(open_image(file)) for name, file in files.items()}
+    return {name: None if file is None else upright(file) for name, file in files.items()}
+
+
+def upright(file: Path) -> PIL.Image.Image:
+    """An image, turned as its camera was held.
+
+    Raises:
+        ValueError: If the file is no image.
+    """
+    return exif_transpose(open_image(file))
+
+
+def task_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any]:
+    """The arguments of an image pipeline's call that say what it does with images in the prompt; none without such flags.
+
+    Raises:
+        ValueError: If the pipeline does not take one of them, or a file is no image.
+    """
+    given = {name: getattr(args, name) for name in ("task", "style_image", "image_guidance_scale")}
+    given = {name: value for name, value in given.items() if value is not None}
+    cls = type(pipe)
+    for name in given:
+        if name not in inspect.signature(cls.__call__).parameters:
+            raise ValueError(f"`{name}` is not an argument of {cls.__name__}.")
+    if args.task is not None:
+        given.setdefault("image_guidance_scale", pipe.task_image_guidance_scale)
+        if args.guidance_scale is None:
+            given["guidance_scale"] = pipe.task_guidance_scale
+    if "style_image" in given:
+        given["style_image"] = upright(given["style_image"])
+    return given
 
 
 WRITING = ("stop_strings", "think_end_token", "min_new_tokens", "eos_penalty", "postpone_eos", "suppress_tokens")

@@ -190,7 +190,7 @@ def outpaint(text: str) -> dict[str, int]:
 
 def _add_editing_flags(command: Parser) -> None:
     group = command.add_argument_group("editing", "of an image, for all prompts")
-    _add(group, "--image", path, "file of an image to edit; without --mask or --outpaint, image to image")
+    _add(group, "--image", path, "file of an image to edit; without --mask, --outpaint or --task, image to image")
     text = "file of a mask as large as the image: what is white is decoded anew, and all other pixels stay"
     _add(group, "--mask", path, text)
     text = "share of the (masked) tokens that is decoded anew (default: 1 with --mask, else 0.5)"
@@ -198,6 +198,15 @@ def _add_editing_flags(command: Parser) -> None:
     _add(group, "--outpaint", outpaint, "pixels to add by side, in multiples of a token's", metavar="left=128,top=64,...")
     _add(group, "--mask-coverage", number(0, 1), "decode tokens of which more than this share is masked", 0.0)
     _add(group, "--mask-blur", number(0, choices.MOST_BLUR), "pixels of a soft seam around the mask", 0.0)
+
+
+def _add_task_flags(command: Parser) -> None:
+    group = command.add_argument_group("images in the prompt", "of Lumina-DiMOO, which sees them")
+    text = "what to do with --image: image_editing, control_generation, subject_generation, style_transfer, dense_prediction, ..."
+    _add(group, "--task", nonempty, text)
+    _add(group, "--style-image", path, "file of the image whose style --image gets, with --task style_transfer")
+    text = "strength of guidance towards --image, with --task (default: the model's)"
+    _add(group, "--image-guidance-scale", number(-LARGEST_NUMBER), text)
 
 
 def add_sampler_flags(command: Parser, of_text: bool = False) -> None:
@@ -292,6 +301,7 @@ def add_generate(command: Parser) -> None:
     command.add_argument("--grid", action="store_true", help="also write all images into one picture, grid.png")
     _add_count_flag(command, "--num-images", "images per prompt, with consecutive seeds")
     _add_editing_flags(command)
+    _add_task_flags(command)
     _add_image_call_flags(command)
     _add_machine_flags(command)
     add_sampler_flags(command)

@@ -27,5 +27,6 @@ def add_show(command: flags.Parser) -> None:
     text = "the image that was edited, and its mask (default: as recorded, beside the PNG or in this folder)"
     command.add_argument("--image", type=flags.path, help=text)
     command.add_argument("--mask", type=flags.path, help="see --image")
+    command.add_argument("--style-image", type=flags.path, help="see --image")
     command.add_argument("--device", type=flags.nonempty, help="such as cpu or cuda (default: cuda if there is one, else cpu)")
     command.add_argument("--dtype", choices=flags.DTYPES, help="of the weights (default: as recorded, else float32)")

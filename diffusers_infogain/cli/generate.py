@@ -53,6 +53,11 @@ def _generate(
     pipe = common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **settings)
     call = common.call_arguments(args, pipe)
+    task = common.task_arguments(args, pipe)
+    style = task.pop("style_image", None)
+    call |= task
+    if style is not None:
+        edit, files = {**edit, "style_image": style}, {**files, "style_image": args.style_image.name}
     repeated = [prompt for prompt in prompts for _ in range(args.num_images)]
     seeds = [args.seed + i for _ in prompts for i in range(args.num_images)]
     shared = {

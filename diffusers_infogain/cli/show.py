@@ -112,7 +112,8 @@ def _found(args: argparse.Namespace, flag: str, name: Any) -> Path | None:
     found = next((path for path in here if path.is_file()), None)
     if found is None:
         raise ValueError(
-            f"{args.file} is an edit with {name!r}, which is neither beside it nor in this folder: give it by --{flag}."
+            f"{args.file} is an edit with {name!r}, which is neither beside it nor in this folder: give it by "
+            f"--{flag.replace('_', '-')}."
         )
     return found
 
@@ -128,6 +129,11 @@ def _edit_of(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]
     edit = {name: record[name] for name in common.EDIT_SETTINGS if name in record}
     if images["mask_image"] is None and "image_sha256" in record and edit.get("strength") == 1:
         edit["strength"] = None  # recorded as the share of the padding that is decoded: all of it
+    style = _found(args, "style_image", record.get("style_image"))
+    if style is not None:
+        edit["style_image"] = common.upright(style)
+    elif "style_image_sha256" in record:
+        raise ValueError(f"{args.file} has the style of an image that it does not hold: give that by --style-image.")
     return {**images, **edit}
 
 
