@@ -7,7 +7,7 @@
 #     bash examples/reproduce_photographs.sh outputs/photographs      # then open outputs/photographs/index.md
 #     FAMILIES="amused_256 monetico" PROMPTS=4 FID=5000 bash examples/reproduce_photographs.sh
 #
-# FAMILIES       of amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 mmada lumina (default: all)
+# FAMILIES       of amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 mmada showo_256 showo_512 lumina (default: all)
 # PROMPTS        on each page: the first ones of photographs/prompts.txt, or classes.txt for MaskGIT (default: 16)
 # SAMPLERS       of the page; "published" is the family's own (default: published maskgit halton fast default best paper)
 # FID            number of captions, such as 5000 (default: 0, no FID), and FID_SAMPLERS (default: published fast default best)
@@ -15,8 +15,9 @@
 # IMAGENET       for MaskGIT's FID: ADM's VIRTUAL_imagenet256_labeled.npz or a folder of photographs; without it there is none
 # DEVICE         (default: cuda), and OFFLOAD: 1 keeps weights in the computer's memory (default: where the GPU has too little)
 # STEPS, SIZE, BATCH_SIZE, LOOKAHEAD_BATCH_SIZE, DTYPE      for all families, in place of their own
-# MODEL_mmada=folder, VARIANT_mmada=..., VQVAE_mmada=folder and so on, TEXT_ENCODER_meissonic=folder: in place of what is on the
-#                Hub; an empty TEXT_ENCODER_meissonic is the one beside its weights, in place of the one its authors sample with
+# MODEL_mmada=folder, VARIANT_mmada=..., VQVAE_mmada=folder, LANGUAGE_MODEL_showo_256=folder and so on,
+# TEXT_ENCODER_meissonic=folder: in place of what is on the Hub; an empty TEXT_ENCODER_meissonic is the one beside its weights, in
+#                place of the one its authors sample with
 set -uo pipefail
 output=${1:-outputs/photographs}
 here=$(dirname "$0")/photographs
@@ -25,7 +26,7 @@ prompts=${PROMPTS:-16}
 fid=${FID:-0}
 read -ra samplers <<<"${SAMPLERS:-published maskgit halton fast default best paper}"
 read -ra fid_samplers <<<"${FID_SAMPLERS:-published fast default best}"
-all="amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 mmada lumina"
+all="amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 mmada showo_256 showo_512 lumina"
 # What the authors of Meissonic and Monetico steer away from.
 negative="worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, jpeg artifacts, signature, \
 sketch, duplicate, ugly, identifying mark"
@@ -41,7 +42,9 @@ settings_of() {
     monetico) echo "Collov-Labs/Monetico - float16 8 16 48 9 10 maskgit" ;;
     maskgit_256) echo "llvictorll/Halton-MaskGIT 256_base float32 16 64 32 0.7 6 maskgit_halton" ;;
     maskgit_384) echo "llvictorll/Halton-MaskGIT 384_large float32 8 32 32 0.5 8 maskgit_halton" ;;
-    mmada) echo "Gen-Verse/MMaDA-8B-MixCoT - bfloat16 4 8 15 3.5 22 maskgit:choice_temperature=1:0,entropy_bound=0" ;;
+    mmada) echo "Gen-Verse/MMaDA-8B-MixCoT - bfloat16 4 8 15 3.5 22 showo" ;;
+    showo_256) echo "showlab/show-o - bfloat16 8 64 18 1.75 6 showo" ;;
+    showo_512) echo "showlab/show-o-512x512 - bfloat16 4 16 50 5 8 showo" ;;
     lumina) echo "Alpha-VLLM/Lumina-DiMOO - bfloat16 1 4 64 4 24 maskgit:choice_temperature=1,entropy_bound=0" ;;
     *) return 1 ;;
     esac
@@ -113,7 +116,7 @@ for family in ${FAMILIES:-$all}; do
         continue
     fi
     read -r model variant dtype batch_size lookahead steps guidance needed published <<<"$line"
-    own_model=MODEL_$family own_variant=VARIANT_$family own_vqvae=VQVAE_$family
+    own_model=MODEL_$family own_variant=VARIANT_$family own_vqvae=VQVAE_$family own_language_model=LANGUAGE_MODEL_$family
     [ "$variant" != - ] || variant=
     variant=${!own_variant-$variant}
     offload=${OFFLOAD:-}
@@ -124,14 +127,16 @@ for family in ${FAMILIES:-$all}; do
         --guidance-scales "$guidance" --batch-size "${BATCH_SIZE:-$batch_size}" --lookahead-batch-size "${LOOKAHEAD_BATCH_SIZE:-$lookahead}")
     [ -z "$variant" ] || common+=(--variant "$variant")
     [ -z "${!own_vqvae:-}" ] || common+=(--vqvae "${!own_vqvae}")
+    [ -z "${!own_language_model:-}" ] || common+=(--language-model "${!own_language_model}")
     [ "${offload:-0}" != 1 ] || common+=(--offload)
     text_encoder=
     [ "$family" != meissonic ] || text_encoder=${TEXT_ENCODER_meissonic-laion/CLIP-ViT-H-14-laion2B-s32B-b79K}
     [ -z "$text_encoder" ] || common+=(--text-encoder "$text_encoder")
     case $family in meissonic | monetico) common+=(--negative-prompt "$negative") ;; esac
     texts=$here/prompts.txt
+    case $family in maskgit_*) texts=$here/classes.txt ;; esac
     case $family in
-    maskgit_*) texts=$here/classes.txt ;; # of one size only
+    maskgit_* | showo_*) ;; # of one size only
     *) [ -z "${SIZE:-}" ] || common+=(--height "$SIZE" --width "$SIZE") ;;
     esac
     compare_samplers page "${samplers[@]}" -- --prompts "$texts" --num-prompts "$prompts" --metrics --grid "$prompts"

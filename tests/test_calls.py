@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers.callbacks import SDCFGCutoffCallback
 from helpers.amused import make_components
-from helpers.checkpoints import make_llama, make_lumina_pipeline, make_mmada_pipeline, make_word_tokenizer
+from helpers.checkpoints import make_llama, make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline, make_word_tokenizer
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.sampling import EAGER, generators
@@ -43,6 +43,7 @@ def make_text_pipeline() -> InfoGainTextPipeline:
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "amused": lambda folder: InfoGainPipeline(**make_components()),
     "mmada": lambda folder: make_mmada_pipeline(),
+    "showo": lambda folder: make_showo_pipeline(),
     "lumina": lambda folder: make_lumina_pipeline(),
     "maskgit": lambda folder: InfoGainMaskGITPipeline.from_pretrained(write_maskgit_checkpoint(folder)),
     "meissonic": lambda folder: InfoGainMeissonicPipeline.from_pretrained(

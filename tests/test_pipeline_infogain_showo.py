@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from helpers.checkpoints import (
@@ -219,6 +222,29 @@ def test_as_published_and_as_converted_and_as_saved_again(parts, tmp_path):
     again.save_pretrained(tmp_path / "saved")
     assert torch.equal(tokens_of(load(tmp_path / "saved")), expected)
     assert load(tmp_path / "saved").default_guidance_scale == 1.75
+
+
+def test_by_its_name_on_the_hub_it_finds_its_parts_and_no_weights_of_phi(parts, tmp_path, monkeypatch):
+    hub, asked = tmp_path / "hub", []
+    write_showo_repository(hub / "showlab" / "show-o")
+    shutil.copytree(parts["language_model"], hub / "microsoft" / "phi-1_5")
+    (hub / "microsoft" / "phi-1_5" / "model.safetensors").write_text("weights that nobody needs")
+    shutil.copytree(parts["vqvae"], hub / "showlab" / "magvitv2")
+
+    def download(name: str, allow_patterns: list[str], revision: str | None, **options: object) -> str:
+        target = tmp_path / "cache" / name
+        for path in (hub / name).iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        asked.append((name, revision))
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    pipe = load("showlab/show-o", revision="a", vqvae_revision="b", language_model_revision="c")
+    assert {*asked} == {("showlab/show-o", "a"), ("showlab/magvitv2", "b"), ("microsoft/phi-1_5", "c")}
+    assert not (tmp_path / "cache" / "microsoft" / "phi-1_5" / "model.safetensors").exists()
+    assert torch.equal(tokens_of(pipe), tokens_of(load(hub / "showlab" / "show-o", **parts)))
 
 
 def test_pickles_the_larger_size_and_models_with_clip_load(parts, tmp_path):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.checkpoints import write_magvit_repository, write_mmada_repository
+from helpers.checkpoints import write_magvit_repository, write_mmada_repository, write_phi_repository, write_showo_repository
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_sdar
 from helpers.sampling import generators
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMMaDAPipeline, InfoGainPipeline, InfoGainTextPipeline, load
@@ -88,6 +89,26 @@ def test_generate_and_compare_take_a_published_mmada(mmada, magvit, tmp_path, ca
     evaluate = ["evaluate", "--prompts", str(prompts), *flags, *shot, "--output", str(tmp_path / "run")]
     assert main(evaluate) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "report.json").read_text())["settings"]["guidance_scale"] == 3.5
+
+
+# Show-o
+
+
+def test_show_o_on_the_command_line(magvit, tmp_path, capsys):
+    showo, phi = write_showo_repository(tmp_path / "show-o", pickled=True), write_phi_repository(tmp_path / "phi-1_5")
+    flags = ["--model", str(showo), "--vqvae", str(magvit), "--language-model", str(phi), "--steps", "2", "--batch-size", "1"]
+    assert main(["generate", "a red cat", *flags, "--preset", "showo", "--output", str(tmp_path / "images")]) == 0
+    record = json.loads(Image.open(next((tmp_path / "images").glob("*.png"))).text["infogain"])
+    assert (record["guidance_scale"], record["scheduler"]["annealing"]) == (1.75, "product")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\ntwo dogs\n")
+    compare = ["compare", "--prompts", str(prompts), "--samplers", "showo", "halton", "--seeds", "0", *flags]
+    assert main([*compare, "--output", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    convert = ["convert", *flags[1:2], str(tmp_path / "converted"), *flags[2:6]]
+    assert main(convert) == 0, capsys.readouterr().err
+    assert "InfoGainShowoPipeline.from_pretrained" in capsys.readouterr().out
+    assert main(["generate", "fog", "--model", "demo", *flags[4:6], "--output", str(tmp_path / "none")]) == 2
+    assert "--language-model does not apply to InfoGainPipeline" in capsys.readouterr().err
 
 
 # MaskGIT

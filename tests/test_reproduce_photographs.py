@@ -21,7 +21,18 @@ from diffusers_infogain.evaluation.samplers import parse_sampler
 from diffusers_infogain.models.imagenet import imagenet_class_ids
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FAMILIES = ("amused_256", "amused_512", "meissonic", "monetico", "maskgit_256", "maskgit_384", "mmada", "lumina")
+FAMILIES = (
+    "amused_256",
+    "amused_512",
+    "meissonic",
+    "monetico",
+    "maskgit_256",
+    "maskgit_384",
+    "mmada",
+    "showo_256",
+    "showo_512",
+    "lumina",
+)
 NO_FRECHET = bool(importlib.util.find_spec("torch_fidelity") and not importlib.util.find_spec("torchvision"))
 
 
@@ -70,7 +81,7 @@ def test_every_family_has_a_page_and_an_fid_with_flags_that_parse(stand_ins):
         for text in args.samplers:
             InfoGainScheduler(mask_token_id=4, **parse_sampler(text).scheduler)
         assert "published" not in args.samplers
-        assert args.samplers[0].startswith("maskgit")
+        assert args.samplers[0].startswith("showo" if family.startswith(("mmada", "showo")) else "maskgit")
         assert len(args.samplers) == len(set(args.samplers)) >= (6 if part == "page" else 4)
         images = args.num_images * (min(1000, args.num_prompts) if family.startswith("maskgit") else args.num_prompts)
         assert images == (16 if part == "page" else 5000)
@@ -112,7 +123,7 @@ def test_settings_for_all_families_take_the_place_of_their_own(stand_ins):
     for words in commands_of(stand_ins):
         args = cli.build_parser().parse_args(words)
         assert (args.steps, args.dtype, args.batch_size, args.device, args.grid) == ([2], "float32", 3, "cpu", 2)
-        assert args.height == args.width == (None if "MaskGIT" in args.model else 64)
+        assert args.height == args.width == (None if "MaskGIT" in args.model or "show-o" in args.model else 64)
         assert not args.offload
         assert args.samplers[0] == "fast"
 
@@ -130,7 +141,7 @@ def test_pages_of_tiny_models_are_made_and_nothing_is_made_twice(tmp_path):
     index = (tmp_path / "out" / "index.md").read_text()
     assert f"- monetico page: diffusers-infogain: error: '{tmp_path / 'nowhere'}'" in index or "- monetico page: " in index
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png") if "runs" in path.parts}
-    assert len(made) == 7 * (2 * 2 + (0 if NO_FRECHET else 4))
+    assert len(made) == (len(FAMILIES) - 1) * (2 * 2 + (0 if NO_FRECHET else 4))
     done = start(tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())

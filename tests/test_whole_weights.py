@@ -14,6 +14,7 @@ from helpers.amused import make_components
 from helpers.checkpoints import (
     make_lumina_pipeline,
     make_mmada_pipeline,
+    make_showo_pipeline,
     write_lumina_repository,
     write_magvit_repository,
     write_mmada_repository,
@@ -44,10 +45,11 @@ def write_saved(root: Path) -> Iterator[tuple[str, Path]]:
     load(write_meissonic_repository(root / "published-meissonic", True)).save_pretrained(root / "meissonic")
     load(write_maskgit_checkpoint(root / "published-maskgit")).save_pretrained(root / "maskgit")
     make_mmada_pipeline().save_pretrained(root / "mmada")
+    make_showo_pipeline().save_pretrained(root / "showo")
     make_lumina_pipeline().save_pretrained(root / "lumina")
     for name, write in (("llada", write_llada), ("a2d", write_mdlm_qwen3), ("bert", write_bert)):
         load(write(root / f"published-{name}")).save_pretrained(root / name)
-    for name in ("amused", "meissonic", "maskgit", "mmada", "lumina", "llada", "a2d", "bert"):
+    for name in ("amused", "meissonic", "maskgit", "mmada", "showo", "lumina", "llada", "a2d", "bert"):
         yield name, root / name
 
 
@@ -101,7 +103,7 @@ def check_refused(folder: Path, file: Path, key: str, change: str, **arguments: 
     assert "\n" not in text
 
 
-SAVED = ("amused", "meissonic", "maskgit", "mmada", "lumina", "llada", "a2d", "bert")
+SAVED = ("amused", "meissonic", "maskgit", "mmada", "showo", "lumina", "llada", "a2d", "bert")
 
 
 @pytest.mark.parametrize("change", CHANGES)

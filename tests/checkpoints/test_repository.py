@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from helpers.checkpoints import write_lumina_repository, write_mmada_repository
+from helpers.checkpoints import write_lumina_repository, write_mmada_repository, write_showo_repository
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_bert, write_llada
@@ -21,6 +21,7 @@ from diffusers_infogain.loading import PIPELINES, pipeline_class
 WRITERS = {
     "MaskGIT": write_maskgit_checkpoint,
     "MMaDA": write_mmada_repository,
+    "Showo": write_showo_repository,
     "Meissonic": lambda folder: write_meissonic_repository(folder, False),
     "Lumina": write_lumina_repository,
     "Text": write_llada,

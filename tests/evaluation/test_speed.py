@@ -37,7 +37,7 @@ PLAIN = {"entropy_bound": 0, "retry_below_sigmas": None}
 IMAGES = {"output_type": "latent", "num_inference_steps": 3}
 
 
-@pytest.mark.parametrize("name", ["amused-nano", "maskgit-nano", "mmada-nano", "lumina-nano"])
+@pytest.mark.parametrize("name", ["amused-nano", "maskgit-nano", "mmada-nano", "showo-nano", "lumina-nano"])
 def test_rows_of_images_are_counted_exactly(name):
     greedy = {**PLAIN, "sampler": "confidence"}
     for timing in times(name, {"greedy": greedy, "ahead": {**PLAIN, "lazy_threshold": None}}, **IMAGES):
@@ -56,7 +56,7 @@ def test_rows_of_images_are_counted_exactly(name):
         assert all(0 < inside < seconds for inside, seconds in zip(timing.inside, timing.seconds, strict=True))
 
 
-@pytest.mark.parametrize("name", ["amused-nano", "mmada-nano", "lumina-nano"])
+@pytest.mark.parametrize("name", ["amused-nano", "mmada-nano", "showo-nano", "lumina-nano"])
 def test_parts_of_rows_are_within_the_network(name):
     for timing in times(name, {"greedy": {**PLAIN, "sampler": "confidence"}}, **IMAGES, approximate_cache="context:0.5"):
         assert timing.rows == timing.num_evaluations

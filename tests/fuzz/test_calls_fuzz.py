@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.amused import make_components
-from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_llada
@@ -118,6 +118,7 @@ EVALUATION = {
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "amused": lambda folder: InfoGainPipeline(**make_components()),
     "mmada": lambda folder: make_mmada_pipeline(),
+    "showo": lambda folder: make_showo_pipeline(),
     "lumina": lambda folder: make_lumina_pipeline(),
     "maskgit": lambda folder: InfoGainMaskGITPipeline.from_pretrained(write_maskgit_checkpoint(folder)),
     "meissonic": lambda folder: InfoGainMeissonicPipeline.from_pretrained(write_meissonic_repository(folder / "made", True)),

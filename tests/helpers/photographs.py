@@ -11,7 +11,13 @@ from diffusers import AmusedPipeline
 from PIL import Image
 
 from helpers.amused import make_components
-from helpers.checkpoints import write_lumina_repository, write_magvit_repository, write_mmada_repository
+from helpers.checkpoints import (
+    write_lumina_repository,
+    write_magvit_repository,
+    write_mmada_repository,
+    write_phi_repository,
+    write_showo_repository,
+)
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 
@@ -24,13 +30,17 @@ def write_families(folder: Path) -> dict[str, str]:
     write_maskgit_checkpoint(folder / "maskgit")
     write_mmada_repository(folder / "mmada")
     write_magvit_repository(folder / "magvit")
+    write_showo_repository(folder / "showo_256", num_vq_tokens=16)
+    write_showo_repository(folder / "showo_512", num_vq_tokens=36)
+    write_phi_repository(folder / "phi-1_5")
     write_lumina_repository(folder / "lumina")
     models = {"amused_256": "amused", "amused_512": "amused", "maskgit_256": "maskgit", "maskgit_384": "maskgit"}
-    models |= {name: name for name in ("meissonic", "monetico", "mmada", "lumina")}
+    models |= {name: name for name in ("meissonic", "monetico", "mmada", "showo_256", "showo_512", "lumina")}
     environment = {f"MODEL_{family}": str(folder / name) for family, name in models.items()}
     environment |= {f"VARIANT_maskgit_{size}": "256_tiny" for size in (256, 384)}
+    environment |= {f"VQVAE_{family}": str(folder / "magvit") for family in ("mmada", "showo_256", "showo_512")}
+    environment |= {f"LANGUAGE_MODEL_showo_{size}": str(folder / "phi-1_5") for size in (256, 512)}
     return environment | {
-        "VQVAE_mmada": str(folder / "magvit"),
         "TEXT_ENCODER_meissonic": str(folder / "monetico" / "text_encoder"),
     }
 

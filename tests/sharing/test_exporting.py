@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import AmusedPipeline, DiffusionPipeline
 from helpers.amused import make_components
-from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_bert, write_llada
@@ -34,6 +34,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "maskgit": {"sampler": "halton", "halton_randomize": True, "masking_schedule": "arccos"},
     "meissonic": {"sampler": "lookum", "num_candidates": 4},
     "mmada": {"corrector": "remdm_conf", "sampler": "confidence"},
+    "showo": {"sampler": "maskgit", "annealing": "product"},
     "lumina": {"sampler": "klass", "entropy_bound": 0.5},
     "demo-text": {"retry_below_sigmas": None},
     "llada": {"sampler": "left", "tokens_per_step": 2},
@@ -45,6 +46,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "maskgit": {"class_labels": ["golden retriever", 3], "num_inference_steps": 4},
     "meissonic": {"prompt": "a", "num_inference_steps": 3, "height": 64, "width": 64},
     "mmada": {"prompt": "a red cat", "num_inference_steps": 4},
+    "showo": {"prompt": "a red cat", "num_inference_steps": 4},
     "lumina": {"prompt": "a red cat", "num_inference_steps": 4},
     "demo-text": {"input_ids": [[13] + 16 * [14]], "max_new_tokens": 0},
     "llada": {"prompt": "a red cat", "max_new_tokens": 8},
@@ -99,6 +101,7 @@ def make_pipes(folder: Path) -> dict[str, Any]:
         "maskgit": load(write_maskgit_checkpoint(folder / "maskgit")),
         "meissonic": load(write_meissonic_repository(folder / "meissonic", True)),
         "mmada": make_mmada_pipeline(),
+        "showo": make_showo_pipeline(),
         "lumina": make_lumina_pipeline(),
         "demo-text": load("demo-text"),
         "llada": load(write_llada(folder / "llada")),

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 from helpers.amused import make_components
-from helpers.checkpoints import make_mmada_pipeline
+from helpers.checkpoints import make_mmada_pipeline, make_showo_pipeline
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_llada
@@ -31,6 +31,7 @@ PIPES = {
     "demo": lambda folder: load("demo"),
     "maskgit": lambda folder: load(write_maskgit_checkpoint(folder)),
     "mmada": lambda folder: make_mmada_pipeline(),
+    "showo": lambda folder: make_showo_pipeline(),
     "demo-text": lambda folder: load("demo-text"),
 }
 
