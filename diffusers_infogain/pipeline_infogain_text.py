@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -169,18 +170,29 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
         return [list(tokenize(self.tokenizer, text, add_special_tokens=False).input_ids) for text in texts]
 
     def _generation(
-        self, *, prompt: Any, messages: Any, input_ids: Any, num_texts_per_prompt: int, **arguments: Any
+        self, *, prompt: Any, messages: Any, input_ids: Any, negative_prompt: Any, num_texts_per_prompt: int, **arguments: Any
     ) -> TextGeneration:
         """Checks a call and lays out its canvas. Takes the arguments of `__call__`."""
         check_components(self, "model", "tokenizer", "scheduler")
         chats = {name: arguments.pop(name) for name in ("chat_template", "chat_template_kwargs", "continue_final_message")}
-        prompts = self.encode(prompt, messages, input_ids, **chats)
+        given = {"prompt": prompt, "messages": messages, "input_ids": input_ids}
+        prompts = self.encode(**given, **chats)
         check_integer("num_texts_per_prompt", num_texts_per_prompt, 1)
+        if negative_prompt is not None:
+            kind = next(name for name, value in given.items() if value is not None)
+            with _named("negative_prompt", kind):
+                negative = self.encode(**{kind: negative_prompt}, **chats)
+            if len(negative) not in (1, len(prompts)):
+                raise ValueError(
+                    f"`negative_prompt` must be one, or one for each of the {len(prompts)} prompts, got {len(negative)}."
+                )
+            negative = negative * (len(prompts) // len(negative))
+            arguments["negative_prompts"] = [ids for ids in negative for _ in range(num_texts_per_prompt)]
         return TextGeneration(
             pipe=self,
             prompts=[ids for ids in prompts for _ in range(num_texts_per_prompt)],
             num_end_tokens=0 if prompt is None else self._num_end_tokens(),
-            **arguments,
+            **{"negative_prompts": None, **arguments},
         )
 
     def _num_end_tokens(self) -> int:
@@ -213,6 +225,8 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
         chat_template: str | os.PathLike[str] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         continue_final_message: bool = False,
+        guidance_scale: float = 1.0,
+        negative_prompt: Any = None,
         return_dict: bool = True,
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
@@ -254,6 +268,11 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             chat_template_kwargs: Variables for the template, as JSON knows them, such as {"enable_thinking": False}.
             continue_final_message: Whether the last message of each chat is an answer that the model is to continue, and not one
                 for it to answer. The text is what it adds.
+            guidance_scale: g >= 1 of classifier-free guidance: logits = uncond + g · (cond - uncond), where uncond has a mask for
+                every token of the prompt, as in LLaDA (whose `cfg_scale` is g - 1). Every state takes two rows of the network
+                then. 1 is off. Callbacks can set `pipe._guidance_scale`.
+            negative_prompt: A prompt for uncond, of the same kind as the prompts: a text, a chat or ids, one for all or one for
+                each. Not for block-causal models, nor where masks of a prompt are filled in.
             return_dict: Whether to return an `InfoGainTextOutput` instead of a tuple.
             callback_on_step_end: `callback(pipeline, step, timestep, kwargs) -> kwargs`, called after each step of a block. If it
                 changes "tokens", they replace those of the block, and the model runs again.
@@ -297,6 +316,8 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             lookahead_batch_size=lookahead_batch_size,
@@ -335,6 +356,15 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
                 self.maybe_free_model_hooks()
 
         return blocks()
+
+
+@contextmanager
+def _named(name: str, kind: str) -> Iterator[None]:
+    """Calls an argument in errors by its name, and not by the kind of prompt that it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"`{kind}`", f"`{name}`")) from error
 
 
 def _id_lists(input_ids: Any) -> list[list[int]]:

@@ -14,16 +14,17 @@ from diffusers import DiffusionPipeline
 
 from .callbacks import CallState, StepCallback, call_back, tensor_inputs
 from .candidates import Generators, check_generator, split_generator
-from .checks import check_bool, check_integer, check_search
+from .checks import check_bool, check_integer, check_number, check_search
 from .decoding import DecodingStep
 from .denoising import Denoised
-from .guidance import Rows, first_of_equal
-from .masked_logits import Logits, MaskedLogits, take_states
-from .models.text_logits import TextCache, fitting_caches, longest_text
+from .guidance import guide
+from .masked_logits import MaskedLogits
+from .models.text_logits import fitting_caches, longest_text
 from .models.wrapped import underlying
 from .printing import shown
 from .scheduling_infogain import InfoGainScheduler
 from .search import decode_or_search
+from .text_branches import AwayTexts, TextBranch
 from .text_canvas import BlockGroup, lay_out
 from .text_constraints import TokenConstraints, check_ends, token_ids
 from .text_ends import TextEnds
@@ -45,6 +46,7 @@ class TextGeneration:
     Attributes:
         pipe: The pipeline.
         prompts: Token ids of the prompt of each text.
+        negative_prompts: The same of what guidance steers away from; None for the prompts masked.
         num_end_tokens: As in `lay_out`.
 
     The others are the arguments of the call.
@@ -67,6 +69,8 @@ class TextGeneration:
     eos_penalty: float
     postpone_eos: bool
     suppress_tokens: Any
+    guidance_scale: float
+    negative_prompts: list[list[int]] | None
     callback_on_step_end: StepCallback
     callback_on_step_end_tensor_inputs: Sequence[str]
     lookahead_batch_size: int | None
@@ -82,6 +86,7 @@ class TextGeneration:
         self.mask_token_id = self.family.mask_token_id
         self._check_scheduler()
         self._check_arguments()
+        self._check_guidance()
         self._check_length()
         self._check_ends()
         self.scheduler: InfoGainScheduler = self.pipe.scheduler
@@ -104,8 +109,10 @@ class TextGeneration:
         self.tokens = torch.tensor(self.canvas.tokens, device=device)
         self.attention_mask = torch.tensor(self.canvas.attention_mask, device=device)
         self.finished = torch.zeros(len(self.prompts), dtype=torch.bool)
-        self._in_cache = torch.arange(len(self.prompts), device=device)
-        self._cache = TextCache(self.pipe.model, self.family, self._cache_mode, packed=self.pack_candidates)
+        self._written = self._branch()
+        self._away = self._away_texts()
+        self.state.guidance_scale = self.guidance_scale
+        self._num_evaluations = torch.zeros(len(self.prompts), dtype=torch.long, device=device)
         self._new_starts = torch.tensor(self.canvas.new_starts, device=device)
         self._writer = TextWriter(self.canvas, self._ends)
         self._traces: list[GroupTrace] = []
@@ -169,14 +176,15 @@ class TextGeneration:
         self._callback_names = tensor_inputs(self.callback_on_step_end, names, CALLBACK_TENSOR_INPUTS)
 
     def _check_length(self) -> None:
-        length = max(map(len, self.prompts)) + self.max_new_tokens
+        prompts = [*self.prompts, *(self.negative_prompts or [])]
+        length = max(map(len, prompts)) + self.max_new_tokens
         limit = longest_text(self.pipe.model)
         if limit is not None and length > limit:
             raise ValueError(
                 f"The longest prompt and `max_new_tokens` = {self.max_new_tokens} make {length} tokens; the model takes {limit}."
             )
         vocab_size = self._vocab_size
-        for ids in self.prompts:
+        for ids in prompts:
             if not 0 <= min(ids, default=0) <= max(ids, default=0) < vocab_size:
                 raise ValueError(f"`input_ids` must be ids from 0 to {vocab_size - 1}, got ids from {min(ids)} to {max(ids)}.")
 
@@ -228,32 +236,29 @@ class TextGeneration:
         if not samples:
             return
         sample_index = group_index = torch.tensor(samples, device=self.tokens.device)
-        # Texts that are equal so far (of one prompt, say) are told the same of equal states.
-        first, kind = first_of_equal(torch.cat([self.tokens[sample_index], self.attention_mask[sample_index].long()], dim=1))
-        # Only the exact cache keeps something from block to block, and so has to hold all texts, those of the other groups, too.
-        in_cache = self._in_cache if self._cache_mode == "exact" else sample_index[first]
-        self._cache.begin_block(self.tokens[in_cache], self.attention_mask[in_cache], group.start, group.end)
-        cache_index = torch.searchsorted(in_cache, sample_index[first])[kind]
-
+        self._written.begin(self.tokens, self.attention_mask, sample_index, group.start, group.end)
+        self._away.begun = False
         reads_decoded = self.scheduler.corrector.reads_decoded
         decodable = self.tokens[sample_index, group.start : group.end] == self.mask_token_id
-        may_share = len(first) < len(samples)
 
-        def denoise(tokens: torch.Tensor, sample_index: torch.Tensor) -> Logits | Denoised:
-            if not may_share:
-                return predict(tokens, sample_index)
-            rows = Rows.of(tokens, kind[sample_index])
-            return Denoised(take_states(predict(tokens[rows.state], sample_index[rows.state]), rows.number), rows.count)
-
-        def predict(tokens: torch.Tensor, sample_index: torch.Tensor) -> MaskedLogits:
-            where = tokens == self.mask_token_id
+        def denoise(states: torch.Tensor, sample_index: torch.Tensor) -> Denoised:
+            where = states == self.mask_token_id
             where = where | decodable[sample_index] if reads_decoded else where
-            logits = self._cache.logits(tokens, cache_index[sample_index], where)
+            logits, num_evaluations = self._written.logits(states, sample_index, where)
+            num_rows = 1
+            if self.state.do_classifier_free_guidance:
+                if not self._away.begun:
+                    self._away.begin(self.tokens, group_index, group.start, group.end)
+                away, more = self._away.logits(states, sample_index, where)
+                scales = torch.full(sample_index.shape, self.state.guidance_scale, device=states.device)
+                logits, num_evaluations, num_rows = guide(logits, away, scales), num_evaluations + more, 2
+            self._num_evaluations.index_add_(0, group_index[sample_index], torch.full_like(sample_index, num_rows))
             if self._constraints.active:
                 state, column = where.nonzero(as_tuple=True)
                 place = group.start + column - self._new_starts[group_index[sample_index[state]]]
-                logits = self._constraints(logits, place)
-            return MaskedLogits.at(where, logits)
+                rows = logits.rows if isinstance(logits, MaskedLogits) else logits[where]
+                logits = MaskedLogits.at(where, self._constraints(rows, place))
+            return Denoised(logits, num_evaluations)
 
         start, before = time.perf_counter(), self.tokens.int().cpu()
         # The scheduler's canvas is the block alone: its entropies, counts and random numbers are those of the block.
@@ -307,11 +312,45 @@ class TextGeneration:
         return TextBlock(index, texts, complete)
 
     def _drop_finished(self) -> None:
-        """Takes texts that have been finished out of the exact cache."""
-        running = (~self.finished).nonzero()[:, 0].to(self._in_cache.device)
-        if self._cache_mode == "exact" and len(running) < len(self._in_cache):
-            self._cache.keep_samples(torch.searchsorted(self._in_cache, running))
-            self._in_cache = running
+        """Takes texts that have been finished out of the caches."""
+        running = (~self.finished).nonzero()[:, 0].to(self.tokens.device)
+        self._written.keep_only(running)
+        self._away.branch.keep_only(running)
+
+    def _branch(self) -> TextBranch:
+        return TextBranch(self.pipe, self._cache_mode, self.pack_candidates, len(self.prompts))
+
+    def _away_texts(self) -> AwayTexts:
+        """What guidance steers away from: the texts with their prompts masked, or with the negative prompts."""
+        if self.negative_prompts is None:
+            fixed = (self.tokens != self.mask_token_id) | ~self.attention_mask
+            given = torch.where(self.attention_mask, self.mask_token_id, self.tokens)
+            return AwayTexts(self._branch(), given, fixed, self.attention_mask, 0)
+        canvas = lay_out(
+            self.negative_prompts,
+            mask_token_id=self.mask_token_id,
+            pad_token_id=self.pipe.tokenizer.pad_token_id,
+            max_new_tokens=self.max_new_tokens,
+            num_end_tokens=self.num_end_tokens,
+        )
+        given, attention_mask = (torch.tensor(of, device=self.tokens.device) for of in (canvas.tokens, canvas.attention_mask))
+        offset = given.shape[1] - self.tokens.shape[1]
+        return AwayTexts(self._branch(), given, given != self.mask_token_id, attention_mask, offset)
+
+    def _check_guidance(self) -> None:
+        check_number("guidance_scale", self.guidance_scale, 1, 1e6)
+        if self.negative_prompts is None:
+            return
+        if self.guidance_scale == 1:
+            raise ValueError("`negative_prompt` must be None without guidance, that is with `guidance_scale` = 1.")
+        if self.family.attention == "block_causal":
+            raise ValueError(
+                f"`negative_prompt` must be None for {self.family.name} with block_causal attention, whose blocks are counted "
+                "from the first token of a prompt."
+            )
+        for name, prompts in (("the prompts", self.prompts), ("itself", self.negative_prompts)):
+            if any(self.mask_token_id in ids for ids in prompts):
+                raise ValueError(f"`negative_prompt` must be None with masks to fill in, got some in {name}.")
 
     def output(self) -> InfoGainTextOutput:
         """What was written so far."""
@@ -322,4 +361,6 @@ class TextGeneration:
         trace = join_traces(self._traces, tokens)
         words = self._writer.words(tokens, trace.tokens[trace.selected])
         trace = trace.drawn_with(words=words, seconds=self._seconds)
-        return InfoGainTextOutput(texts, self.tokens, self.attention_mask, trace, self.seeds, thinking)
+        return InfoGainTextOutput(
+            texts, self.tokens, self.attention_mask, trace, self.seeds, self._num_evaluations.tolist(), thinking
+        )

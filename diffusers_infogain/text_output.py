@@ -31,6 +31,7 @@ class InfoGainTextOutput(BaseOutput):
         attention_mask: (B, L) bool, False at padding.
         trace: `DecodingTrace` over the columns of `sequences`.
         seeds: The seed of each text: `generator=torch.Generator(device).manual_seed(seed)` writes it again alone.
+        num_evaluations: The rows of the network that each text takes by itself, whatever it shared with others of its batch.
         thinking: With `think_end_token`, what stands before it in each text, None where it does not occur; else None.
     """
 
@@ -39,6 +40,7 @@ class InfoGainTextOutput(BaseOutput):
     attention_mask: torch.Tensor
     trace: DecodingTrace
     seeds: list[int]
+    num_evaluations: list[int]
     thinking: list[str | None] | None = None
 
     def __repr__(self) -> str:

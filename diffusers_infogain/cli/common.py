@@ -192,7 +192,15 @@ def task_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[st
     return given
 
 
-WRITING = ("stop_strings", "think_end_token", "min_new_tokens", "eos_penalty", "postpone_eos", "suppress_tokens")
+WRITING = (
+    "stop_strings",
+    "think_end_token",
+    "min_new_tokens",
+    "eos_penalty",
+    "postpone_eos",
+    "suppress_tokens",
+    "guidance_scale",
+)
 """Arguments of a text pipeline's call that are the same for all samplers."""
 
 
@@ -205,15 +213,20 @@ def text_call_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def writing_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Those of them that say what may be written and where texts end, without those that are off."""
     given = {name: getattr(args, name, None) for name in WRITING}
+    if given["guidance_scale"] == 1:
+        del given["guidance_scale"]
     return {name: value for name, value in given.items() if value}
 
 
 CHATS = ("chat_template", "chat_template_kwargs")
 """Arguments of the call that say how chats are laid out."""
 
+BESIDE_PROMPTS = ("answer_begin", "negative_prompt")
+"""Arguments of `prompt_arguments` beside the prompts."""
 
-def chat_arguments(args: argparse.Namespace, chat: bool, how: str) -> dict[str, Any]:
-    """`CHATS`, and "answer_begin", without those that are not given; the template as its text, for records.
+
+def prompt_settings(args: argparse.Namespace, chat: bool, how: str) -> dict[str, Any]:
+    """`CHATS` and `BESIDE_PROMPTS`, without those that are not given; the template as its text, for records.
 
     Args:
         chat: Whether prompts are chats.
@@ -233,7 +246,8 @@ def chat_arguments(args: argparse.Namespace, chat: bool, how: str) -> dict[str, 
         call["chat_template_kwargs"] = dict(args.template_variable)
         if len(call["chat_template_kwargs"]) < len(args.template_variable):
             raise ValueError("--template-variable must name each variable once.")
-    return call if args.answer_begin is None else {**call, "answer_begin": args.answer_begin}
+    beside = {name: getattr(args, name) for name in BESIDE_PROMPTS}
+    return call | {name: value for name, value in beside.items() if value is not None}
 
 
 def given_prompts(args: argparse.Namespace) -> list[str]:

@@ -24,12 +24,20 @@ from . import common
 def compare_text(args: argparse.Namespace) -> None:
     """Runs all combinations of tasks, samplers, tokens per step and seeds, and writes their records, tables and plots."""
     infilled = args.ask == "infill"
-    of_words = ("num_fewshot", "max_new_tokens", "block_length", "stop_strings", "think_end_token", "min_new_tokens")
+    of_words = (
+        "num_fewshot",
+        "max_new_tokens",
+        "block_length",
+        "stop_strings",
+        "think_end_token",
+        "min_new_tokens",
+        "negative_prompt",
+    )
     for name in of_words:
         if infilled and getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} must be given only with --ask prompt or chat, got {getattr(args, name)} with --ask infill.")
-    chats = common.chat_arguments(args, args.ask == "chat", "--ask chat")
+    asking = common.prompt_settings(args, args.ask == "chat", "--ask chat")
     tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
@@ -39,15 +47,15 @@ def compare_text(args: argparse.Namespace) -> None:
     for seed in args.seeds:  # checked before a model is loaded
         seed_of_split(seed, args.split)
     with owned(args.output, main=args.processes.is_main):
-        _compare_text(args, cells, problems, chats)
+        _compare_text(args, cells, problems, asking)
 
 
 def _compare_text(
-    args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]], chats: dict[str, Any]
+    args: argparse.Namespace, cells: list[text_comparison.TextCell], problems: dict[str, list[Any]], asking: dict[str, Any]
 ) -> None:
     folder, processes = args.output, args.processes
     infilled = args.ask == "infill"
-    call: dict[str, Any] = {"cache": args.cache, **common.writing_arguments(args), **chats}
+    call: dict[str, Any] = {"cache": args.cache, **common.writing_arguments(args), **asking}
     if not infilled:
         call |= {"chat": args.ask == "chat", "shots": args.num_fewshot}
         call |= {"max_new_tokens": args.max_new_tokens or 128, "block_length": args.block_length}
@@ -76,7 +84,7 @@ def _compare_text(
         record = cell.find(records)
         if is_missing:
             answer_with = partial(answer, **cell.sampler.call)
-            arguments = (args.batch_size, infilled, args.split, processes)
+            arguments = (args.batch_size, infilled, args.split, processes, 1 + ("guidance_scale" in call))
             record = text_comparison.run(cell, problems[cell.task], answer_with, *arguments)
             record["scheduler"] = scheduler
             if processes.is_main:

@@ -34,6 +34,14 @@ def _add_chat_flags(command: flags.Parser, how: str) -> None:
     flags._add(group, "--answer-begin", flags.utf8, "how every answer begins; the model continues it", metavar="TEXT")
 
 
+def _add_guidance_flags(command: flags.Parser) -> None:
+    """Classifier-free guidance."""
+    text = "strength of classifier-free guidance, which doubles the work; 1 is off (LLaDA's cfg_scale + 1)"
+    flags._add(command, "--guidance-scale", flags.number(1, 1e6), text, 1.0)
+    text = "what to steer away from, in a chat as a user's turn (default: the prompt, masked)"
+    flags._add(command, "--negative-prompt", flags.utf8, text, metavar="TEXT")
+
+
 def _add_end_flags(command: flags.Parser) -> None:
     """Arguments of a text pipeline's call that say where texts end."""
     group = command.add_argument_group("ends of texts")
@@ -65,6 +73,7 @@ def add_text(command: flags.Parser) -> None:
     text = "(default: 128; 16 for demo-text; 0, which only fills in masks, if prompts have any)"
     flags._add(command, "--max-new-tokens", flags.integer(0, flags.MOST), text)
     flags._add_decoding_flags(command)
+    _add_guidance_flags(command)
     _add_chat_flags(command, "--chat")
     _add_end_flags(command)
     flags._add_machine_flags(command, "text")
@@ -98,6 +107,7 @@ def add_compare_text(command: flags.Parser) -> None:
     flags._add(command, "--rivals", flags.path, text, metavar="FOLDER")
     command.add_argument("--plots", action="store_true", help="plot right against distinct answers, for each task")
     flags._add_text_call_flags(command)
+    _add_guidance_flags(command)
     _add_chat_flags(command, "--ask chat")
     _add_end_flags(command)
     flags._add_output_flag(command, "outputs/text")

@@ -37,13 +37,13 @@ def text(args: argparse.Namespace) -> None:
     """Generates texts and prints them, or appends them to a file of JSON lines that a killed run may have begun."""
     prompts = common.given_prompts(args)
     settings = common.scheduler_settings(args)
-    chats = common.chat_arguments(args, args.chat, "--chat")
+    asking = common.prompt_settings(args, args.chat, "--chat")
     main = args.processes.is_main
     with contextlib.nullcontext() if args.output is None else owned(args.output, folder=False, main=main):
-        _text(args, prompts, settings, chats)
+        _text(args, prompts, settings, asking)
 
 
-def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any], chats: dict[str, Any]) -> None:
+def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any], asking: dict[str, Any]) -> None:
     if args.output is not None and (args.show or args.html is not None):
         raise ValueError("--show and --html are for texts that are printed: `diffusers-infogain show` shows one of --output.")
     requests = [(prompt, args.seed + copy) for prompt in prompts for copy in range(args.num_texts)]
@@ -56,25 +56,23 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
         print(DEMO_TEXT_KNOWS, file=sys.stderr)
     call = {"max_new_tokens": _max_new_tokens(args, prompts, pipe), **common.text_call_arguments(args)}
     if processes.is_main and args.output is not None:
-        run = {**common.identity(args, pipe), "chat": args.chat} | call | chats
+        run = {**common.identity(args, pipe), "chat": args.chat} | call | asking
         del run["lookahead_batch_size"]  # changes no text
         runs.check_settings(args.output, {**run, "scheduler": scheduler_record(pipe.scheduler)}, begun=done > 0)
     done = processes.from_main(done)
-    answer_begin = chats.pop("answer_begin", None)
+    beside = {name: asking.pop(name, None) for name in common.BESIDE_PROMPTS}
 
     def write(batch: list[tuple[str, int]]) -> list[Any]:
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
-        asked = prompt_arguments([prompt for prompt, _ in batch], args.chat, answer_begin)
-        output = pipe(**asked, generator=generators, **call, **chats)
+        asked = prompt_arguments([prompt for prompt, _ in batch], args.chat, **beside)
+        output = pipe(**asked, generator=generators, **call, **asking)
         if args.output is None:
             shown = [_shown(output, sample) if args.show else text for sample, text in enumerate(output.texts)]
             return [shown, [output.html_part(sample) for sample in range(len(batch))] if args.html is not None else []]
-        # A text's own, whatever it shared with others of its batch.
-        evaluations = output.trace.num_states.sum(0).tolist()
         entropies = output.trace.cumulative_entropy.tolist()
         return [
             {"prompt": prompt, "seed": seed, "text": answer, "num_evaluations": count, "cumulative_entropy": round(entropy, 4)}
-            for (prompt, seed), answer, count, entropy in zip(batch, output.texts, evaluations, entropies, strict=True)
+            for (prompt, seed), answer, count, entropy in zip(batch, output.texts, output.num_evaluations, entropies, strict=True)
         ]
 
     parts: list[str] = []

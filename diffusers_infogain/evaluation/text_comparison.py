@@ -132,6 +132,7 @@ def run(
     infilled: bool = True,
     split: str | None = None,
     processes: Processes = ALONE,
+    rows_per_state: int = 1,
 ) -> Record:
     """Answers all problems and checks the answers.
 
@@ -141,6 +142,7 @@ def run(
         infilled: Whether `answer` fills in templates, as `fill_in` does. The columns of its trace are then those of the template
             behind the task's letter.
         processes: Those that share the work. Only the main process gets the record; that of the others is of no problems.
+        rows_per_state: Of the network: 2 with guidance.
 
     Returns:
         A record for JSON. Per problem: "right" (1 or 0), "cumulative_entropies" in nats, "num_evaluations" (model evaluations),
@@ -159,7 +161,7 @@ def run(
             "cumulative_entropies": [round(value, 4) for value in trace.cumulative_entropy.tolist()],
             # What each text takes by itself, whatever equal ones of a batch share: a row for each state.
             "num_states": trace.num_states.sum(0).tolist(),
-            "num_evaluations": trace.num_states.sum(0).tolist(),
+            "num_evaluations": (rows_per_state * trace.num_states.sum(0)).tolist(),
             "steps": (trace.num_decoded > 0).sum(0).tolist(),
             "product_first": chosen,
         }
@@ -219,6 +221,7 @@ def reply(
     chat: bool,
     shots: int | None,
     answer_begin: str | None = None,
+    negative_prompt: str | None = None,
     **call: Any,
 ) -> tuple[list[str], DecodingTrace]:
     """Answers from what a text pipeline replies to the tasks in words.
@@ -227,24 +230,31 @@ def reply(
         chat: Whether the prompt is a user's turn in a chat.
         shots: Solved problems in front of each; None: the task's own number (see `text_tasks.few_shot_prompt`).
         answer_begin: How answers in a chat begin.
+        negative_prompt: What guidance steers away from.
     """
     prompts = [text_tasks.few_shot_prompt(problem, shots) for problem in problems]
-    output = pipe(**prompt_arguments(prompts, chat, answer_begin), generator=_generators(seeds), **call)
+    output = pipe(**prompt_arguments(prompts, chat, answer_begin, negative_prompt), generator=_generators(seeds), **call)
     read = text_tasks.final_answer if chat else text_tasks.first_line
     return [read(text) for text in output.texts], output.trace
 
 
-def prompt_arguments(prompts: Sequence[str], chat: bool, answer_begin: str | None = None) -> dict[str, Any]:
+def prompt_arguments(
+    prompts: Sequence[str], chat: bool, answer_begin: str | None = None, negative_prompt: str | None = None
+) -> dict[str, Any]:
     """Prompts as arguments of a text pipeline's call: as they are, or each as a user's turn in a chat.
 
     Args:
         answer_begin: How each answer in a chat begins, for the model to continue.
+        negative_prompt: What guidance steers away from, in a chat likewise.
     """
-    if not chat:
-        return {"prompt": list(prompts)}
     begun = [] if answer_begin is None else [{"role": "assistant", "content": answer_begin}]
-    chats = [[{"role": "user", "content": prompt}, *begun] for prompt in prompts]
-    return {"messages": chats, **({"continue_final_message": True} if begun else {})}
+
+    def asked(prompt: str) -> Any:
+        return [{"role": "user", "content": prompt}, *begun] if chat else prompt
+
+    call: dict[str, Any] = {"messages" if chat else "prompt": [asked(prompt) for prompt in prompts]}
+    call |= {"continue_final_message": True} if begun else {}
+    return call if negative_prompt is None else call | {"negative_prompt": asked(negative_prompt)}
 
 
 def _generators(seeds: Iterable[int]) -> list[torch.Generator]:

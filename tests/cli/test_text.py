@@ -113,6 +113,25 @@ def test_chats_are_laid_out_and_begun_by_flags(capsys, tmp_path):
     assert "Written:" in out
 
 
+def test_guidance_is_a_flag_and_doubles_the_rows(capsys, tmp_path):
+    flags = ["text", "S12", "M", "--max-new-tokens", 6, "--device", "cpu", "--sampler", "confidence"]
+    flags += ["--tokens-per-step", 1, "--entropy-bound", 0]
+    counts = {}
+    for scale, more in ((1, []), (1.5, ["--negative-prompt", "S1"])):
+        path = tmp_path / f"{scale}.jsonl"
+        code, _, err = run(capsys, *flags, "--guidance-scale", scale, *more, "--output", path)
+        assert code == 0, err
+        counts[scale] = [json.loads(line)["num_evaluations"] for line in path.read_text().splitlines()]
+        settings = json.loads(path.with_name(f"{path.name}.run.json").read_text())
+        assert (settings.get("guidance_scale"), settings.get("negative_prompt")) == ((1.5, "S1") if more else (None, None))
+    assert counts == {1: [6, 6], 1.5: [12, 12]}
+    assert run(capsys, "show", tmp_path / "1.5.jsonl", "--output", tmp_path, "--device", "cpu")[::2] == (0, "")
+    compared = [*COMPARISON, "--guidance-scale", 1.5, "--output", tmp_path / "out"]
+    assert run(capsys, *compared)[0] == 0
+    record = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert record["num_evaluations"] == [2 * count for count in record["num_states"]]
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
@@ -232,6 +251,7 @@ def test_masks_in_prompts_are_all_that_is_written_where_no_length_is_given(capsy
         (("--max-new-tokens", 7), "--max-new-tokens must be given only with --ask prompt or chat, got 7"),
         (("--block-length", 3), "--block-length must be given only with --ask prompt or chat, got 3"),
         (("--stop-strings", "3"), "--stop-strings must be given only with --ask prompt or chat, got ['3'] with --ask infill."),
+        (("--negative-prompt", "a"), "--negative-prompt must be given only with --ask prompt or chat, got a"),
         (("--min-new-tokens", 3), "--min-new-tokens must be given only with --ask prompt or chat, got 3"),
         (("--split", "final", "--seeds", 0, 1000), "`seeds` must be from 0 to 999 with the split 'final', got 1000"),
         (("--split", "test"), "argument --split: invalid choice: 'test'"),
