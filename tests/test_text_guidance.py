@@ -96,7 +96,10 @@ def test_masks_to_fill_in_are_guided_by_a_masked_prompt():
     call = {"max_new_tokens": 2, "guidance_scale": SCALE}
     together = pipe(input_ids=prompts, **call)
     for sample, ids in enumerate(prompts):
-        assert torch.equal(pipe(input_ids=[ids], **call).sequences[0], together.sequences[sample])
+        alone = pipe(input_ids=[ids], **call)
+        assert torch.equal(alone.sequences[0], together.sequences[sample])
+        decoded = [trace.entropies[:, n][trace.selected[:, n]] for trace, n in ((together.trace, sample), (alone.trace, 0))]
+        torch.testing.assert_close(*decoded)
 
 
 def test_every_state_takes_two_rows_and_equal_states_share_them():

@@ -223,9 +223,9 @@ def _show_text(args: argparse.Namespace) -> None:
     pipe.scheduler = _scheduler_of(pipe, run)
     call = {name: run[name] for name in _OF_A_TEXT if run.get(name) is not None}
     generator = torch.Generator().manual_seed(record["seed"])
-    output = pipe(
-        **prompt_arguments([record["prompt"]], bool(run.get("chat")), run.get("answer_begin")), generator=generator, **call
-    )
+    beside = {name: run.get(name) for name in common.BESIDE_PROMPTS}
+    asked = prompt_arguments([record["prompt"]], bool(run.get("chat")), **beside)
+    output = pipe(**asked, generator=generator, **call)
     if output.texts != [record["text"]]:
         print(f"The model wrote another text than line {args.line} of {args.file} this time.", file=sys.stderr)
     path = args.output / f"{args.file.stem}-{args.line}-decoding.html"
