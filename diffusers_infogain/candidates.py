@@ -150,6 +150,14 @@ def _bisected_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return above | ((last > 0) & (mass + last.cumsum(-1) - last < top_p))
 
 
+def drawn_from(logits: torch.Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
+    """logits / τ_token (..., V), -inf for tokens that top-k and top-p filtering leave out; τ_token = 0 filters the logits."""
+    logits = keep_top_k(logits if temperature in (0, 1) else logits / temperature, top_k)
+    if top_p is None or top_p >= 1:
+        return logits
+    return logits.masked_fill(~nucleus(logits, top_p), -torch.inf)
+
+
 def sample_tokens(
     logits: torch.Tensor,
     uniform: torch.Tensor,
@@ -168,10 +176,7 @@ def sample_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True).expand(uniform.shape)
-    logits = keep_top_k(logits if temperature == 1 else logits / temperature, top_k)
-    if top_p is not None and top_p < 1:
-        logits = logits.masked_fill(~nucleus(logits, top_p), -torch.inf)
-    cdf = logits.softmax(-1).cumsum(-1)
+    cdf = drawn_from(logits, temperature, top_k, top_p).softmax(-1).cumsum(-1)
     total = cdf[..., -1:].contiguous()
     tokens = torch.searchsorted(cdf, (uniform * total).contiguous(), right=True)
     # Rounding may bring u · total up to the total: the last token that has any mass is then meant.

@@ -19,6 +19,7 @@ SAMPLER_DESCRIPTIONS: dict[str, str] = {
     "klass": "confidence, positions whose distribution has settled since the step before first",
     "pivot": "the most uncertain position, together with the most certain ones",
     "pc_sampler": "probability times how rare the token is in text, earlier positions first (needs --pc-frequencies)",
+    "ancestral": "each position for itself, with the probability of the schedule (MDLM; Dream's origin)",
     "entropy_bound": "in order of entropy, as many positions as its bound allows",
     "confidence_parallel": "every position above a probability, however many (Fast-dLLM)",
     "klass_parallel": "every position above a probability that has settled for some steps (KLASS as published)",
@@ -26,6 +27,8 @@ SAMPLER_DESCRIPTIONS: dict[str, str] = {
     "frechet_parallel": "the same by the confidences of all of them, and so more at once (Fast-dLLM++)",
 }
 """The samplers of `InfoGainScheduler`; its docstring has them at length."""
+
+_GREEDY: dict[str, Any] = DEFAULTS | {"num_candidates": 1, "top_p": 1.0, "entropy_bound": 0}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": DEFAULTS,
@@ -72,10 +75,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "retry_below_sigmas": -2.0,
     },
     "text_fast": DEFAULTS | {"masking_schedule": "even", "sampler": "left", "top_p": 0.9, "entropy_bound": 0.1},
+    "llada": _GREEDY | {"masking_schedule": "even", "sampler": "maskgit", "choice_temperature": 0.0, "token_temperature": 0.0},
+    "dream": _GREEDY
+    | {
+        "masking_schedule": "dream",
+        "sampler": "entropy",
+        "certainty_of": "draws",
+        "token_temperature": 0.2,
+        "position_temperature": 0.0,
+        "draw_first": True,
+        "top_p": 0.95,
+    },
+    "sdar": _GREEDY
+    | {
+        "masking_schedule": "even",
+        "sampler": "confidence_parallel",
+        "certainty_of": "draws",
+        "parallel_threshold": 0.85,
+    },
+    "trado": _GREEDY | {"masking_schedule": "even", "sampler": "confidence_parallel", "certainty_of": "draws"},
 }
 """Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
 "maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last), "showo"
-that of the published code of Show-o and MMaDA. A preset
+that of the published code of Show-o and MMaDA. "llada", "dream", "sdar" and "trado" are the published loops of these models; see
+docs/text.md for lengths, blocks and variants. A preset
 says every setting but those of the model (`mask_token_id`, `pc_frequencies`), so it takes none over from the config."""
 
 PRESET_DESCRIPTIONS: dict[str, str] = {
@@ -87,6 +110,10 @@ PRESET_DESCRIPTIONS: dict[str, str] = {
     "showo": "maskgit as the published loops of Show-o and MMaDA have it",
     "text": "info_gain as the text pipeline has it: pivot proposes, and unlikely texts are begun anew",
     "text_fast": "left to right, as many tokens at a time as an entropy bound allows",
+    "llada": "low_confidence as the published loop of LLaDA has it",
+    "dream": "entropy as the published loop of Dream has it",
+    "sdar": "low_confidence_dynamic as the published loop of SDAR has it",
+    "trado": "the same with the threshold of TraDo",
 }
 
 CACHES = ("none", "exact", "prefix", "dual")

@@ -16,10 +16,10 @@ import torch
 
 from .masked_logits import Logits, MaskedLogits
 from .reductions import Reader, statistics
-from .rules import Memory
 from .schedules import mask_ratio
 from .scoring import log_probability
 from .settings import RETRY_LIMITS
+from .step import Memory
 
 
 def residue_classes(length: int, grid: tuple[int, int] | None, num_classes: int) -> torch.Tensor:

@@ -17,8 +17,8 @@ from .masked_logits import Logits, take_states
 from .printing import shown, summary
 from .proposal import InfoGainProposal
 from .reductions import Reader, statistics
-from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
+from .step import Memory
 from .trace import DecodingTrace, TraceRecorder
 from .trace_view import TraceView
 

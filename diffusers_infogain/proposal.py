@@ -9,7 +9,7 @@ from diffusers.utils import BaseOutput
 
 from .masked_logits import Logits
 from .printing import summary
-from .rules import Memory
+from .step import Memory
 
 
 @dataclass

@@ -9,165 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from . import scoring
-from .candidates import Generators, draw_integers, gumbel, sample_tokens, select_positions
-from .masked_logits import Logits, take_states
-from .reductions import Reader, Statistics, divergences, log_distributions
+from .candidates import Generators, draw_integers, gumbel, select_positions
+from .masked_logits import Logits
+from .step import Step
 from .token_frequencies import read_surprisals
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a rule carries from one step to the next. Loops hand it on without looking inside.
-
-    Attributes:
-        sample: (B, ...) per name: holds for a sample from its first step to its last.
-        state: (B, ...) per name: describes the previous state; invalid once a callback has changed the tokens.
-    """
-
-    sample: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    state: Mapping[str, Logits] = field(default_factory=dict)
-
-    def take(self, sample_index: torch.Tensor) -> Memory:
-        """The memory of the samples `sample_index` (K,), which may repeat."""
-        sample = {name: value[sample_index.to(value.device)] for name, value in self.sample.items()}
-        return Memory(sample, {name: take_states(value, sample_index) for name, value in self.state.items()})
-
-    def without_state(self) -> Memory:
-        """The memory after the tokens have been edited."""
-        return Memory(self.sample)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a rule may look at: B samples, L positions, M masked positions, N candidates, V tokens.
-
-    Whatever is not in the list of attributes is computed when it is asked for: a rule that does not read `logits` or `tokens`
-    spares the copy, or the draw at positions that the step does not decode.
-
-    Attributes:
-        reader: The logits of the M positions.
-        statistics: What one pass over them says.
-        uniforms: (B, N, 2, L) random numbers in [0, 1), for tokens and for positions.
-        position_temperature: τ_pos, from the setting that the rule names: (), or (B,) for samples that run ahead of the steps.
-        token_temperature, top_p: As tokens are drawn.
-        masked: (B, L) bool, where the M positions are.
-        allowed: (B, L) bool, the region being decoded.
-        grid: (height, width) of the tokens of an image, if given.
-        memory: From the previous step.
-        config: The scheduler's settings.
-        resource: Whatever the rule's `load` returned.
-        all_logits: (B, L, V) as the model returned them.
-        postponed: Tokens that come last, whatever φ says.
-    """
-
-    reader: Reader
-    statistics: Statistics
-    uniforms: torch.Tensor
-    position_temperature: torch.Tensor
-    token_temperature: float
-    top_p: float
-    masked: torch.Tensor
-    allowed: torch.Tensor
-    grid: tuple[int, int] | None
-    memory: Memory
-    config: Any
-    resource: Any
-    all_logits: Logits
-    postponed: tuple[int, ...] = ()
-
-    def dense(self, values: torch.Tensor, fill: float, where: torch.Tensor | None = None) -> torch.Tensor:
-        """(M, N) at the masked positions, or those at `where` (B, L), to (B, N, L), or (M,) to (B, L); `fill` elsewhere."""
-        full = values.new_full((*self.masked.shape, *values.shape[1:]), fill)
-        full[self.masked if where is None else where] = values
-        return full.transpose(1, 2) if full.ndim == 3 else full
-
-    @property
-    def entropies(self) -> torch.Tensor:
-        """(M,) H_l in nats."""
-        return self.statistics.entropy
-
-    @property
-    def confidence(self) -> torch.Tensor:
-        """(M,) max_v p_l(v)."""
-        return self.statistics.top_probability
-
-    @cached_property
-    def logits(self) -> torch.Tensor:
-        """(M, V) float32, -inf for the mask token."""
-        return self.reader.read()
-
-    @cached_property
-    def uniform(self) -> torch.Tensor:
-        """(M, N) random numbers in [0, 1), for the positions."""
-        return self.uniforms[:, :, 1].transpose(1, 2)[self.masked]
-
-    @cached_property
-    def temperature(self) -> torch.Tensor:
-        """(M, 1) τ_pos."""
-        temperature = self.position_temperature.to(self.masked.device)
-        return (
-            temperature[:, None].expand(self.masked.shape)[self.masked][:, None] if temperature.ndim else temperature.view(1, 1)
-        )
-
-    @cached_property
-    def tokens(self) -> torch.Tensor:
-        """(M, N) long, the tokens v_l drawn for each candidate."""
-        return self._draw(self.reader, self.masked)
-
-    @cached_property
-    def log_probability(self) -> torch.Tensor:
-        """(M, N) log p_l(v_l) of `tokens` at temperature 1."""
-        return self.statistics.log_probability(self.reader.at(self.tokens))
-
-    def _draw(self, reader: Reader, where: torch.Tensor) -> torch.Tensor:
-        uniform = self.uniforms[:, :, 0].transpose(1, 2)[where]
-        settings = self.token_temperature, self.config.top_k, self.top_p
-        return torch.cat([sample_tokens(reader.read(part), uniform[part], *settings) for part in reader.blocks()])
-
-    def decoded_at(self, where: torch.Tensor, most_probable: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and their log-probabilities at K of the masked positions, (K, N) each.
-
-        Args:
-            where: (B, L) bool.
-            most_probable: (B, L) bool, where the most probable token replaces the one that was drawn.
-        """
-        chosen = where[self.masked]
-        reader, statistics = self.reader.take(chosen), self.statistics.take(chosen)
-        tokens = self.tokens[chosen] if "tokens" in self.__dict__ else self._draw(reader, where)
-        if most_probable is not None:
-            largest = torch.cat([reader.read(part).argmax(-1, keepdim=True) for part in reader.blocks()])
-            tokens = torch.where(most_probable[where][:, None], largest, tokens)
-        return tokens, statistics.log_probability(reader.at(tokens))
-
-    @cached_property
-    def stable(self) -> torch.Tensor:
-        """(M,) bool, KL(p_l now ‖ p_l one step before) < `klass_threshold`; False where there is no step before."""
-        stable = torch.zeros_like(self.entropies, dtype=torch.bool)
-        if "logits" not in self.memory.state:
-            return stable
-        # A corrector may have masked a position again, which had no logits, or those of a visible token.
-        both = self.masked & self.memory.state["masked"]  # type: ignore[operator]  # a tensor
-        before = Reader(self.memory.state["logits"], both, self.config.mask_token_id)
-        now = both[self.masked]
-        same_place = torch.arange(len(before), device=now.device)
-        kl, _ = divergences(self.reader.take(now), log_distributions(before), same_place)
-        stable[now] = kl < self.config.klass_threshold
-        return stable
-
-    @cached_property
-    def stable_steps(self) -> torch.Tensor:
-        """(M,) long, the number of consecutive steps, including this one, for which a position has been stable."""
-        before = self.memory.state.get("stable_steps")
-        count = 0 if before is None else before[self.masked]  # type: ignore[index]  # a tensor
-        return torch.where(self.stable, count + 1, 0)
-
 
 Phi = Callable[[Step], torch.Tensor]
 Remember = Callable[[Step], Mapping[str, Logits]]
@@ -205,14 +57,15 @@ class Rule:
     def __call__(self, step: Step) -> torch.Tensor:
         """φ (M, N). Candidate 0 has φ itself. The top k of the others are draws from exp(φ / τ_pos), without replacement.
 
-        τ_pos = 0 leaves φ as it is.
+        τ_pos = 0 leaves φ as it is. With `draw_first` candidate 0 is drawn, too.
         """
         phi = self.phi(step)
         phi = (phi if phi.ndim == 2 else phi[:, None]).expand(step.uniform.shape)
-        if self.noisy or phi.shape[1] == 1:
+        num_best = int(not step.config.draw_first)
+        if self.noisy or phi.shape[1] == num_best:
             return phi
         drawn = torch.where(step.temperature > 0, phi / step.temperature + gumbel(step.uniform), phi)
-        return torch.cat([phi[:, :1], drawn[:, 1:]], dim=1)
+        return torch.cat([phi[:, :num_best], drawn[:, num_best:]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -227,6 +80,7 @@ class Sampler:
         top_p: Default of the setting; 1 for the whole distribution.
         bound_only: Whether the bound alone decides how many positions are decoded, ignoring the schedule.
         ready: (M,) bool, positions to decode right away, however many there are. The schedule remains the slowest pace.
+        paced: False if those alone are decoded, however few there are.
         remember: What `ready` needs to know about this step in the next one.
     """
 
@@ -237,6 +91,7 @@ class Sampler:
     top_p: float = 1.0
     bound_only: bool = False
     ready: Phi | None = None
+    paced: bool = True
     remember: Remember = _nothing
 
 
@@ -270,8 +125,8 @@ def rule(name: str, **facts: Any) -> Callable[[Phi], Phi]:
 
 @rule("confidence")
 def confidence(step: Step) -> torch.Tensor:
-    """max_v p_l(v)."""
-    return step.confidence
+    """max_v p_l(v), or the probability of the token drawn if `certainty_of` = "draws"."""
+    return step.draws.probability if step.of_draws else step.confidence
 
 
 @rule("maskgit", noisy=True, temperature="choice_temperature")
@@ -283,13 +138,13 @@ def maskgit(step: Step) -> torch.Tensor:
 @rule("entropy")
 def entropy(step: Step) -> torch.Tensor:
     """-H_l."""
-    return -step.entropies
+    return -(step.draws.entropy if step.of_draws else step.entropies)
 
 
 @rule("margin")
 def margin(step: Step) -> torch.Tensor:
     """p_(1) - p_(2), the lead of the most probable token over the second."""
-    return scoring.margin(step.logits)
+    return step.draws.margin if step.of_draws else scoring.margin(step.logits)
 
 
 @rule("uniform", noisy=True)
@@ -367,6 +222,11 @@ def pc_sampler(step: Step) -> torch.Tensor:
     return (-step.config.pc_decay * place.float()).exp() * confidence.clamp(max=step.config.pc_clip)
 
 
+def released(step: Step) -> torch.Tensor:
+    """(M,) bool: each position for itself, with the probability that the schedule has a token decoded in this step."""
+    return step.uniform[:, 0] < step.release
+
+
 def above_threshold(step: Step) -> torch.Tensor:
     """(M,) bool: probability above `parallel_threshold` (Fast-dLLM, arXiv 2505.22618)."""
     return step.confidence > step.config.parallel_threshold
@@ -412,6 +272,7 @@ def _stable_steps(step: Step) -> Mapping[str, Logits]:
 
 
 SAMPLERS |= {
+    "ancestral": Sampler("uniform", ready=released, paced=False),
     "entropy_bound": Sampler("entropy", entropy_bound=0.1, bound_only=True),
     "confidence_parallel": Sampler("confidence", ready=above_threshold),
     "klass_parallel": Sampler("confidence", ready=above_threshold_and_stable, remember=_stable_steps),
@@ -462,11 +323,14 @@ def commit_early(
         ready = step.dense(sampler.ready(step), False)
         if late is not None:
             ready &= phi[:, 0] > torch.finfo(phi.dtype).min
-        return torch.where(ready[:, None], torch.inf, phi), torch.maximum(count, ready.sum(-1)), None
+        # The last step decodes all that is left.
+        paced = sampler.paced or step.release == 1
+        count = torch.maximum(count, ready.sum(-1)) if paced else ready.sum(-1)
+        return torch.where(ready[:, None], torch.inf, phi), count, None
     threshold = step.config.confidence_threshold
     if threshold is None:
         return phi, count, None
-    confidence = step.dense(step.confidence, 0.0)
+    confidence = step.dense(step.statistics.top_probability, 0.0)
     if late is not None:
         confidence = confidence.masked_fill(late, 0.0)
     num_above = (confidence > threshold).sum(-1)

@@ -10,6 +10,9 @@ import torch
 
 from .settings import MASKING_SCHEDULES
 
+DREAM_EPSILON = 1e-3
+"""ε of the schedule "dream": its time falls from 1 to ε, and what is then masked is decoded in the last step."""
+
 
 def mask_ratio(progress: torch.Tensor, masking_schedule: str) -> torch.Tensor:
     """r(u): the share of tokens still masked when the share u in [0, 1] of the steps is done; r(0) = 1, r(1) = 0.
@@ -23,6 +26,8 @@ def mask_ratio(progress: torch.Tensor, masking_schedule: str) -> torch.Tensor:
         return 1 - u
     if masking_schedule == "arccos":
         return 2 * torch.arccos(u) / math.pi
+    if masking_schedule == "dream":
+        return torch.where(u < 1, 1 - (1 - DREAM_EPSILON) * u, 0.0)
     raise ValueError(f"`masking_schedule` must be one of {', '.join(MASKING_SCHEDULES)}, got {masking_schedule!r}.")
 
 
@@ -69,7 +74,9 @@ def decode_counts(
 
     After the step floor(N0 · r((i + 1) / T)) tokens of N0 remain masked. The count follows from what is *left*: at least one
     token a step, everything in the last one. "even" shares what is left out over the steps left, the larger counts first: 12
-    masks in 5 steps are decoded as 3, 3, 2, 2, 2, as the published loops for text do.
+    masks in 5 steps are decoded as 3, 3, 2, 2, 2, as the published loops of LLaDA and SDAR do. "dream" is the published loop of
+    Dream: floor(n · (1 - s / t)) of the n tokens left while the time falls from t to s, which may be none; the last step takes
+    more than its share. 12 masks in 5 steps are decoded as 2, 2, 2, 2, 4.
 
     Args:
         num_masked: (B,) tokens masked now.
@@ -87,10 +94,41 @@ def decode_counts(
         return num_masked.clamp(max=tokens_per_step)
     if masking_schedule == "even":
         return -(-num_masked // (num_steps - step_index))
+    if masking_schedule == "dream":
+        # In float32, and rounded down, as there: a product that falls just short of a whole number is one token less.
+        return (num_masked.float() * _dream_release(num_steps)[step_index].to(num_masked.device)).long()
     ratios = _ratios(num_steps, masking_schedule).to(num_masked.device)
     if initial_masks is None:
         initial_masks = _infer_initial_masks(num_masked, ratios[:step_index], num_masked if max_masks is None else max_masks)
     return num_masked - _after_step(num_masked, initial_masks, ratios[step_index])
+
+
+@functools.lru_cache(maxsize=16)  # asked for in every step
+def _dream_release(num_steps: int) -> torch.Tensor:
+    """(T,) 1 - s / t of every step of the schedule "dream", in float32 as there."""
+    times = torch.linspace(1, DREAM_EPSILON, num_steps + 1)
+    return 1 - times[1:] / times[:-1]
+
+
+def release_probability(
+    step_index: int, num_steps: int, masking_schedule: str, *, tokens_per_step: int | None, length: int
+) -> float:
+    """1 - r(after) / r(before): with this probability a token that a step finds masked is decoded in it, if each is for itself.
+
+    Args:
+        length: Tokens of the canvas, of which `tokens_per_step` is a share.
+    """
+    if step_index == num_steps - 1:
+        return 1.0
+    if masking_schedule == "dream" and tokens_per_step is None:
+        return float(_dream_release(num_steps)[step_index])
+    before, after = (
+        1.0
+        if index < 0
+        else float(share_masked_after(index, num_steps, masking_schedule, tokens_per_step=tokens_per_step, length=length))
+        for index in (step_index - 1, step_index)
+    )
+    return 1 - after / before if before > 0 else 1.0
 
 
 @functools.lru_cache(maxsize=16)  # asked for in every step

@@ -21,9 +21,10 @@ from .migration import as_saved
 from .printing import shown
 from .proposal import InfoGainProposal, InfoGainSchedulerOutput
 from .reductions import CompileOptions, Reader, statistics
-from .rules import RULES, SAMPLERS, Memory, Step, check_combination, commit_early
+from .rules import RULES, SAMPLERS, check_combination, commit_early
 from .settings import SETTINGS
 from .settings_in_use import SettingsInUse
+from .step import Memory, Step
 from .stock_scheduler import StockSchedulerMixin
 
 MOST_STEPS = 10**6
@@ -43,19 +44,26 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
 
     Args:
         mask_token_id: Id of the mask. It is never sampled.
-        masking_schedule: How the number of masked tokens falls over the steps: "cosine", "linear", "arccos", or "even", which is
-            linear with counts that differ by at most one, larger ones first (the published loops for text).
+        masking_schedule: How the number of masked tokens falls over the steps: "cosine", "linear", "arccos"; "even", which is
+            linear with counts that differ by at most one, larger ones first (the published loops of LLaDA and SDAR); or "dream",
+            which is nearly linear, and may decode nothing in a step (the published loop of Dream).
         tokens_per_step: Decode this many tokens per step instead of following `masking_schedule`.
         sampler: Which tokens a step decodes; `rules.SAMPLERS`, one line each in `choices.SAMPLER_DESCRIPTIONS`. "info_gain" and
             "lookum" (smallest remaining uncertainty, whatever the cost) look ahead. The others are greedy: they decode the
-            positions with the largest φ (see `rules`). "entropy_bound" and the parallel ones decide by themselves how many.
+            positions with the largest φ (see `rules`). "entropy_bound", "ancestral" and the parallel ones decide by themselves
+            how many.
         certainty: The rule φ by which "info_gain" and "lookum" propose positions; one of `rules.RULES`.
+        certainty_of: What confidence, margin and entropy are taken of, as rules: "model", p_l = softmax(logits), or "draws", the
+            distribution that tokens are drawn from, where the confidence is the probability of the token drawn (the published
+            loops of Dream and SDAR). Costs, gains and bounds are always the model's.
         num_candidates: N, the actions proposed per step by "info_gain" and "lookum". 1 makes them greedy by `certainty`.
         token_temperature: τ_token. Tokens are drawn from softmax(logits / τ_token); 0 takes the most probable one. A pair (start,
             end) of temperatures above 0 is annealed so that the factor on the logits, 1 / τ_token, is linear.
         position_temperature: τ_pos. Candidates after the first draw positions in proportion to exp(φ / τ_pos), without
             replacement. 0 makes candidates differ in tokens only. A pair (start, end) is annealed linearly over the steps or,
             where `entropy_bound` runs ahead of them, over the share of tokens decoded.
+        draw_first: Whether the first candidate, or the only one of a greedy sampler, draws its positions, too. With one candidate
+            `position_temperature` is then Dream's `alg_temp`.
         choice_temperature: τ_pos of "maskgit": the factor on the Gumbel noise of every candidate. Annealed likewise.
         pivot_temperature: τ_pos of "pivot", in nats: later candidates draw the pivot in proportion to exp(H / τ_pos).
         annealing: How these three go from start to end: "linear", or "product", faster, as in the loops of MMaDA and Show-o.
@@ -122,9 +130,11 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         tokens_per_step: int | None = None,
         sampler: str = "info_gain",
         certainty: str = "halton",
+        certainty_of: str = "model",
         num_candidates: int = 4,
         token_temperature: float | tuple[float, float] = 1.0,
         position_temperature: float | tuple[float, float] = 0.4,
+        draw_first: bool = False,
         choice_temperature: float | tuple[float, float] = (2.0, 0.0),
         pivot_temperature: float | tuple[float, float] = 1.0,
         annealing: str = "linear",
@@ -411,6 +421,13 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
             config=config,
             resource=self._resource,
             all_logits=logits,
+            release=schedules.release_probability(
+                index,
+                len(self.timesteps),
+                config.masking_schedule,
+                tokens_per_step=config.tokens_per_step,
+                length=masked.shape[1],
+            ),
             postponed=self.postponed,
         )
 

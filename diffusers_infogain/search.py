@@ -14,8 +14,8 @@ from .decoding import Callback, DecodingOutput, Interrupted, Run, decode
 from .denoising import Denoise, Guide
 from .masked_logits import Logits
 from .proposal import InfoGainProposal
-from .rules import Memory
 from .scheduling_infogain import InfoGainScheduler
+from .step import Memory
 from .trace import TraceRecorder
 
 

@@ -78,7 +78,8 @@ class Setting:
         return words + (" or none" if self.optional else "")
 
 
-MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even")
+MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even", "dream")
+CERTAINTIES_OF = ("model", "draws")
 ANNEALINGS = ("linear", "product")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
 RUN_SCORES = ("cumulative_entropy", "log_likelihood", "entropy_and_likelihood")
@@ -97,11 +98,18 @@ SETTINGS: dict[str, Setting] = {
     "tokens_per_step": Setting(int, None, "fixed number of tokens per step, instead of the schedule", lowest=1, optional=True),
     "sampler": Setting("name", "info_gain", "rule that picks the tokens to decode; `diffusers-infogain samplers` lists them"),
     "certainty": Setting("name", "halton", "rule that proposes positions for the lookahead samplers"),
+    "certainty_of": Setting(
+        "name",
+        "model",
+        "what confidence, margin and entropy are taken of: the model's distribution, or the one that tokens are drawn from",
+        choices=CERTAINTIES_OF,
+    ),
     "num_candidates": Setting(int, 4, "actions compared per step", lowest=1),
     "token_temperature": Setting("temperature", 1.0, "of the token draws; 0 takes the most probable token", exclusive=True),
     "position_temperature": Setting(
         "temperature", 0.4, "of the draws of positions in candidates after the first; 0 makes candidates differ in tokens only"
     ),
+    "draw_first": Setting(bool, False, "the first candidate, or a greedy sampler's only one, draws its positions, too"),
     "choice_temperature": Setting("temperature", (2.0, 0.0), "factor on the Gumbel noise of the rule maskgit"),
     "pivot_temperature": Setting(
         "temperature", 1.0, "of the draws of pivots in candidates after the first, in nats, of the rule pivot"

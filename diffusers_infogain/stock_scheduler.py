@@ -10,7 +10,7 @@ from . import candidates as draw
 from . import checks, schedules
 from .printing import shown
 from .proposal import InfoGainSchedulerOutput
-from .rules import Memory
+from .step import Memory
 
 
 class StockSchedulerMixin:

@@ -14,8 +14,9 @@ from diffusers_infogain import InfoGainScheduler, correctors, decode, decode_bea
 from diffusers_infogain.correctors import CORRECTORS
 from diffusers_infogain.evaluation.exact import exact_denoise, nearest_distance
 from diffusers_infogain.masked_logits import MaskedLogits
-from diffusers_infogain.rules import SAMPLERS, Memory
+from diffusers_infogain.rules import SAMPLERS
 from diffusers_infogain.settings import SETTINGS
+from diffusers_infogain.step import Memory
 
 CODES, MASK = 5, 5
 NAMES = tuple(name for name in CORRECTORS if name is not None)

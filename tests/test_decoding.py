@@ -17,7 +17,8 @@ from diffusers_infogain import decode, decode_beam
 from diffusers_infogain.rules import RULES, SAMPLERS
 
 CODES, MASK = 6, 6
-GREEDY = tuple(name for name, sampler in SAMPLERS.items() if not sampler.looks_ahead)
+GREEDY = tuple(name for name, sampler in SAMPLERS.items() if not sampler.looks_ahead and sampler.paced)
+"""That decode something in every step."""
 
 
 def canvas(batch: int, length: int, share: float, seed: int = 0) -> torch.Tensor:
@@ -231,6 +232,16 @@ def test_greedy_rules_cost_one_row_a_step_and_sample(case):
     assert torch.equal(output.trace.num_evaluations, (output.trace.num_decoded > 0).long())
     assert [model.rows_of(sample) for sample in range(len(seeds))] == output.trace.num_evaluations.sum(0).tolist()
     assert len(set(model.states)) == len(model.states)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases(("ancestral",)))
+def test_a_step_that_decodes_nothing_costs_its_row(case):
+    scheduler, tokens, seeds = case
+    output = run(scheduler, tokens, seeds, HashModel(tokens.shape[1], CODES, conditions=seeds))
+    left = (tokens == scheduler.config.mask_token_id).sum(-1) - output.trace.num_decoded.cumsum(0) + output.trace.num_decoded
+    assert torch.equal(output.trace.num_evaluations, (left > 0).long())
+    assert (output.tokens != scheduler.config.mask_token_id).all()
 
 
 @settings(max_examples=40, deadline=None)

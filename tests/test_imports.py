@@ -32,6 +32,7 @@ LAYERS = {
         "candidates",
         "schedules",
         "token_frequencies",
+        "step",
         "rules",
         "correctors",
         "migration",

@@ -8,6 +8,7 @@ import torch
 from diffusers_infogain import rules
 from diffusers_infogain.choices import SAMPLER_DESCRIPTIONS
 from diffusers_infogain.settings import SETTINGS
+from diffusers_infogain.step import Memory
 
 
 def test_every_sampler_has_its_line_and_every_rule_a_temperature():
@@ -26,12 +27,12 @@ def test_a_rule_of_an_existing_name_is_an_error():
 
 def test_memory_follows_its_samples_and_forgets_an_edited_state():
     state = {"logits": torch.arange(12.0).view(3, 2, 2), "steps": torch.arange(6).view(3, 2)}
-    memory = rules.Memory({"start": torch.tensor([4, 5, 6])}, state)
+    memory = Memory({"start": torch.tensor([4, 5, 6])}, state)
     taken = memory.take(torch.tensor([2, 0, 2]))
     assert taken.sample["start"].tolist() == [6, 4, 6]
     assert torch.equal(taken.state["logits"], state["logits"][[2, 0, 2]])
     assert taken.state["steps"].tolist() == [[4, 5], [0, 1], [4, 5]]
-    assert memory.without_state() == rules.Memory(memory.sample)
+    assert memory.without_state() == Memory(memory.sample)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 1), (4, 4), (3, 8), (8, 3), (16, 16), (12, 20)])

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AmusedScheduler
@@ -7,10 +8,20 @@ from helpers.sampling import make_scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_infogain.schedules import annealed, decode_counts, mask_ratio, planned_masks
+from diffusers_infogain.schedules import (
+    annealed,
+    decode_counts,
+    mask_ratio,
+    planned_masks,
+    release_probability,
+    share_masked_after,
+)
 from diffusers_infogain.settings import MASKING_SCHEDULES
 
 schedule_names = st.sampled_from(MASKING_SCHEDULES)
+PACED = [name for name in MASKING_SCHEDULES if name != "dream"]
+"""With at least one token a step."""
+paced_names = st.sampled_from(PACED)
 
 
 def run_counts(initial: list[int], steps: int, schedule: str, **options) -> list[list[int]]:
@@ -24,7 +35,8 @@ def run_counts(initial: list[int], steps: int, schedule: str, **options) -> list
 
 
 def ratio(u: float, schedule: str) -> float:
-    return {"cosine": math.cos(math.pi * u / 2), "arccos": 2 * math.acos(u) / math.pi}.get(schedule, 1 - u)
+    others = {"arccos": 2 * math.acos(u) / math.pi, "dream": 1 - 0.999 * u if u < 1 else 0.0}
+    return {"cosine": math.cos(math.pi * u / 2), **others}.get(schedule, 1 - u)
 
 
 def masked_counts(scheduler, length: int) -> list[int]:
@@ -39,6 +51,19 @@ def masked_counts(scheduler, length: int) -> list[int]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 80), min_size=1, max_size=5), st.integers(1, 100), schedule_names, st.none() | st.integers(1, 9))
+def test_no_mask_is_left_and_none_decoded_twice(initial, steps, schedule, tokens_per_step):
+    counts = torch.tensor(run_counts(initial, steps, schedule, tokens_per_step=tokens_per_step))
+    assert counts.sum(0).tolist() == initial
+    assert (counts >= 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 80), min_size=1, max_size=5),
+    st.integers(1, 100),
+    st.sampled_from(PACED),
+    st.none() | st.integers(1, 9),
+)
 def test_counts_sum_to_the_masks_with_at_least_one_a_step_and_none_left(initial, steps, schedule, tokens_per_step):
     counts = torch.tensor(run_counts(initial, steps, schedule, tokens_per_step=tokens_per_step))
     left_before = torch.tensor(initial) - counts.cumsum(0) + counts
@@ -115,7 +140,41 @@ def test_tokens_per_step_is_constant_and_the_last_step_takes_the_rest(steps, exp
     assert [count for (count,) in run_counts([13], steps, "cosine", tokens_per_step=3)] == expected
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_dreams_counts_are_those_of_its_published_loop(masks, steps):
+    """A share 1 - s/t of what is left, rounded down, in float32 as there: a whole number may just be missed."""
+    times = [np.float32(value) for value in np.linspace(1, 0.001, steps + 1)]
+    left = masks
+    for index, (count,) in enumerate(run_counts([masks], steps, "dream")):
+        share = 1 - float(times[index + 1]) / float(times[index])
+        exact = [math.floor(left * share * (1 + error)) for error in (-1e-5, 1e-5)] if index < steps - 1 else [left]
+        assert count in exact
+        left -= count
+    assert left == 0
+
+
+def test_dreams_first_step_may_decode_nothing_and_its_last_one_more_than_its_share():
+    counts = [count for (count,) in run_counts([12], 5, "dream")]
+    assert counts == [2, 2, 2, 2, 4]
+    counts = [count for (count,) in run_counts([64], 64, "dream")]
+    assert counts[0] == 0
+    assert counts[1:-1] == [1] * 62
+    assert counts[-1] == 2
+
+
 @pytest.mark.parametrize("schedule", MASKING_SCHEDULES)
+@pytest.mark.parametrize(("tokens_per_step", "steps"), [(None, 5), (4, 7), (4, 2), (9, 1)])
+def test_shares_released_one_after_the_other_leave_what_the_schedule_leaves(schedule, tokens_per_step, steps):
+    left = 1.0
+    for index in range(steps):
+        left *= 1 - release_probability(index, steps, schedule, tokens_per_step=tokens_per_step, length=24)
+        expected = share_masked_after(index, steps, schedule, tokens_per_step=tokens_per_step, length=24)
+        assert left == pytest.approx(float(expected), abs=1e-6)
+    assert left == 0
+
+
+@pytest.mark.parametrize("schedule", PACED)
 def test_more_steps_than_tokens_decode_one_a_step(schedule):
     counts = [count for (count,) in run_counts([5], 40, schedule)]
     assert sum(counts) == 5
@@ -151,7 +210,7 @@ def test_the_first_step_needs_no_initial_masks_for_partly_filled_canvases():
 
 
 def test_unknown_schedule_is_named_with_the_valid_ones():
-    with pytest.raises(ValueError, match=r"`masking_schedule` must be one of cosine, linear, arccos, even, got 'sqrt'"):
+    with pytest.raises(ValueError, match=r"`masking_schedule` must be one of cosine, linear, arccos, even, dream, got 'sqrt'"):
         mask_ratio(torch.tensor(0.5), "sqrt")
 
 

@@ -13,8 +13,9 @@ from helpers.sampling import generators, make_scheduler, random_logits
 
 from diffusers_infogain import PRESETS, InfoGainScheduler
 from diffusers_infogain.masked_logits import MaskedLogits
-from diffusers_infogain.rules import RULES, SAMPLERS, Memory
+from diffusers_infogain.rules import RULES, SAMPLERS
 from diffusers_infogain.settings import SETTINGS
+from diffusers_infogain.step import Memory
 
 MASK = 9
 CERTAINTIES = tuple(RULES)

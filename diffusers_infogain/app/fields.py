@@ -17,7 +17,7 @@ OWN_SETTINGS = "model"
 """The choice that stands for the settings that came with the model, where no preset has them."""
 MOST_CANDIDATES = 32
 """Of a request: each is a run of the model in every step."""
-_TEXT_PRESETS = ("text", "text_fast")
+_TEXT_PRESETS = ("text", "text_fast", "llada", "dream", "sdar", "trado")
 _IMAGE_PRESETS = ("maskgit_halton", "showo")
 
 

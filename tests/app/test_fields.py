@@ -80,11 +80,9 @@ def test_every_sampler_and_preset_can_be_chosen_presets_first(model, of_text):
     assert names[: len(presets)] == presets
     assert all(label.endswith("(preset)") for label in labels[: len(presets)])
     missing = {*SAMPLER_DESCRIPTIONS, *PRESET_DESCRIPTIONS} - set(names)
-    assert missing == (
-        {"pc_sampler", "halton", "default", "fast", "best", "maskgit_halton", "showo"}
-        if of_text
-        else {"pc_sampler", "text", "text_fast"}
-    )
+    of_images = {"halton", "default", "fast", "best", "maskgit_halton", "showo"}
+    for_text = {"text", "text_fast", "llada", "dream", "sdar", "trado"}
+    assert missing == {"pc_sampler"} | (of_images if of_text else for_text)
     assert fields.first_choice(model, of_text) == ("text" if of_text else "default")
     for name in names:
         InfoGainScheduler(mask_token_id=0, **fields.base_settings(name, model))
