@@ -129,13 +129,17 @@ METRICS = (
     "clip_score",
     "diversity",
     "caption_variety",
+    "fd_dinov2",
+    "fd_infinity",
+    "cmmd",
 )
 """Of a set of images; "composition" is checked image by image, the others over all of them."""
-FEATURES = ("inception", "clip", "demo")
+FEATURES = ("inception", "clip", "dinov2", "demo")
 """What distances between images are taken in."""
-RESIZES = ("bicubic", "bilinear", "network")
+RESIZES = ("bicubic", "bilinear", "clean", "network")
 """How images come to the size that an extractor takes: Pillow's filters, which average over all pixels (antialias), on the
-largest square around the centre; or by the network itself, which gets every image as it is."""
+largest square around the centre; clean-fid's way, which squeezes the whole image and does not round; or by the network itself,
+which gets every image as it is."""
 LAYOUTS = ("plain", "geneval")
 """Of the files of a run of images."""
 

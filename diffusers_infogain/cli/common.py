@@ -18,7 +18,9 @@ from ..checkpoints.published import CheckedPipeline
 from ..checks import check_search
 from ..choices import DEMO_PROMPTS, PRESETS, SPLITS
 from ..evaluation.identity import pipeline_digest
+from ..evaluation.known_references import KNOWN_REFERENCES, sha256
 from ..evaluation.measure_settings import MeasureSettings
+from ..evaluation.photographs import image_files
 from ..evaluation.prompts import Prompt, read_prompts
 from ..files import read_text
 from ..image_files import open_image
@@ -289,6 +291,8 @@ def of_demo_world(args: argparse.Namespace) -> bool:
 def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
     """The metrics of the flags and how to measure them, checked before any image is made.
 
+    Where few images are measured by --metrics frechet against a folder, kid joins it: the number of images does not bias it.
+
     Raises:
         ValueError: For a metric that does not exist or that the flags do not allow.
         ModuleNotFoundError: If a metric needs a package that is not installed.
@@ -303,11 +307,16 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
         reference=args.reference or ("demo" if demo else None),
         inception_weights=args.inception_weights,
         clip_model=args.clip_model,
+        **{name: value for name in _MODEL_FLAGS if (value := getattr(args, name)) is not None},
+        reference_file=args.reference_file,
         resize=args.resize,
         save_statistics=getattr(args, "save_statistics", None),
         device=args.device,
     )
     settings.check(metrics)
+    if args.metrics is not None and "frechet" in metrics and settings.kid_beside(metrics, _number_of_images(args)):
+        place = metrics.index("frechet") + 1
+        metrics = [*metrics[:place], "kid", *metrics[place:]]
     if "composition" in metrics and not demo:
         raise ValueError(f"The metric composition is for the demo world's captions: --prompts {', '.join(DEMO_PROMPTS)}.")
     if "caption_variety" in metrics and args.num_images < 2:
@@ -316,7 +325,27 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
         from ..demo.checker import load_ndimage
 
         load_ndimage()
+    if args.processes.is_main:
+        _say_reference(settings)
     return metrics, settings
+
+
+_MODEL_FLAGS = ("dinov2_model", "cmmd_model")
+
+
+def _number_of_images(args: argparse.Namespace) -> int:
+    """How many images will be measured together."""
+    images = getattr(args, "images", None)
+    return len(prompt_set(args)) * args.num_images if images is None else len(image_files(images))
+
+
+def _say_reference(settings: MeasureSettings) -> None:
+    """Says which file stands for published statistics, and whether its checksum could be compared with a known one."""
+    known, file = KNOWN_REFERENCES.get(settings.reference or ""), settings.statistics_file
+    if known is None or file is None:
+        return
+    checked = "as public copies have" if known.sha256 else "for which no checksum is published"
+    print(f"{settings.reference}: {file} ({known.url}), with the SHA-256 {sha256(file)}, {checked}.")
 
 
 def use_color() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..evaluation import image_comparison, prompts, runs, tables
 from ..evaluation.identity import scheduler_record
+from ..evaluation.known_references import sha256
 from ..evaluation.measure import Measurement
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.photographs import image_files
@@ -31,7 +32,7 @@ def evaluate(args: argparse.Namespace) -> None:
         paths = image_files(args.images)
         with owned(args.output):
             settings = {"images": str(args.images), "content": digest(paths)}
-            figures = measured(Measurement(metrics, measuring).measure(paths), len(paths))
+            figures = measured(Measurement(metrics, measuring), paths, None)
             write_report(args.output, settings, how, figures, {})
         return
     prompt_set = common.prompt_set(args)
@@ -80,7 +81,7 @@ def _evaluate(
         from ..evaluation.composition import check_composition, composition_report
 
         composition = composition_report(images, check_composition(images))
-    figures |= measured(measurement.measure([image.path for image in images], prompt_of_image), len(images))
+    figures |= measured(measurement, [image.path for image in images], prompt_of_image)
     write_report(folder, settings, how, figures, composition)
 
 
@@ -88,12 +89,17 @@ def _readable(measuring: MeasureSettings) -> dict[str, Any]:
     """The settings of the measurement for the report, without those of the machine."""
     machine = ("batch_size", "device", "save_statistics")
     values = {name: value for name, value in vars(measuring).items() if name not in machine}
+    file = measuring.statistics_file
+    if file is not None:
+        values["reference_sha256"] = sha256(file)
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def measured(values: dict[str, float], n: int) -> dict[str, Figure]:
-    """Figures of a whole set of images, without standard errors, which would take several sets."""
-    return {name: Figure(value, float("nan"), n) for name, value in values.items()}
+def measured(measurement: Measurement, paths: list[Path], given: list[prompts.Prompt] | None) -> dict[str, Figure]:
+    """Figures of a whole set of images; most have no standard errors, which would take several sets."""
+    values = measurement.measure(paths, given)
+    errors = measurement.standard_errors
+    return {name: Figure(value, errors.get(name, float("nan")), len(paths)) for name, value in values.items()}
 
 
 def decoding_figures(images: list[runs.FinishedImage], folder: Path) -> dict[str, Figure]:

@@ -250,17 +250,26 @@ def _add_metric_flags(command: Parser) -> None:
     group = command.add_argument_group("metrics")
     text = f"among {', '.join(choices.METRICS)} (default: those that the demo world has, else none)"
     _add(group, "--metrics", nonempty, text, nargs="*")
-    text = "real images: a folder, ADM's statistics (.npz), or 'demo' for renderings of the prompts"
+    text = (
+        "real images: a folder, ADM's statistics (.npz), published statistics by name such as adm-imagenet256 "
+        "(docs/evaluation.md lists them), or 'demo' for renderings of the prompts"
+    )
     _add(group, "--reference", nonempty, text)
+    text = "file of --reference's published statistics, or its folder (default: the folder in $INFOGAIN_REFERENCES)"
+    _add(group, "--reference-file", path, text)
     text = "of the distances (default: demo for the demo's prompts, else inception)"
     group.add_argument("--features", choices=choices.FEATURES, help=text)
     text = (
-        "how images are resized for the network: by Pillow's filters with antialiasing, on the largest centred square, or "
-        "'network': by the network itself, as for published FIDs (default: as for --reference's statistics, else bicubic)"
+        "how images are resized for the network: by Pillow's filters with antialiasing, on the largest centred square; 'clean': "
+        "as clean-fid does; or 'network': by the network itself, as for published FIDs (default: as for --reference's "
+        "statistics, else bicubic)"
     )
     group.add_argument("--resize", choices=choices.RESIZES, help=text)
     _add(group, "--inception-weights", path, "file of FID's weights (default: torch-fidelity downloads them)")
     _add(group, "--clip-model", nonempty, "folder or Hub id of a CLIP model")
+    _add(group, "--dinov2-model", nonempty, "folder or Hub id of a DINOv2 model (default: facebook/dinov2-large)")
+    text = "folder or Hub id of the CLIP model for cmmd (default: openai/clip-vit-large-patch14-336)"
+    _add(group, "--cmmd-model", nonempty, text)
 
 
 def _add_split_flag(command: Parser, of: str) -> None:

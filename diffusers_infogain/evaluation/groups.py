@@ -184,21 +184,22 @@ class Quality:
 
 RIGHT = Quality("right", True)
 """The share of right images or texts."""
-_LOWER_IS_BETTER = ("FID", "FD", "KID", "cumulative_entropy")
+_BY_RANK = ("right", "FID", "clean-FID", "FD-DINOv2", "FD", "KID", "clean-KID", "CMMD", "CLIP score", "cumulative_entropy")
+_HIGHER_IS_BETTER = ("right", "CLIP score")
 
 
 def choose_quality(groups: Sequence[Group]) -> Quality:
-    """The share of right images if they were checked, else the first of FID, another Fréchet distance, KID and CLIP score that
-    was measured, else the cumulative entropy.
+    """The share of right images if they were checked, else the first of FID, FD-DINOv2, another Fréchet distance, KID, CMMD and
+    CLIP score that was measured, else the cumulative entropy.
 
     Raises:
         ValueError: If the groups have none of these figures.
     """
     names = [name for group in groups for name in group.figures]
-    for wanted in ("right", "FID", "FD", "KID", "CLIP score", "cumulative_entropy"):
+    for wanted in _BY_RANK:
         for name in names:
             if name == wanted or name.startswith(wanted + " "):
-                return Quality(name, wanted not in _LOWER_IS_BETTER)
+                return Quality(name, wanted in _HIGHER_IS_BETTER)
     raise ValueError("The results hold no figure to rank samplers by.")
 
 

@@ -1,8 +1,8 @@
 """Measures sets of images by several metrics of `metrics` together.
 
 Images are read one by one, and every network sees each of them once. Memory holds a batch, the sums of the Fréchet distances,
-and for all other metrics but CLIP score the features of all images: 4 bytes per dimension and image, 8 KB an image for
-Inception's 2048, 160 MB for 20,000 images.
+and for all other metrics but CLIP score the features of all images (FD∞: of the generated ones): 4 bytes per dimension and image,
+8 KB an image for Inception's 2048, 160 MB for 20,000 images.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import PIL.Image
 import torch
 
 from ..demo.shapes import Scenes, parse_caption, render, sample_scenes
-from .features import ClipFeatures, DemoFeatures, FeatureExtractor, InceptionFeatures
-from .measure_settings import IMAGE_METRICS, MeasureSettings, with_reference
+from .features import ClipFeatures, CmmdFeatures, DemoFeatures, Dinov2Features, FeatureExtractor, InceptionFeatures
+from .measure_settings import FEW_IMAGES, IMAGE_METRICS, MeasureSettings, with_reference
 from .photographs import batches, image_files
 from .prompts import Prompt
 from .reference import ReferenceStatistics, StatisticsOrigin, set_reference, write_reference
 
-# With fewer images figures of 1000 and more dimensions depend strongly on how many there are.
-_FEW_IMAGES = 10_000
-
 
 class Measurement:
     """Metrics with their networks loaded. Measures any number of sets of images against one reference, which is read once.
+
+    Attributes:
+        standard_errors: Of the figures of the last set by their names, for those metrics that estimate them from one set.
 
     Raises:
         ValueError: For what `MeasureSettings.check` refuses, or if a network's file is not of that network.
@@ -40,6 +40,7 @@ class Measurement:
     def __init__(self, metrics: Sequence[str], settings: MeasureSettings):
         settings.check(metrics)
         self.settings = settings
+        self.standard_errors: dict[str, float] = {}
         self._asked = [name for name in metrics if name in IMAGE_METRICS]
         self._extractors: dict[str, FeatureExtractor] = {}
         # ADM's files hold pool and spatial features, which are both Inception's.
@@ -63,11 +64,13 @@ class Measurement:
         return self._extractors[key]
 
     def _load(self, network: str, output: Literal["pool", "spatial", "logits"]) -> FeatureExtractor:
+        unrounded = self.settings.resize_used == "clean"
         if network == "demo":
-            return DemoFeatures("spatial" if output == "spatial" else "pool")
-        if network == "clip":
-            return ClipFeatures(self.settings.clip_model or "")
-        return InceptionFeatures(output, self.settings.inception_weights)
+            return DemoFeatures("spatial" if output == "spatial" else "pool", unrounded)
+        of_transformers = {"clip": ClipFeatures, "cmmd": CmmdFeatures, "dinov2": Dinov2Features}
+        if network in of_transformers:
+            return of_transformers[network](self.settings.model_of(network), unrounded)
+        return InceptionFeatures(output, self.settings.inception_weights, unrounded)
 
     def _build(self, name: str) -> Any:
         from . import metrics as library  # here, since importing torchmetrics may fail (see `torchvision_explained`)
@@ -84,7 +87,7 @@ class Measurement:
         for name in with_reference(self._metrics, "statistics"):
             set_reference(self._metrics[name], statistics)
         self._reference = ""
-        self._warn_of_few(_FEW_IMAGES if statistics.origin is None else statistics.origin.num_images, "reference")
+        self._warn_of_few(FEW_IMAGES if statistics.origin is None else statistics.origin.num_images, "reference")
 
     def read_reference(self, prompts: Sequence[Prompt] | None = None) -> None:
         """Reads the reference, unless that was done before, and saves its statistics if the settings name a file for them.
@@ -156,6 +159,10 @@ class Measurement:
             if self.settings.reference is None:
                 self._save_statistics(len(paths), real=False)
             figures = {name: self._metrics[name].figures() for name in self._asked}
+            estimating = [self._metrics[name] for name in self._asked if hasattr(self._metrics[name], "standard_errors")]
+            self.standard_errors = {
+                title: float(value) for metric in estimating for title, value in metric.standard_errors().items()
+            }
             return {name: {title: float(value) for title, value in titled.items()} for name, titled in figures.items()}
 
     @contextmanager
@@ -205,11 +212,13 @@ class Measurement:
             if not metric.biased or (description == "reference" and metric.reference is None):
                 continue
             dimensions = self._extractor(name).num_features
-            enough = _FEW_IMAGES if dimensions >= 1000 else 2 * dimensions
+            enough = FEW_IMAGES if dimensions >= 1000 else 2 * dimensions
             if count < enough:
+                hint = metric.reference == "statistics" and "kid" not in self._asked and self.settings.statistics is None
+                beside = "; the kernel distance (kid) has no such bias" if hint else ""
                 warnings.warn(
                     f"{self._metrics[name].title} with {count} {description} images depends strongly on their number (below "
-                    f"about {enough}): compare it at equal numbers only.",
+                    f"about {enough}): compare it at equal numbers only{beside}.",
                     stacklevel=3,
                 )
 

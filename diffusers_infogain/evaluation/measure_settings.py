@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,10 @@ from ..checks import check_choice, check_integer
 from ..choices import FEATURES, METRICS, RESIZES
 from ..extras import missing
 from ..files import digest, regular_file
+from .features import CMMD_MODEL, DINOV2_MODEL, check_pretrained
+from .known_references import KNOWN_REFERENCES, find_file, sha256
 from .photographs import image_files
-from .reference import ReferenceStatistics, read_reference
+from .reference import ReferenceStatistics, StatisticsOrigin, read_reference
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ IMAGE_METRICS = {
     "clip_score": ImageMetric("ClipScore", network="clip", captions=True),
     "diversity": ImageMetric("Diversity"),
     "caption_variety": ImageMetric("CaptionVariety", reference="captioned", network="demo", output="spatial", captions=True),
+    "fd_dinov2": ImageMetric("FrechetDistance", reference="statistics", network="dinov2", biased=True),
+    "fd_infinity": ImageMetric("FrechetDistanceAtInfinity", reference="statistics", settings=("seed",), biased=True),
+    "cmmd": ImageMetric("Cmmd", reference="images", network="cmmd"),
 }
 """All of `choices.METRICS` but "composition", which the checker of the demo world decides image by image (see `composition`)."""
 
@@ -57,6 +62,12 @@ _DEFAULT_RESIZE = "bicubic"
 _DEMO_VQ = Path(__file__).parents[1] / "demo" / "model" / "vqvae"
 # torch-fidelity's file of FID's weights; the name that it is published under ends with these first digits of its SHA-256.
 _PUBLISHED_INCEPTION = "6726825d"
+# Networks of transformers: the setting that names the model, and what kind of model it is.
+_MODELS = {"clip": ("clip_model", "CLIP"), "dinov2": ("dinov2_model", "DINOv2"), "cmmd": ("cmmd_model", "CLIP")}
+# Figures of few images get a kernel distance beside them, unless that would keep the features of more real images than this.
+_MOST_KEPT = 50_000
+FEW_IMAGES = 10_000
+"""With fewer images figures of 1000 and more dimensions depend strongly on how many there are."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,16 @@ class MeasureSettings:
     """How images are measured.
 
     Attributes:
-        features: "inception", "clip" or "demo", for "frechet", "kid", "precision_recall" and "diversity"; "spatial" and
-            "inception_score" take Inception's by definition.
-        reference: Real images: a folder, statistics in ADM's .npz format (for "frechet" and "spatial" only), or "demo" for one
-            rendering of every prompt of the demo world.
+        features: "inception", "clip", "dinov2" or "demo", for "frechet", "fd_infinity", "kid", "precision_recall" and
+            "diversity"; other metrics have features by definition.
+        reference: Real images: a folder, statistics in ADM's .npz format (for Fréchet distances only), the name of statistics
+            that others publish (`known_references`), or "demo" for one rendering of every prompt of the demo world.
+        reference_file: The file of the statistics that `reference` names, or a folder that holds it; None: it is looked for in
+            the folder that the environment variable INFOGAIN_REFERENCES names.
         inception_weights: File of FID's weights; None: torch-fidelity's, which are downloaded once.
         clip_model: Folder or Hub id, for the features "clip" and for "clip_score".
+        dinov2_model: Folder or Hub id, for the features "dinov2" and for "fd_dinov2".
+        cmmd_model: Folder or Hub id of the CLIP model for "cmmd".
         resize: How images are resized to the network's size, one of `choices.RESIZES`. None: as the images behind the
             reference's statistics were, which is "network" for a file from elsewhere; without statistics "bicubic".
         save_statistics: .npz file for the statistics of the reference, or of the images if there is no reference.
@@ -80,6 +95,9 @@ class MeasureSettings:
     reference: str | None = None
     inception_weights: Path | None = None
     clip_model: str | None = None
+    dinov2_model: str = DINOV2_MODEL
+    cmmd_model: str = CMMD_MODEL
+    reference_file: Path | None = None
     resize: str | None = None
     save_statistics: Path | None = None
     subset_size: int | None = None
@@ -116,9 +134,17 @@ class MeasureSettings:
         of_images = with_reference(metrics, "images")
         if of_images and self._of_statistics:
             raise ValueError(f"`reference` must be a folder of images for {', '.join(of_images)}, got {self.reference}.")
+        if self.reference_file is not None and self.reference not in KNOWN_REFERENCES:
+            raise ValueError(
+                f"`reference_file` must be left out unless `reference` names published statistics, got {self.reference_file} for "
+                f"the reference {self.reference}."
+            )
         networks = self._networks(metrics) | ({self.features} if self.save_statistics is not None else set())
         if self.clip_model is None and "clip" in networks:
             raise ValueError("`clip_model` must be given for CLIP's score or features: a folder or a Hub id.")
+        for network in sorted(networks & set(_MODELS)):
+            argument, kind = _MODELS[network]
+            check_pretrained(argument, getattr(self, argument), kind)
         if self.save_statistics is not None:
             self._check_target(self.save_statistics)
         if "inception" in networks:
@@ -165,15 +191,32 @@ class MeasureSettings:
 
     @property
     def _of_statistics(self) -> bool:
-        return str(self.reference).endswith(".npz")
+        return self.reference in KNOWN_REFERENCES or str(self.reference).endswith(".npz")
+
+    @property
+    def statistics_file(self) -> Path | None:
+        """The file of statistics that `reference` names; None if it names images.
+
+        Raises:
+            ValueError: If the file of statistics known by name is missing, or another one.
+        """
+        if self.reference in KNOWN_REFERENCES:
+            return find_file(str(self.reference), self.reference_file)
+        return Path(str(self.reference)) if self._of_statistics else None
 
     @property
     def statistics(self) -> ReferenceStatistics | None:
         """The statistics that `reference` names; None if it names images."""
-        if not self._of_statistics:
+        path = self.statistics_file
+        if path is None:
             return None
-        state = regular_file(str(self.reference)).stat()
-        return _read_once(str(self.reference), state.st_mtime_ns, state.st_size)
+        state = regular_file(path).stat()
+        found = _read_once(str(path), state.st_mtime_ns, state.st_size)
+        known = KNOWN_REFERENCES.get(str(self.reference))
+        if known is None or found.origin is not None:
+            return found
+        count = FEW_IMAGES if known.num_images is None else known.num_images
+        return replace(found, origin=StatisticsOrigin(count, known.resize, "inception", _PUBLISHED_INCEPTION))
 
     @property
     def resize_used(self) -> str:
@@ -215,6 +258,10 @@ class MeasureSettings:
         """The name of the network that a metric takes its features from."""
         return IMAGE_METRICS[metric].network or self.features
 
+    def model_of(self, network: str) -> str:
+        """Folder or Hub id of a network of transformers."""
+        return getattr(self, _MODELS[network][0]) or ""
+
     def weights_of(self, network: str) -> str:
         """What identifies the weights of a network: a digest of their files, or the name of a model on the Hub."""
         if network == "demo":
@@ -222,16 +269,26 @@ class MeasureSettings:
         if network == "inception":
             found = _PUBLISHED_INCEPTION if self.inception_weights is None else digest([self.inception_weights])
             return _PUBLISHED_INCEPTION if found.startswith(_PUBLISHED_INCEPTION) else found
-        folder = Path(self.clip_model or "")
+        folder = Path(self.model_of(network))
         if not folder.is_dir():
-            return str(self.clip_model)
+            return self.model_of(network)
         return digest(sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")))
 
     def _reference_digest(self) -> str | None:
         if self.reference is None or self.reference == "demo":
             return self.reference
-        path = Path(self.reference)
-        return digest([path] if self._of_statistics else image_files(path))
+        file = self.statistics_file
+        return digest(image_files(Path(self.reference))) if file is None else sha256(file)[:32]
+
+    def kid_beside(self, metrics: Sequence[str], count: int) -> bool:
+        """Whether a kernel distance, which the number of images does not bias, belongs beside the Fréchet distance of so few.
+
+        Not where it was asked for anyway, where there is no folder of real images, or where it would keep too many features.
+        """
+        of_folder = self.reference not in (None, "demo") and not self._of_statistics
+        if not of_folder or "frechet" not in metrics or "kid" in metrics or not 2 <= count < FEW_IMAGES:
+            return False
+        return 2 <= len(image_files(Path(str(self.reference)))) <= _MOST_KEPT
 
 
 def with_reference(metrics: Iterable[str], reference: str | None = None) -> list[str]:

@@ -110,7 +110,14 @@ def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def resized(image: PIL.Image.Image, size: int, resize: str) -> torch.Tensor:
-    """Crops the largest centred square and resizes it to uint8 (3, size, size); "network" keeps the image as it is."""
+    """Crops the largest centred square and resizes it to uint8 (3, size, size); "network" keeps the image as it is.
+
+    "clean" is clean-fid's way (arXiv 2104.11222): Pillow's bicubic filter on the whole image, which squeezes it if it is not
+    square, one channel after the other in floating point, and cut to [0, 255] but not rounded: float32 (3, size, size).
+    """
+    if resize == "clean":
+        channels = [channel.convert("F").resize((size, size), PIL.Image.Resampling.BICUBIC) for channel in image.split()]
+        return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]).clip(0, 255))
     if resize != "network":
         image = PIL.ImageOps.fit(image, (size, size), _FILTERS[resize])
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -124,7 +131,8 @@ def batches(
     batch_size: int,
     description: str,
 ) -> Iterator[dict[int, torch.Tensor]]:
-    """Yields images in their order, in batches of at most `batch_size`: for each of `sizes` a uint8 tensor (B, 3, H, W).
+    """Yields images in their order, in batches of at most `batch_size`: for each of `sizes` a tensor (B, 3, H, W) of uint8, or of
+    float32 with the resize "clean".
 
     With the resize "network" a batch holds consecutive images of equal size.
 

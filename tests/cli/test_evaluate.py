@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -91,6 +92,43 @@ def test_images_from_elsewhere_are_measured(capsys, tmp_path):
         "report.md",
     ]
     assert (tmp_path / "out" / "report.json").read_bytes() == report
+
+
+def test_few_images_get_a_kernel_distance_beside_the_frechet_distance(capsys, tmp_path):
+    for kind, shift in (("fake", 0), ("real", 40)):
+        (tmp_path / kind).mkdir()
+        for i in range(5):
+            Image.effect_noise((64, 64), 50 + 10 * i + shift).convert("RGB").save(tmp_path / kind / f"{i}.png")
+    arguments = ["--images", tmp_path / "fake", "--reference", tmp_path / "real", "--features", "demo"]
+    arguments += ["--metrics", "frechet", "diversity", "--resize", "clean"]
+    assert evaluate(capsys, tmp_path / "out", *arguments)[0] == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["figures"])[:2] == [
+        "FD (demo VQ encoder, channel means)",
+        "kernel distance (demo VQ encoder, channel means)",
+    ]
+    assert list(report["measured"]["metrics"]) == ["frechet", "kid", "diversity"]
+    assert report["measured"]["metrics"]["frechet"]["resize"] == "clean"
+
+
+def test_published_statistics_are_named_with_their_checksum(capsys, tmp_path, monkeypatch):
+    (tmp_path / "fake").mkdir()
+    for i in range(3):
+        Image.effect_noise((64, 64), 50 + 10 * i).convert("RGB").save(tmp_path / "fake" / f"{i}.png")
+    statistics = tmp_path / "VIRTUAL_imagenet512.npz"
+    images = ["--images", tmp_path / "fake", "--features", "demo"]
+    assert evaluate(capsys, tmp_path / "a", *images, "--save-statistics", statistics)[0] == 0
+    arguments = [*images, "--metrics", "frechet", "--reference", "adm-imagenet512"]
+    code, _, err = evaluate(capsys, tmp_path / "b", *arguments)
+    assert code == 2
+    assert "`reference_file` must be given for adm-imagenet512, or the folder of its file in $INFOGAIN_REFERENCES" in err
+    monkeypatch.setenv("INFOGAIN_REFERENCES", str(tmp_path))
+    code, out, err = evaluate(capsys, tmp_path / "b", *arguments)
+    assert code == 0, err
+    checksum = hashlib.sha256(statistics.read_bytes()).hexdigest()
+    assert f"VIRTUAL_imagenet512.npz), with the SHA-256 {checksum}, for which no checksum is published." in out
+    measured = json.loads((tmp_path / "b" / "report.json").read_text())["measured"]
+    assert (measured["reference"], measured["reference_sha256"]) == ("adm-imagenet512", checksum)
 
 
 def test_photographs_of_any_size_are_measured_and_their_statistics_kept(capsys, tmp_path):

@@ -74,6 +74,18 @@ def test_spatial_features_are_the_first_channels_of_the_third_17_by_17_block_in_
     torch.testing.assert_close(found, torch.stack([image.permute(1, 2, 0).flatten() for image in expected]))
 
 
+def test_unrounded_images_reach_the_network_as_they_are(network, checkpoint):
+    pixels = random_images(1, seed=3, size=299)
+    unrounded = InceptionFeatures("pool", weights=checkpoint, unrounded=True)
+    torch.testing.assert_close(unrounded(pixels.float()), network(pixels)[0], rtol=1e-4, atol=1e-5)
+    seen = []
+    with unrounded.network.Conv2d_1a_3x3.register_forward_hook(lambda module, args, output: seen.append(args[0])):
+        unrounded(pixels + 0.25)  # quarters, as only unrounded images have
+    torch.testing.assert_close(seen[0], (pixels + 0.25 - 128) / 128)
+    assert metrics.FrechetDistance(unrounded).title == "clean-FID"
+    assert metrics.FrechetDistanceAtInfinity(unrounded).title == "clean-FID∞"
+
+
 def test_fid_equals_numpy_on_the_networks_features(network, pool):
     metric = metrics.FrechetDistance(pool)
     assert metric.title == "FID"

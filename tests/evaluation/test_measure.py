@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.metrics import metrics as library
-from helpers.metrics import save_tiny_clip
+from helpers.metrics import save_tiny_clip, save_tiny_dinov2
 from PIL import Image, ImageOps
 
 from diffusers_infogain.choices import METRICS
 from diffusers_infogain.demo import shapes
 from diffusers_infogain.evaluation import photographs
-from diffusers_infogain.evaluation.features import DemoFeatures
+from diffusers_infogain.evaluation.features import CmmdFeatures, DemoFeatures, Dinov2Features
 from diffusers_infogain.evaluation.measure import Measurement
 from diffusers_infogain.evaluation.measure_settings import IMAGE_METRICS, MeasureSettings
 from diffusers_infogain.evaluation.prompts import Prompt
@@ -201,7 +201,7 @@ def test_damaged_images_of_a_reference_are_named_before_anything_is_made(tmp_pat
     [
         ({"reference": "nowhere"}, "nowhere is no folder of images."),
         ({"reference": "nowhere.npz"}, "nowhere.npz is missing."),
-        ({"resize": "lanczos"}, "`resize` must be one of bicubic, bilinear, network, got 'lanczos'."),
+        ({"resize": "lanczos"}, "`resize` must be one of bicubic, bilinear, clean, network, got 'lanczos'."),
         ({"save_statistics": Path("a.pt")}, "`save_statistics` must be a file whose name ends with .npz, got a.pt."),
         (
             {"save_statistics": Path("nowhere/a.npz")},
@@ -244,6 +244,112 @@ def test_copies_are_counted(tmp_path):
     assert figures["distinct images"] == 0.75
 
 
+def test_distances_in_dinov2_and_clip_are_the_librarys_on_the_same_images(tmp_path):
+    _, real = renderings(8, seed=0)
+    _, fake = renderings(8, seed=1)
+    folder, paths = saved(tmp_path / "real", real)[0].parent, saved(tmp_path / "fake", fake)
+    clip, dinov2 = save_tiny_clip(tmp_path / "clip"), save_tiny_dinov2(tmp_path / "dinov2")
+    settings = MeasureSettings(reference=str(folder), cmmd_model=clip, dinov2_model=dinov2, resize="network", batch_size=3)
+    metrics = ["fd_dinov2", "cmmd"]
+    figures = measure(paths, None, metrics, settings)
+    for metric in (library.FrechetDistance(Dinov2Features(dinov2)), library.Cmmd(CmmdFeatures(clip))):
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+        for title, value in metric.figures().items():
+            assert figures.pop(title) == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
+    assert figures == {}
+    # The same by --features, with its statistics in a file, and all of it resized as clean-fid does.
+    by_features = replace(settings, features="dinov2", resize="clean", save_statistics=tmp_path / "dinov2.npz")
+    expected = measure(paths, None, ["frechet", "precision_recall"], by_features)
+    assert list(expected) == ["FD (DINOv2 class token (dinov2))", "precision", "recall"]
+    from_file = replace(settings, reference=str(tmp_path / "dinov2.npz"), resize=None)
+    assert from_file.resize_used == "clean"
+    assert measure(paths, None, ["fd_dinov2"], from_file)[next(iter(expected))] == pytest.approx(next(iter(expected.values())))
+    identities = settings.identity(metrics)
+    assert identities["cmmd"]["network"] == "cmmd"
+    assert identities["fd_dinov2"]["resize"] == "network"
+    save_tiny_clip(tmp_path / "clip", seed=1)
+    assert settings.identity(metrics)["cmmd"] != identities["cmmd"]
+    assert settings.identity(metrics)["fd_dinov2"] == identities["fd_dinov2"]
+
+
+def test_fd_at_infinity_has_a_standard_error_and_takes_statistics(tmp_path):
+    _, real = renderings(8, seed=0)
+    _, fake = renderings(40, seed=1)
+    paths = saved(tmp_path / "fake", fake)
+    file = tmp_path / "real.npz"
+    measure(saved(tmp_path / "real", real), None, [], MeasureSettings(features="demo", save_statistics=file))
+    measurement = Measurement(["frechet", "fd_infinity"], MeasureSettings(features="demo", reference=str(file)))
+    figures = measurement.measure(paths)
+    title = TITLE.replace("FD", "FD∞")
+    assert list(figures) == [TITLE, title]
+    assert list(measurement.standard_errors) == [title]
+    assert 0 < measurement.standard_errors[title] < figures[title]
+    assert figures[title] < figures[TITLE]
+    assert measurement.measure(paths) == figures
+    metric = library.FrechetDistanceAtInfinity(DemoFeatures())
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    assert figures[title] == pytest.approx(metric.compute()[0].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "changes", "message"),
+    [
+        (
+            ["fd_dinov2"],
+            {"dinov2_model": "nowhere"},
+            "`dinov2_model` must be a folder or Hub id of a DINOv2 model in safeten",
+        ),
+        (
+            ["fd_dinov2"],
+            {"dinov2_model": "clip"},
+            "`dinov2_model` must be a DINOv2 model, got clip, whose config.json says",
+        ),
+        (
+            ["cmmd"],
+            {"cmmd_model": "empty"},
+            "`cmmd_model` must be a folder or Hub id of a CLIP model in safetensors, got empty:",
+        ),
+        (["clip_score"], {"clip_model": "empty"}, "`clip_model` must be a folder or Hub id of a CLIP model in safetensors, got"),
+        (["frechet"], {"features": "dinov2", "dinov2_model": "nowhere"}, "`dinov2_model` must be a folder or Hub id of a DINOv2"),
+    ],
+)
+def test_models_that_are_missing_are_found_by_the_check(tmp_path, monkeypatch, metrics, changes, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("real", "empty"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "real" / "a.png")
+    save_tiny_clip(tmp_path / "clip")
+    with pytest.raises((ValueError, OSError), match=re.escape(message)) as caught:
+        MeasureSettings(reference="real", **changes).check(metrics)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reference", "count", "beside"),
+    [
+        (["frechet"], "real", 500, True),
+        (["frechet"], "demo", 500, False),
+        (["frechet"], None, 500, False),
+        (["frechet", "kid"], "real", 500, False),
+        (["fd_dinov2"], "real", 500, False),
+        (["frechet"], "real", 10_000, False),
+        (["frechet"], "real", 1, False),
+        (["frechet"], "real.npz", 500, False),
+        (["frechet"], "adm-imagenet256", 500, False),
+    ],
+)
+def test_a_kernel_distance_belongs_beside_that_of_few_images(tmp_path, monkeypatch, metrics, reference, count, beside):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    for index in range(3):
+        Image.new("RGB", (4, 4)).save(tmp_path / "real" / f"{index}.png")
+    assert MeasureSettings(reference=reference).kid_beside(metrics, count) == beside
+    monkeypatch.setattr("diffusers_infogain.evaluation.measure_settings._MOST_KEPT", 2)
+    assert not MeasureSettings(reference=reference).kid_beside(metrics, count)
+
+
 def test_the_table_of_metrics_has_those_that_can_be_chosen():
     assert (*IMAGE_METRICS, "composition") == (*[name for name in METRICS if name != "composition"], "composition")
     assert all(hasattr(library, metric.builder) for metric in IMAGE_METRICS.values())
@@ -261,7 +367,7 @@ def test_nothing_is_loaded_for_composition_alone(tmp_path):
             {},
             "A metric must be one of composition, frechet, spatial, kid, inception_score, precision_recall, clip_score,",
         ),
-        (["diversity"], {"features": "vgg"}, "`features` must be one of inception, clip, demo, got 'vgg'."),
+        (["diversity"], {"features": "vgg"}, "`features` must be one of inception, clip, dinov2, demo, got 'vgg'."),
         (["frechet", "kid"], {}, "`reference` must be given for frechet, kid: a folder of real images or an .npz file."),
         (["kid"], {"reference": "a.npz"}, "`reference` must be a folder of images for kid, got a.npz."),
         (

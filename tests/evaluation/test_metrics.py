@@ -176,7 +176,7 @@ def precision_recall_by_hand(real: np.ndarray, fake: np.ndarray, k: int) -> tupl
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_equal_brute_force(monkeypatch, k):
-    monkeypatch.setattr(accumulation, "_CHUNK", 7)
+    monkeypatch.setattr(accumulation, "CHUNK", 7)
     extractor = TinyFeatures()
     found = updated(PrecisionRecall(extractor, k=k)).compute()
     expected = precision_recall_by_hand(extractor(REAL).double().tolist(), extractor(FAKE).double().tolist(), k)

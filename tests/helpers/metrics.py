@@ -2,11 +2,13 @@
 
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from diffusers_infogain.evaluation.features import FeatureExtractor
 from helpers.amused import make_tokenizer
@@ -54,6 +56,22 @@ class TinyFeatures(FeatureExtractor):
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         return self.network(images / 64).mean((2, 3))
+
+
+def save_tiny_dinov2(folder: Path) -> str:
+    """The tiny DINOv2 of tests/golden, in the format of a local folder."""
+    folder.mkdir(exist_ok=True)
+    weights = {name.removeprefix("weights."): value for name, value in golden().items() if name.startswith("weights.")}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 518}
+    transformers.Dinov2Config(**shape, patch_size=14).save_pretrained(folder)
+    return str(folder)
+
+
+@cache
+def golden() -> dict[str, torch.Tensor]:
+    """What the public code of distances makes of tiny inputs."""
+    return load_file(Path(__file__).parents[1] / "golden" / "distances_tiny.safetensors")
 
 
 def random_images(num: int, seed: int = 0, size: int = 8, low: int = 0, high: int = 256) -> torch.Tensor:

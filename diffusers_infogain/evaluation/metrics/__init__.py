@@ -4,17 +4,20 @@ Images are uint8 (B, 3, H, W) throughout; features come from the modules of `fea
 metric has `figures()`, its values by the names that reports print.
 """
 
-from .distances import FrechetDistance, frechet_distance, kid
+from .distances import Cmmd, FrechetDistance, FrechetDistanceAtInfinity, frechet_distance, kid, squared_mmd
 from .scores import ClipScore, inception_score
 from .spread import CaptionVariety, Diversity, PrecisionRecall
 
 __all__ = [
     "CaptionVariety",
     "ClipScore",
+    "Cmmd",
     "Diversity",
     "FrechetDistance",
+    "FrechetDistanceAtInfinity",
     "PrecisionRecall",
     "frechet_distance",
     "inception_score",
     "kid",
+    "squared_mmd",
 ]

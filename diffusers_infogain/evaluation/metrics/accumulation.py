@@ -15,8 +15,8 @@ with torchvision_explained():
     from torchmetrics import Metric
     from torchmetrics.utilities.data import dim_zero_cat
 
-# Rows of a distance matrix that are in memory at the same time.
-_CHUNK = 512
+CHUNK = 512
+"""Rows of a distance matrix that are in memory at the same time."""
 
 
 def require(title: str, least: int, **counts: Any) -> None:
@@ -77,7 +77,7 @@ def pairwise_distances(a: torch.Tensor, b: torch.Tensor) -> Iterator[torch.Tenso
 
     Computed without a matrix product, by which rounding leaves equal features a distance above 0.
     """
-    for block in a.split(_CHUNK):
+    for block in a.split(CHUNK):
         yield torch.cdist(block, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -1,4 +1,4 @@
-"""Distances between the features of real and of generated images: Fréchet's, and the kernel's."""
+"""Distances between the features of real and of generated images: Fréchet's, also without its bias, and those of kernels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..features import FeatureExtractor, InceptionFeatures, torchvision_explained
-from .accumulation import FeatureLists, require, seeded, without_warning_of_memory
+from ..features import CmmdFeatures, Dinov2Features, FeatureExtractor, InceptionFeatures, torchvision_explained
+from .accumulation import CHUNK, FeatureLists, require, seeded, without_warning_of_memory
 
 with torchvision_explained():
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
 _SUBSET_SIZE = 1000
+# Of FD∞: the numbers of images that the line is fitted to, and the smallest of them, as its authors have them.
+_INFINITY_POINTS = 15
+_SMALLEST_SUBSET = 5000
+# Of CMMD: the bandwidth σ of the kernel, and the factor that makes its figures readable.
+_CMMD_SIGMA = 10.0
+_CMMD_SCALE = 1000.0
 
 
 def frechet_distance(
@@ -40,11 +46,32 @@ def frechet_distance(
         )
     if not all(value.isfinite().all() for value in (mu1, sigma1, mu2, sigma2)):
         raise ValueError("`mu1`, `sigma1`, `mu2`, `sigma2` must be finite.")
-    eigenvalues, vectors = torch.linalg.eigh(sigma1)
-    a = eigenvalues.clamp(min=0).sqrt()[:, None] * vectors.T
+    return _distance_by_root(mu1, sigma1, _root(sigma1), mu2, sigma2)
+
+
+def _root(sigma: torch.Tensor) -> torch.Tensor:
+    """A = diag(λ^½) Vᵀ for Σ = V diag(λ) Vᵀ, (D, D)."""
+    eigenvalues, vectors = torch.linalg.eigh(sigma)
+    return eigenvalues.clamp(min=0).sqrt()[:, None] * vectors.T
+
+
+def _distance_by_root(
+    mu1: torch.Tensor, sigma1: torch.Tensor, a: torch.Tensor, mu2: torch.Tensor, sigma2: torch.Tensor
+) -> torch.Tensor:
+    """`frechet_distance` with the root A of Σ₁ at hand."""
     trace_of_root = torch.linalg.eigvalsh(a @ sigma2 @ a.T).clamp(min=0).sqrt().sum()
     distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace_of_root
     return distance.clamp(min=0)
+
+
+def _name(extractor: FeatureExtractor, infinity: str = "") -> str:
+    """What the Fréchet distance of an extractor is called: its common name where network and output are those it stands for."""
+    if isinstance(extractor, InceptionFeatures) and extractor.output != "logits":
+        clean = "clean-" if extractor.unrounded else ""
+        return clean + {"pool": "FID", "spatial": "sFID"}[extractor.output] + infinity
+    if isinstance(extractor, Dinov2Features) and extractor.num_features == 1024:
+        return f"FD-DINOv2{infinity}"
+    return f"FD{infinity} ({extractor.name})"
 
 
 class FrechetDistance(FrechetInceptionDistance):
@@ -61,10 +88,10 @@ class FrechetDistance(FrechetInceptionDistance):
 
     @property
     def title(self) -> str:
-        """The name "FID" or "sFID" where network and output are those it stands for, otherwise one with the extractor's name."""
-        if isinstance(self.inception, InceptionFeatures) and self.inception.output != "logits":
-            return {"pool": "FID", "spatial": "sFID"}[self.inception.output]
-        return f"FD ({self.inception.name})"
+        """The name "FID", "sFID" or "FD-DINOv2" where network and output are those it stands for, otherwise one with the
+        extractor's name. FID of images that are resized as clean-fid does is "clean-FID".
+        """
+        return _name(self.inception)
 
     def statistics(self, real: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (D,) and unbiased covariance (D, D) of the features of the real or of the generated images so far, on this rank.
@@ -85,6 +112,75 @@ class FrechetDistance(FrechetInceptionDistance):
     def figures(self) -> dict[str, torch.Tensor]:
         """The distance by its title."""
         return {self.title: self.compute()}
+
+
+class FrechetDistanceAtInfinity(FeatureLists, FrechetDistance):
+    """FD∞ (Chong and Forsyth 2020, arXiv 1911.07023): the Fréchet distance that infinitely many generated images would have.
+
+    The estimate from N images is about FD∞ + c / N. So it is taken of 15 numbers of images, at equal steps from the smaller of
+    5,000 and N / 2 to N, each time of other images, and FD∞ is where a line through these distances over 1 / N meets 0. The bias
+    by the number of real images stays.
+
+    The subsets depend only on `seed`, and the global generators are left as they are.
+    """
+
+    fake_features: list[torch.Tensor]
+
+    def __init__(self, extractor: FeatureExtractor, seed: int = 0, **kwargs: Any):
+        super().__init__(extractor, **kwargs)
+        self.seed = seed
+        self._empty = {"fake_features": torch.empty(0, extractor.num_features)}
+        self.add_state("fake_features", [], dist_reduce_fx="cat")
+
+    @property
+    def title(self) -> str:
+        """The name of the distance with an ∞."""
+        return _name(self.inception, "∞")
+
+    def update(self, images: torch.Tensor, real: bool) -> None:
+        """Adds real images to their sums, or keeps the features of generated ones."""
+        if real:
+            super().update(images, real=True)
+        else:
+            self.fake_features.append(self.inception(images))
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        """FD∞ and its standard error by the fit, float64 scalars.
+
+        The error is that of the line's intercept. What other images would change comes on top of it.
+
+        Raises:
+            ValueError: For fewer than 2 real or 30 generated images.
+        """
+        mu, sigma = self.statistics(real=True)
+        features = self._stored("fake_features")
+        count = len(features)
+        require(self.title, 2 * _INFINITY_POINTS, generated=count)
+        root, generator = _root(sigma), torch.Generator().manual_seed(self.seed)
+        sizes = torch.linspace(min(_SMALLEST_SUBSET, count // 2), count, _INFINITY_POINTS).long()
+        distances = []
+        for size in sizes.tolist():
+            some = features[torch.randperm(count, generator=generator)[:size].to(features.device)].double()
+            distances.append(_distance_by_root(mu, sigma, root, some.mean(0), torch.cov(some.T)))
+        return _intercept(1 / sizes.double(), torch.stack(distances).cpu())
+
+    def figures(self) -> dict[str, torch.Tensor]:
+        """The distance by its title."""
+        return {self.title: self.compute()[0]}
+
+    def standard_errors(self) -> dict[str, torch.Tensor]:
+        """The standard error by the title."""
+        return {self.title: self.compute()[1]}
+
+
+def _intercept(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value at 0 of the least-squares line through points (x, y), with its standard error."""
+    n, mean = len(x), x.mean()
+    spread = (x - mean).square().sum()
+    slope = ((x - mean) * y).sum() / spread
+    value = y.mean() - slope * mean
+    variance = (y - value - slope * x).square().sum() / (n - 2)
+    return value, (variance * (1 / n + mean**2 / spread)).sqrt()
 
 
 class _SeededKernelDistance(FeatureLists, KernelInceptionDistance):
@@ -109,7 +205,9 @@ class _SeededKernelDistance(FeatureLists, KernelInceptionDistance):
             return super().compute()
 
     def figures(self) -> dict[str, torch.Tensor]:
-        name = "KID" if isinstance(self.inception, InceptionFeatures) else f"kernel distance ({self.inception.name})"
+        name = f"kernel distance ({self.inception.name})"
+        if isinstance(self.inception, InceptionFeatures):
+            name = "clean-KID" if self.inception.unrounded else "KID"
         return {name: self.compute()[0]}
 
 
@@ -131,3 +229,88 @@ def kid(
         raise ValueError(f"`subset_size` must be at least 2, got {subset_size}.")
     with without_warning_of_memory():
         return _SeededKernelDistance(extractor, subsets, subset_size, seed, **kwargs)
+
+
+def squared_mmd(x: torch.Tensor, y: torch.Tensor, sigma: float = _CMMD_SIGMA) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared maximum mean discrepancy of features (N, D) and (M, D) under the kernel k(a, b) = exp(-|a - b|² / (2 σ²)).
+
+    Returns:
+        Two float64 scalars: the estimate of Gretton et al. 2012 (eq. 5), E k(x, x') + E k(y, y') - 2 E k(x, y) over all pairs,
+        which is biased upwards; and the unbiased one, in which no x and no y is paired with itself.
+    """
+    # Means of 1 - k, which is small where k is close to 1, so that float32 is enough.
+    n, m = len(x), len(y)
+    within_x, within_y, between = _mean_gap(x, x, sigma), _mean_gap(y, y, sigma), _mean_gap(x, y, sigma)
+    biased = 2 * between - within_x - within_y
+    return biased, 2 * between - within_x * n / (n - 1) - within_y * m / (m - 1)
+
+
+def _mean_gap(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Mean of 1 - exp(-|a - b|² / (2 σ²)) over all pairs of rows, in blocks of rows."""
+    total, norms = torch.zeros((), dtype=torch.float64, device=a.device), b.square().sum(1)
+    for block in a.split(CHUNK):
+        squares = (block.square().sum(1)[:, None] + norms - 2 * block @ b.T).clamp(min=0)
+        total -= torch.expm1(squares / (-2 * sigma**2)).double().sum()
+    return total / (len(a) * len(b))
+
+
+class Cmmd(FeatureLists):
+    """CMMD (Jayasumana et al. 2024, arXiv 2401.09603): the squared MMD of normalised CLIP embeddings, σ = 10, times 1000.
+
+    It makes no assumption about the distribution of the features. The authors' figure is the biased estimate; the unbiased one is
+    reported beside it. They differ by at most 20 / (N - 1) for N images in both sets.
+
+    Args:
+        extractor: `CmmdFeatures()` for CMMD as published; features of others are normalised.
+        reset_real_features: Whether `reset` forgets the real images too.
+    """
+
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = False
+
+    extractor: FeatureExtractor
+    real_features: list[torch.Tensor]
+    fake_features: list[torch.Tensor]
+
+    def __init__(self, extractor: FeatureExtractor, reset_real_features: bool = True, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.extractor = extractor
+        self.reset_real_features = reset_real_features
+        self._empty = dict.fromkeys(("real_features", "fake_features"), torch.empty(0, extractor.num_features))
+        for name in self._empty:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    @property
+    def title(self) -> str:
+        """The name "CMMD" where the model is the one it stands for, otherwise one with the extractor's name."""
+        shape = (self.extractor.input_size, self.extractor.num_features)
+        return "CMMD" if isinstance(self.extractor, CmmdFeatures) and shape == (336, 768) else f"MMD ({self.extractor.name})"
+
+    def update(self, images: torch.Tensor, real: bool) -> None:
+        """Adds real or generated images."""
+        features = torch.nn.functional.normalize(self.extractor(images), dim=1)
+        (self.real_features if real else self.fake_features).append(features)
+
+    def reset(self) -> None:
+        """Forgets the generated images, and the real ones if `reset_real_features` is True."""
+        kept = list(self.real_features)  # `Metric.reset` empties the list itself
+        super().reset()
+        if not self.reset_real_features:
+            self.real_features = kept
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The biased and the unbiased estimate, times 1000.
+
+        Raises:
+            ValueError: For fewer than 2 real or generated images.
+        """
+        real, fake = self._stored("real_features"), self._stored("fake_features")
+        require(self.title, 2, real=len(real), generated=len(fake))
+        biased, unbiased = squared_mmd(real, fake)
+        return _CMMD_SCALE * biased, _CMMD_SCALE * unbiased
+
+    def figures(self) -> dict[str, torch.Tensor]:
+        """Both estimates, by the title."""
+        biased, unbiased = self.compute()
+        return {self.title: biased, f"{self.title}, unbiased": unbiased}
