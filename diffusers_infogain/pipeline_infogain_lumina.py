@@ -331,9 +331,9 @@ class InfoGainLuminaPipeline(SequenceImagePipeline):
         if references is not None:
             check_components(self, "vqvae")
             images = self._reference_ids(call, references)
-        negatives = self.encode_prompt(self.negative_prompts(call, negative_prompt), task, images) if call.guided else None
-        imageless = self.encode_prompt(prompts, task) if call.is_guided("image_guidance_scale") else None
-        return self.conditions(call, self.encode_prompt(prompts, task, images), negatives, imageless)
+        negatives = self._encode_with(self.negative_prompts(call, negative_prompt), task, images) if call.guided else None
+        imageless = self._encode_with(prompts, task, None) if call.is_guided("image_guidance_scale") else None
+        return self.conditions(call, self._encode_with(prompts, task, images), negatives, imageless)
 
     def _reference_ids(self, call: ImageCall, references: References) -> list[list[int]]:
         """The ids of all images in the prompt of each image of a call."""
@@ -359,19 +359,24 @@ class InfoGainLuminaPipeline(SequenceImagePipeline):
         rows = pad(ids, (0, 1), value=config.newline_token_id).flatten(1)
         return pad(pad(rows, (1, 0), value=config.image_start_token_id), (0, 1), value=config.image_end_token_id)
 
-    def encode_prompt(
-        self, prompts: list[str], task: str | None = None, images: Sequence[Sequence[int]] | None = None
-    ) -> Encoded:
-        """Ids of prompts in `PROMPT_TEMPLATE`, padded on the left; none is cut.
+    def encode_prompt(self, prompts: list[str], task: str | None = None) -> Encoded:
+        """Ids of prompts in `PROMPT_TEMPLATE`, without images, padded on the left; none is cut.
 
         Args:
             prompts: The prompts.
             task: One of `TASKS`; by default text to image.
-            images: The ids of the images of each prompt, which stand before its last token.
 
         Returns:
             Ids (B, P) and a mask (B, P), False at padding.
+
+        Raises:
+            ValueError: If prompts are no strings, or there is no such task.
         """
+        check_choice("task", task, tuple(TASKS), optional=True)
+        return self._encode_with(prompts, task, None)
+
+    def _encode_with(self, prompts: list[str], task: str | None, images: Sequence[Sequence[int]] | None) -> Encoded:
+        """The same with the ids of the images of each prompt, which stand before its last token."""
         check_components(self, "tokenizer")
         system = TEXT_TO_IMAGE if task is None else TASKS[task]
         texts = [PROMPT_TEMPLATE.format(system, text) for text in prompt_list("prompts", prompts)]

@@ -403,6 +403,13 @@ def test_arguments_that_mean_nothing_together_are_refused(pipe, arguments, text)
     assert text in str(error.value)
 
 
+def test_prompts_are_encoded_for_a_task_that_there_is(pipe):
+    ids, _ = pipe.encode_prompt(["fog"], "general")
+    assert ids[0].tolist() == pipe.tokenizer(PROMPT_TEMPLATE.format(TASKS["general"], "fog")).input_ids
+    with pytest.raises(ValueError, match=r"`task` must be one of image_editing, .*, got nan"):
+        pipe.encode_prompt(["fog"], float("nan"))
+
+
 def test_every_image_must_have_its_tokens(pipe):
     pipe.vqvae = None
     with pytest.raises(ValueError, match="vqvae"):
