@@ -201,14 +201,19 @@ def load_tokenizer(cls: Any, folder: Path, **options: Any) -> Any:
         options: As in its `from_pretrained`.
 
     Raises:
-        ValueError: If a file is not a tokenizer's, naming it.
+        ValueError: If a file is not a tokenizer's, naming it, or none holds the vocabulary, without which transformers makes a
+            tokenizer that knows no words.
     """
     check_regular_files(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"):
         if (folder / name).exists():
             read_json(folder / name)
     with one_sentence(f"The tokenizer in {folder} cannot be read"):
-        return cls.from_pretrained(folder, **{**options, "trust_remote_code": False})
+        tokenizer = cls.from_pretrained(folder, **{**options, "trust_remote_code": False})
+    names = sorted(set(getattr(tokenizer, "vocab_files_names", {}).values()))
+    if names and not any((folder / name).exists() for name in names):
+        raise ValueError(f"{folder} has no tokenizer: none of {', '.join(names)} is there.")
+    return tokenizer
 
 
 def _load_model(cls: Any, folder: Path, options: dict[str, Any]) -> Any:

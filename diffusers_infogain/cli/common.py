@@ -19,7 +19,7 @@ from ..checks import check_search
 from ..choices import DEMO_PROMPTS, PRESETS, SPLITS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.known_references import KNOWN_REFERENCES, sha256
-from ..evaluation.measure_settings import MeasureSettings
+from ..evaluation.measure_settings import PREFERENCE_SETTINGS, MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.prompts import Prompt, read_prompts
 from ..files import read_text
@@ -330,7 +330,7 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
     return metrics, settings
 
 
-_MODEL_FLAGS = ("dinov2_model", "cmmd_model")
+_MODEL_FLAGS = ("dinov2_model", "cmmd_model", *PREFERENCE_SETTINGS)
 
 
 def _number_of_images(args: argparse.Namespace) -> int:

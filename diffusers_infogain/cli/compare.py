@@ -72,10 +72,9 @@ def _compare(
     for cell in missing if processes.is_main else ():
         run_folder = writable_folder(folder / "runs" / cell.name)
         runs.check_settings(run_folder, {**settings, "scheduler": settled[cell], "cell": cell.name})
+    measurement = Measurement(metrics, measuring) if processes.is_main and missing else None
     processes.from_main()
-    measurement = None
-    if processes.is_main and missing:  # while the others begin
-        measurement = Measurement(metrics, measuring)
+    if measurement is not None:  # while the others begin
         measurement.read_reference([request.prompt for request in prompts.requests(prompt_set, args.num_images, 0)])
     for number, cell in enumerate(Progress(missing, desc="compare", unit="run", disable=not processes.is_main), 1):
         pipe.scheduler = schedulers[cell]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..evaluation import image_comparison, prompts, runs, tables
 from ..evaluation.identity import scheduler_record
 from ..evaluation.known_references import sha256
-from ..evaluation.measure import Measurement
+from ..evaluation.measure import Measured, Measurement
 from ..evaluation.measure_settings import MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
@@ -32,7 +33,7 @@ def evaluate(args: argparse.Namespace) -> None:
         paths = image_files(args.images)
         with owned(args.output):
             settings = {"images": str(args.images), "content": digest(paths)}
-            figures = measured(Measurement(metrics, measuring), paths, None)
+            figures = measured(Measurement(metrics, measuring).measure_each(paths), range(len(paths)))
             write_report(args.output, settings, how, figures, {})
         return
     prompt_set = common.prompt_set(args)
@@ -51,7 +52,10 @@ def _evaluate(
     measuring: MeasureSettings,
     how: dict[str, Any],
 ) -> None:
-    folder, pipe, processes = args.output, common.load_pipeline(args), args.processes
+    folder, processes = args.output, args.processes
+    # The networks come first: where one is missing, that is found before anything is made, in any process.
+    measurement = Measurement(metrics, measuring) if processes.is_main else None
+    pipe = common.load_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = common.call_arguments(args, pipe)
     settings = {
@@ -67,10 +71,8 @@ def _evaluate(
     if processes.is_main:
         runs.check_settings(folder, settings, begun=(folder / "images").exists())
     processes.from_main()
-    measurement = None
-    if processes.is_main:  # while the others begin
-        measurement = Measurement(metrics, measuring)
-        prompt_of_image = [request.prompt for request in requests]
+    prompt_of_image = [request.prompt for request in requests]
+    if measurement is not None:  # while the others begin
         measurement.read_reference(prompt_of_image)
     runs.make_run(pipe, requests, folder, processes, args.batch_size, "evaluate", call)
     if measurement is None:
@@ -81,7 +83,8 @@ def _evaluate(
         from ..evaluation.composition import check_composition, composition_report
 
         composition = composition_report(images, check_composition(images))
-    figures |= measured(measurement, [image.path for image in images], prompt_of_image)
+    found = measurement.measure_each([image.path for image in images], prompt_of_image)
+    figures |= measured(found, [image.request.prompt_index for image in images])
     write_report(folder, settings, how, figures, composition)
 
 
@@ -95,11 +98,19 @@ def _readable(measuring: MeasureSettings) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def measured(measurement: Measurement, paths: list[Path], given: list[prompts.Prompt] | None) -> dict[str, Figure]:
-    """Figures of a whole set of images; most have no standard errors, which would take several sets."""
-    values = measurement.measure(paths, given)
-    errors = measurement.standard_errors
-    return {name: Figure(value, errors.get(name, float("nan")), len(paths)) for name, value in values.items()}
+def measured(found: Mapping[str, Measured], clusters: Sequence[int]) -> dict[str, Figure]:
+    """The figures of all metrics. Most of those of whole sets of images have no standard error, which would take several sets.
+
+    Args:
+        clusters: The number of its prompt for every image.
+    """
+    figures: dict[str, Figure] = {}
+    for metric in found.values():
+        errors = metric.standard_errors
+        for title, value in metric.figures.items():
+            figures[title] = Figure(value, errors.get(title, float("nan")), len(clusters))
+        figures |= {title: clustered_mean(scores, clusters) for title, scores in metric.values.items()}
+    return figures
 
 
 def decoding_figures(images: list[runs.FinishedImage], folder: Path) -> dict[str, Figure]:

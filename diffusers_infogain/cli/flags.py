@@ -270,6 +270,17 @@ def _add_metric_flags(command: Parser) -> None:
     _add(group, "--dinov2-model", nonempty, "folder or Hub id of a DINOv2 model (default: facebook/dinov2-large)")
     text = "folder or Hub id of the CLIP model for cmmd (default: openai/clip-vit-large-patch14-336)"
     _add(group, "--cmmd-model", nonempty, text)
+    text = "folder or Hub id of PickScore in transformers' format (default: yuvalkirstain/PickScore_v1)"
+    _add(group, "--pick-score-weights", nonempty, text)
+    for version in ("v2", "v2.1"):
+        text = f"file, or a folder or Hub id that holds it (default: HPS_{version}_compressed.pt of xswu/HPSv2)"
+        _add(group, f"--hps-{version.replace('.', '-')}-weights", nonempty, text)
+    text = "file, or a folder or Hub id that holds it (default: ImageReward.pt of THUDM/ImageReward)"
+    _add(group, "--image-reward-weights", nonempty, text)
+    text = "folder or Hub id of what reads prompts for PickScore and HPSv2 (default: laion/CLIP-ViT-H-14-laion2B-s32B-b79K)"
+    _add(group, "--clip-h-processor", nonempty, text)
+    text = "folder or Hub id of what reads prompts for ImageReward (default: google-bert/bert-base-uncased)"
+    _add(group, "--bert-tokenizer", nonempty, text)
 
 
 def _add_split_flag(command: Parser, of: str) -> None:

@@ -36,6 +36,15 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 
 
+def check_images(images: torch.Tensor) -> None:
+    """Raises a ValueError unless the images are uint8 of shape (B, 3, H, W)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            "`images` must be uint8 of shape (B, 3, H, W), values from 0 to 255 (from floats in [0, 1]: "
+            f"`(255 * images).round().byte()`), got {images.dtype} of shape {tuple(images.shape)}."
+        )
+
+
 class FeatureExtractor(torch.nn.Module):
     """A frozen network in evaluation mode that turns images (B, 3, H, W) into float32 features (B, D).
 
@@ -85,11 +94,8 @@ class FeatureExtractor(torch.nn.Module):
                     f"`images` must be float32 of shape (B, 3, {size}, {size}), values from 0 to 255, for an extractor of "
                     f"unrounded images, got {images.dtype} of shape {tuple(images.shape)}."
                 )
-        elif images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                "`images` must be uint8 of shape (B, 3, H, W), values from 0 to 255 (from floats in [0, 1]: "
-                f"`(255 * images).round().byte()`), got {images.dtype} of shape {tuple(images.shape)}."
-            )
+        else:
+            check_images(images)
         return self.extract(images).float()
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
@@ -273,9 +279,7 @@ class ClipFeatures(FeatureExtractor):
         network = _pretrained(transformers.CLIPModel, model, "CLIP")
         name, size = f"CLIP image features ({Path(model).name})", network.config.vision_config.image_size
         super().__init__(network, network.config.projection_dim, name, size, unrounded)
-        # transformers 5 has the Pillow version under a name of its own
-        processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-        self.image_processor = processor.from_pretrained(model)
+        self.image_processor = open_image_processor(model)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(model)
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
@@ -284,10 +288,9 @@ class ClipFeatures(FeatureExtractor):
         if self.unrounded:
             processor = self.image_processor
             pixels = _standardised(images, processor.image_mean, processor.image_std)
-            return _pooled(network.get_image_features(pixel_values=pixels))
-        pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
-        pixels = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        return _pooled(network.get_image_features(pixel_values=pixels.to(images.device)))
+            return pooled(network.get_image_features(pixel_values=pixels))
+        pixels = self.image_processor(pictures_of(images), return_tensors="pt")["pixel_values"]
+        return pooled(network.get_image_features(pixel_values=pixels.to(images.device)))
 
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> torch.Tensor:
@@ -296,15 +299,8 @@ class ClipFeatures(FeatureExtractor):
         Texts longer than the model's context (77 tokens for OpenAI's) are truncated before the end token, with a warning.
         """
         network: Any = self.network
-        length = network.config.text_config.max_position_embeddings
-        cut = sum(len(ids) > length for ids in self.tokenizer(texts, verbose=False)["input_ids"])
-        if cut:
-            warnings.warn(
-                f"{cut} of {len(texts)} texts are longer than the {length} tokens CLIP reads, and are cut.", stacklevel=2
-            )
-        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(network.device)
-        ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        return _pooled(network.get_text_features(input_ids=ids, attention_mask=mask)).float()
+        encoded = cut_tokens(self.tokenizer, texts, network.config.text_config.max_position_embeddings, "CLIP")
+        return pooled(network.get_text_features(**encoded.to(network.device))).float()
 
 
 class CmmdFeatures(ClipFeatures):
@@ -335,12 +331,34 @@ class CmmdFeatures(ClipFeatures):
 
 def _by_pillow(images: torch.Tensor, size: int) -> torch.Tensor:
     """uint8 images (B, 3, H, W) at `size` x `size` pixels by Pillow's bicubic filter, squeezed if they are not square."""
-    pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
-    resized = [np.array(picture.resize((size, size), Image.Resampling.BICUBIC)) for picture in pictures]
+    resized = [np.array(picture.resize((size, size), Image.Resampling.BICUBIC)) for picture in pictures_of(images)]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(images.device)
 
 
-def _pooled(output: Any) -> torch.Tensor:
+def open_image_processor(model: str | os.PathLike) -> Any:
+    """The processor of images in a folder or Hub repository in transformers' format, by Pillow."""
+    # transformers 5 has the Pillow version under a name of its own
+    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    return processor.from_pretrained(model)
+
+
+def pictures_of(images: torch.Tensor) -> list[Image.Image]:
+    """uint8 images (B, 3, H, W) as Pillow has them."""
+    return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def cut_tokens(tokenizer: Any, texts: list[str], length: int, reader: str) -> Any:
+    """Token ids and mask (B, T) of texts; those with more than `length` tokens are cut before their last, with a warning."""
+    cut = sum(len(ids) > length for ids in tokenizer(texts, verbose=False)["input_ids"])
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(texts)} texts are longer than the {length} tokens {reader} reads, and are cut.", stacklevel=3
+        )
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    return transformers.BatchEncoding({name: encoded[name] for name in ("input_ids", "attention_mask")})
+
+
+def pooled(output: Any) -> torch.Tensor:
     """transformers 4 returns the projected features, transformers 5 an output that holds them."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 

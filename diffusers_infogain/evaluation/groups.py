@@ -105,13 +105,22 @@ def _size(records: Iterable[Record]) -> int:
     return sum(len(record["cumulative_entropies"]) for record in records)
 
 
-def per_item(field: str) -> Column:
-    """The mean of a field that lists a value for every image or text, or None for those that have none."""
+def _at(record: Any, path: Sequence[str]) -> Any:
+    """What a record holds under these keys inside each other, or None."""
+    for name in path:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+def per_item(*path: str) -> Column:
+    """The mean of a list under these keys inside each other: a value for every image or text, None for those that have none."""
 
     def figure(records: Sequence[Record]) -> Figure | None:
-        if any(record.get(field) is None for record in records):
+        lists = [_at(record, path) for record in records]
+        if any(values is None for values in lists):
             return None
-        items = [item for record in records for item in zip(record[field], _prompts(record), strict=True) if item[0] is not None]
+        pairs = zip(lists, records, strict=True)
+        items = [item for values, record in pairs for item in zip(values, _prompts(record), strict=True) if item[0] is not None]
         return clustered_mean([float(value) for value, _ in items], [prompt for _, prompt in items]) if items else None
 
     return figure
@@ -121,9 +130,7 @@ def per_run(*path: str) -> Column:
     """The mean over the seeds of one number for the whole run, which records hold under these keys inside each other."""
 
     def figure(records: Sequence[Record]) -> Figure | None:
-        values: list[Any] = list(records)
-        for name in path:
-            values = [value.get(name) if isinstance(value, dict) else None for value in values]
+        values = [_at(record, path) for record in records]
         return None if None in values else mean_over_seeds(values, _size(records))
 
     return figure
@@ -184,13 +191,18 @@ class Quality:
 
 RIGHT = Quality("right", True)
 """The share of right images or texts."""
-_BY_RANK = ("right", "FID", "clean-FID", "FD-DINOv2", "FD", "KID", "clean-KID", "CMMD", "CLIP score", "cumulative_entropy")
-_HIGHER_IS_BETTER = ("right", "CLIP score")
+_BY_RANK = (
+    "right",
+    *("FID", "clean-FID", "FD-DINOv2", "FD", "KID", "clean-KID", "CMMD"),
+    *("HPSv2.1", "PickScore", "HPSv2", "ImageReward", "CLIP score"),
+    "cumulative_entropy",
+)
+_HIGHER_IS_BETTER = ("right", "HPSv2.1", "PickScore", "HPSv2", "ImageReward", "CLIP score")
 
 
 def choose_quality(groups: Sequence[Group]) -> Quality:
-    """The share of right images if they were checked, else the first of FID, FD-DINOv2, another Fréchet distance, KID, CMMD and
-    CLIP score that was measured, else the cumulative entropy.
+    """The share of right images if they were checked, else the first of FID, FD-DINOv2, another Fréchet distance, KID, CMMD,
+    HPSv2.1, PickScore, HPSv2, ImageReward and CLIP score that was measured, else the cumulative entropy.
 
     Raises:
         ValueError: If the groups have none of these figures.

@@ -25,7 +25,7 @@ from .runs import FinishedImage
 from .samplers import SamplerSpec, check_recorded_sampler, parse_sampler
 
 if TYPE_CHECKING:
-    from .measure import Measurement
+    from .measure import Measured, Measurement
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.=]+(:[A-Za-z0-9_.=,]+)?")
 
@@ -158,8 +158,14 @@ def _metric_columns(records: Sequence[Record]) -> dict[str, Column]:
             if measured["identity"] not in known:
                 known.append(measured["identity"])
             titles = columns.setdefault(metric, {})
-            titles |= {title: per_run("metrics", metric, "figures", title) for title in measured["figures"]}
+            titles |= {title: _metric_column(metric, title) for title in measured["figures"]}
     return {title: column for metric in columns if len(identities[metric]) == 1 for title, column in columns[metric].items()}
+
+
+def _metric_column(metric: str, title: str) -> Column:
+    """The mean over all images where they were scored one by one, else over the seeds."""
+    of_images, of_runs = per_item("metrics", metric, "values", title), per_run("metrics", metric, "figures", title)
+    return lambda records: of_images(records) or of_runs(records)
 
 
 _FIELDS: dict[str, Any] = {
@@ -209,10 +215,15 @@ class Results:
     def _check(self, record: Record, where: str) -> None:
         check_fields(record, where, _FIELDS)
         check_recorded_sampler(record["sampler"], where)
-        for name, measured in record["metrics"].items():
-            check_fields(measured, f"The metric {name} of {where}", {"identity": dict, "figures": dict})
-            check_fields(measured["figures"], f"The metric {name} of {where}", dict.fromkeys(measured["figures"], float))
         count = len(self.settings["prompts"]) * self.settings["num_images_per_prompt"]
+        for name, measured in record["metrics"].items():
+            about = f"The metric {name} of {where}"
+            check_fields(measured, about, {"identity": dict, "figures": dict})
+            check_fields(measured["figures"], about, dict.fromkeys(measured["figures"], float))
+            values = measured.get("values", {})
+            check_fields(values, about, {title: [float] for title in values})
+            if any(len(scores) != count for scores in values.values()):
+                raise ValueError(f"{about} must have the scores of {count} images.")
         if len(record["cumulative_entropies"]) != count or len(record["right"] or "0" * count) != count:
             raise ValueError(f"{where} must have figures of {count} images.")
 
@@ -258,8 +269,8 @@ class Results:
         right = before["right"] if before else None
         if "composition" in identities:
             right = "".join("1" if holds else "0" for holds in check_composition(images))
-        figures = measurement.measure_each([image.path for image in images], [image.request.prompt for image in images])
-        measured = {name: {"identity": identities[name], "figures": figures.get(name, {})} for name in identities}
+        found = measurement.measure_each([image.path for image in images], [image.request.prompt for image in images])
+        measured = {name: {"identity": identities[name], **_recorded(found.get(name))} for name in identities}
         record = {
             **cell.key,
             "looks_ahead": cell.sampler.looks_ahead,
@@ -280,6 +291,14 @@ class Results:
         head = {"versions": versions, "settings": self.settings, "summary": as_json(groups)}
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in self.records)
         save_text(json.dumps(head, allow_nan=False)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n", self.path)
+
+
+def _recorded(measured: Measured | None) -> dict[str, Any]:
+    """What a record says of a metric; None for one that is decided image by image, in the record's own fields."""
+    if measured is None:
+        return {"figures": {}}
+    scores = {title: [round(value, 6) for value in values] for title, values in measured.values.items()}
+    return {"figures": measured.figures, **({"values": scores} if scores else {})}
 
 
 def read_rivals(path: Path, settings: dict[str, Any]) -> list[Group]:

@@ -1,8 +1,8 @@
 """Measures sets of images by several metrics of `metrics` together.
 
 Images are read one by one, and every network sees each of them once. Memory holds a batch, the sums of the Fréchet distances,
-and for all other metrics but CLIP score the features of all images (FD∞: of the generated ones): 4 bytes per dimension and image,
-8 KB an image for Inception's 2048, 160 MB for 20,000 images.
+the scores of single images, and for all other metrics the features of all images (FD∞: of the generated ones): 4 bytes per
+dimension and image, 8 KB an image for Inception's 2048, 160 MB for 20,000 images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,24 @@ from ..demo.shapes import Scenes, parse_caption, render, sample_scenes
 from .features import ClipFeatures, CmmdFeatures, DemoFeatures, Dinov2Features, FeatureExtractor, InceptionFeatures
 from .measure_settings import FEW_IMAGES, IMAGE_METRICS, MeasureSettings, with_reference
 from .photographs import batches, image_files
+from .preference import PREFERENCES, PreferenceModel, load_preference
 from .prompts import Prompt
 from .reference import ReferenceStatistics, StatisticsOrigin, set_reference, write_reference
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A set of images by one metric.
+
+    Attributes:
+        figures: The values by the names under which reports print them.
+        standard_errors: Of the figures of a metric that can tell.
+        values: Of a metric that scores images one by one: for each name the scores of all images, in their order.
+    """
+
+    figures: dict[str, float]
+    standard_errors: dict[str, float] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Measurement:
@@ -40,9 +56,8 @@ class Measurement:
     def __init__(self, metrics: Sequence[str], settings: MeasureSettings):
         settings.check(metrics)
         self.settings = settings
-        self.standard_errors: dict[str, float] = {}
         self._asked = [name for name in metrics if name in IMAGE_METRICS]
-        self._extractors: dict[str, FeatureExtractor] = {}
+        self._extractors: dict[str, FeatureExtractor | PreferenceModel] = {}
         # ADM's files hold pool and spatial features, which are both Inception's.
         both = settings.features == "inception"
         self._saved = [] if settings.save_statistics is None else ["frechet", "spatial"] if both else ["frechet"]
@@ -53,17 +68,20 @@ class Measurement:
         if settings.statistics is not None:
             self._load_statistics(settings.statistics)
 
-    def _extractor(self, name: str) -> FeatureExtractor:
-        """The extractor of a metric. Metrics of the same features share one, which runs once per batch for all of them."""
+    def _extractor(self, name: str) -> Any:
+        """The network of a metric. Metrics of the same features share one, which runs once per batch for all of them."""
         network = self.settings.network_of(name)
         key = f"{network} {IMAGE_METRICS[name].output}"
         if key not in self._extractors:
             extractor = self._load(network, IMAGE_METRICS[name].output)
-            extractor.forward = _last_remembered(extractor.forward)  # type: ignore[method-assign, assignment]
+            if isinstance(extractor, FeatureExtractor):
+                extractor.forward = _last_remembered(extractor.forward)  # type: ignore[method-assign, assignment]
             self._extractors[key] = extractor
         return self._extractors[key]
 
-    def _load(self, network: str, output: Literal["pool", "spatial", "logits"]) -> FeatureExtractor:
+    def _load(self, network: str, output: Literal["pool", "spatial", "logits"]) -> FeatureExtractor | PreferenceModel:
+        if network in PREFERENCES:
+            return load_preference(network, *self.settings.preference_sources(network))
         unrounded = self.settings.resize_used == "clean"
         if network == "demo":
             return DemoFeatures("spatial" if output == "spatial" else "pool", unrounded)
@@ -128,14 +146,14 @@ class Measurement:
     def measure(self, paths: Sequence[Path], prompts: Sequence[Prompt] | None = None) -> dict[str, float]:
         """The figures of a set of images by all metrics, in one dictionary; see `measure_each`."""
         each = self.measure_each(paths, prompts)
-        return {title: value for figures in each.values() for title, value in figures.items()}
+        return {title: value for measured in each.values() for title, value in measured.figures.items()}
 
-    def measure_each(self, paths: Sequence[Path], prompts: Sequence[Prompt] | None = None) -> dict[str, dict[str, float]]:
-        """Per metric the figures of a set of images, by the names under which reports print them.
+    def measure_each(self, paths: Sequence[Path], prompts: Sequence[Prompt] | None = None) -> dict[str, Measured]:
+        """The figures of a set of images by every metric.
 
         Args:
             paths: Images of any sizes.
-            prompts: One for each image, for "clip_score" and the reference "demo".
+            prompts: One for each image, for metrics that compare with captions and the reference "demo".
 
         Raises:
             ValueError: If there are too few images, or some cannot be read, naming them, or `prompts` are missing.
@@ -158,12 +176,7 @@ class Measurement:
             self._update(paths, len(paths), "images", arguments, texts)
             if self.settings.reference is None:
                 self._save_statistics(len(paths), real=False)
-            figures = {name: self._metrics[name].figures() for name in self._asked}
-            estimating = [self._metrics[name] for name in self._asked if hasattr(self._metrics[name], "standard_errors")]
-            self.standard_errors = {
-                title: float(value) for metric in estimating for title, value in metric.standard_errors().items()
-            }
-            return {name: {title: float(value) for title, value in titled.items()} for name, titled in figures.items()}
+            return {name: _measured(self._metrics[name]) for name in self._asked}
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -221,6 +234,17 @@ class Measurement:
                     f"about {enough}): compare it at equal numbers only{beside}.",
                     stacklevel=3,
                 )
+
+
+def _measured(metric: Any) -> Measured:
+    figures, errors, values = (
+        getattr(metric, name)() if hasattr(metric, name) else {} for name in ("figures", "standard_errors", "values")
+    )
+    return Measured(
+        {title: float(value) for title, value in figures.items()},
+        {title: float(value) for title, value in errors.items()},
+        {title: scores.tolist() for title, scores in values.items()},
+    )
 
 
 def _last_remembered(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

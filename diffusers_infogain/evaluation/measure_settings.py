@@ -16,6 +16,7 @@ from ..files import digest, regular_file
 from .features import CMMD_MODEL, DINOV2_MODEL, check_pretrained
 from .known_references import KNOWN_REFERENCES, find_file, sha256
 from .photographs import image_files
+from .preference import PREFERENCES, check_preference, preference_identity
 from .reference import ReferenceStatistics, StatisticsOrigin, read_reference
 
 
@@ -50,6 +51,7 @@ IMAGE_METRICS = {
     "inception_score": ImageMetric("inception_score", network="inception", output="logits", settings=("seed",), biased=True),
     "precision_recall": ImageMetric("PrecisionRecall", reference="images"),
     "clip_score": ImageMetric("ClipScore", network="clip", captions=True),
+    **{name: ImageMetric("PreferenceScore", network=name, captions=True) for name in PREFERENCES},
     "diversity": ImageMetric("Diversity"),
     "caption_variety": ImageMetric("CaptionVariety", reference="captioned", network="demo", output="spatial", captions=True),
     "fd_dinov2": ImageMetric("FrechetDistance", reference="statistics", network="dinov2", biased=True),
@@ -57,6 +59,11 @@ IMAGE_METRICS = {
     "cmmd": ImageMetric("Cmmd", reference="images", network="cmmd"),
 }
 """All of `choices.METRICS` but "composition", which the checker of the demo world decides image by image (see `composition`)."""
+
+PREFERENCE_SETTINGS = tuple(
+    dict.fromkeys([f"{name}_weights" for name in PREFERENCES] + [preference.reader for preference in PREFERENCES.values()])
+)
+"""The `MeasureSettings` that name networks which judge as people do; also those of the command line's flags."""
 
 _DEFAULT_RESIZE = "bicubic"
 _DEMO_VQ = Path(__file__).parents[1] / "demo" / "model" / "vqvae"
@@ -85,8 +92,16 @@ class MeasureSettings:
         clip_model: Folder or Hub id, for the features "clip" and for "clip_score".
         dinov2_model: Folder or Hub id, for the features "dinov2" and for "fd_dinov2".
         cmmd_model: Folder or Hub id of the CLIP model for "cmmd".
+        pick_score_weights: Folder or Hub id in transformers' format; None: yuvalkirstain/PickScore_v1.
+        hps_v2_weights: File, or a folder or Hub id that holds it; None: HPS_v2_compressed.pt of xswu/HPSv2.
+        hps_v2_1_weights: The same; None: HPS_v2.1_compressed.pt of xswu/HPSv2.
+        image_reward_weights: The same; None: ImageReward.pt of THUDM/ImageReward.
+        clip_h_processor: Folder or Hub id of the tokenizer of "pick_score", "hps_v2" and "hps_v2_1", and of the first one's
+            processor of images; None: laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+        bert_tokenizer: Folder or Hub id of the tokenizer of "image_reward"; None: google-bert/bert-base-uncased.
         resize: How images are resized to the network's size, one of `choices.RESIZES`. None: as the images behind the
-            reference's statistics were, which is "network" for a file from elsewhere; without statistics "bicubic".
+            reference's statistics were, which is "network" for a file from elsewhere; without statistics "bicubic". Networks that
+            judge as people do always resize as their authors do.
         save_statistics: .npz file for the statistics of the reference, or of the images if there is no reference.
         subset_size: Images in each of the 100 subsets of the kernel distance; None: 1000, or all if there are fewer.
     """
@@ -98,6 +113,12 @@ class MeasureSettings:
     dinov2_model: str = DINOV2_MODEL
     cmmd_model: str = CMMD_MODEL
     reference_file: Path | None = None
+    pick_score_weights: str | None = None
+    hps_v2_weights: str | None = None
+    hps_v2_1_weights: str | None = None
+    image_reward_weights: str | None = None
+    clip_h_processor: str | None = None
+    bert_tokenizer: str | None = None
     resize: str | None = None
     save_statistics: Path | None = None
     subset_size: int | None = None
@@ -145,6 +166,8 @@ class MeasureSettings:
         for network in sorted(networks & set(_MODELS)):
             argument, kind = _MODELS[network]
             check_pretrained(argument, getattr(self, argument), kind)
+        for name in networks & PREFERENCES.keys():
+            check_preference(name, self.preference_sources(name)[0])
         if self.save_statistics is not None:
             self._check_target(self.save_statistics)
         if "inception" in networks:
@@ -242,7 +265,8 @@ class MeasureSettings:
             if metric is None:
                 continue
             network = self.network_of(name)
-            found[name] |= {"network": network, "weights": weights[network], "resize": self.resize_used}
+            resize = "own" if network in PREFERENCES else self.resize_used
+            found[name] |= {"network": network, "weights": weights[network], "resize": resize}
             if metric.reference is not None:
                 found[name]["reference"] = reference
             found[name] |= {setting: getattr(self, setting) for setting in metric.settings}
@@ -264,6 +288,8 @@ class MeasureSettings:
 
     def weights_of(self, network: str) -> str:
         """What identifies the weights of a network: a digest of their files, or the name of a model on the Hub."""
+        if network in PREFERENCES:
+            return preference_identity(network, *self.preference_sources(network))
         if network == "demo":
             return digest(sorted(_DEMO_VQ.iterdir()))
         if network == "inception":
@@ -273,6 +299,10 @@ class MeasureSettings:
         if not folder.is_dir():
             return self.model_of(network)
         return digest(sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")))
+
+    def preference_sources(self, metric: str) -> tuple[str | None, str | None]:
+        """The weights of a metric that judges as people do, and what reads its texts; None: as published."""
+        return getattr(self, f"{metric}_weights"), getattr(self, PREFERENCES[metric].reader)
 
     def _reference_digest(self) -> str | None:
         if self.reference is None or self.reference == "demo":

@@ -110,15 +110,15 @@ def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def resized(image: PIL.Image.Image, size: int, resize: str) -> torch.Tensor:
-    """Crops the largest centred square and resizes it to uint8 (3, size, size); "network" keeps the image as it is.
+    """Crops the largest centred square and resizes it to uint8 (3, size, size); "network" and the size 0 keep the image.
 
     "clean" is clean-fid's way (arXiv 2104.11222): Pillow's bicubic filter on the whole image, which squeezes it if it is not
     square, one channel after the other in floating point, and cut to [0, 255] but not rounded: float32 (3, size, size).
     """
-    if resize == "clean":
+    if size > 0 and resize == "clean":
         channels = [channel.convert("F").resize((size, size), PIL.Image.Resampling.BICUBIC) for channel in image.split()]
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]).clip(0, 255))
-    if resize != "network":
+    if size > 0 and resize != "network":
         image = PIL.ImageOps.fit(image, (size, size), _FILTERS[resize])
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -134,11 +134,11 @@ def batches(
     """Yields images in their order, in batches of at most `batch_size`: for each of `sizes` a tensor (B, 3, H, W) of uint8, or of
     float32 with the resize "clean".
 
-    With the resize "network" a batch holds consecutive images of equal size.
+    With the resize "network", or the size 0 among `sizes`, a batch holds consecutive images of equal size.
 
     Args:
         sources: Files, or RGB images.
-        sizes: Heights (and widths) to resize to.
+        sizes: Heights (and widths) to resize to; 0 for the image as it is.
         resize: One of `choices.RESIZES`.
         total: The number of sources, for the progress bar.
 
@@ -180,10 +180,11 @@ def batches(
 def _fits(image: dict[int, torch.Tensor], batch: Sequence[dict[int, torch.Tensor]], batch_size: int, resize: str) -> bool:
     if len(batch) == batch_size:
         return False
-    if resize != "network":
-        return True
-    pixels, like = next(iter(image.values())), next(iter(batch[0].values()))
-    return pixels.shape == like.shape and (len(batch) + 1) * pixels[0].numel() <= _MOST_PIXELS
+    unchanged = [size for size in image if size == 0 or resize == "network"]
+    return all(
+        image[size].shape == batch[0][size].shape and (len(batch) + 1) * image[size][0].numel() <= _MOST_PIXELS
+        for size in unchanged
+    )
 
 
 def _stacked(batch: Sequence[dict[int, torch.Tensor]]) -> dict[int, torch.Tensor]:

@@ -5,7 +5,7 @@ metric has `figures()`, its values by the names that reports print.
 """
 
 from .distances import Cmmd, FrechetDistance, FrechetDistanceAtInfinity, frechet_distance, kid, squared_mmd
-from .scores import ClipScore, inception_score
+from .scores import ClipScore, PreferenceScore, inception_score
 from .spread import CaptionVariety, Diversity, PrecisionRecall
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "FrechetDistance",
     "FrechetDistanceAtInfinity",
     "PrecisionRecall",
+    "PreferenceScore",
     "frechet_distance",
     "inception_score",
     "kid",
