@@ -222,6 +222,7 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
         eos_penalty: float = 0.0,
         postpone_eos: bool = False,
         suppress_tokens: Sequence[int | str] | None = None,
+        logits_processor: Any = None,
         chat_template: str | os.PathLike[str] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         continue_final_message: bool = False,
@@ -263,6 +264,10 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             eos_penalty: Subtracted from the logits of all tokens that end a text, in nats; a negative one makes texts shorter.
             postpone_eos: Whether positions at which an end of text is drawn are decoded behind all others of the block.
             suppress_tokens: Tokens that are never written: ids, or strings such as "<|endoftext|>".
+            logits_processor: transformers' `LogitsProcessorList`, or functions of (input_ids, scores), called for the masked
+                positions of all states, candidates too: `input_ids` are all other tokens of the text, those behind the position
+                and then those before it, and `scores` its logits, after guidance. Masks and padding have ids beyond the
+                vocabulary, all different.
             chat_template: Lays out `messages` instead of the tokenizer's: the text of a Jinja template, the `pathlib.Path` of a
                 file with one, or the name of one of several that the tokenizer has.
             chat_template_kwargs: Variables for the template, as JSON knows them, such as {"enable_thinking": False}.
@@ -313,6 +318,7 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, Check
             eos_penalty=eos_penalty,
             postpone_eos=postpone_eos,
             suppress_tokens=suppress_tokens,
+            logits_processor=logits_processor,
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,

@@ -18,7 +18,7 @@ from .checks import check_bool, check_integer, check_number, check_search
 from .decoding import DecodingStep
 from .denoising import Denoised
 from .guidance import guide
-from .masked_logits import MaskedLogits
+from .masked_logits import Logits, MaskedLogits
 from .models.text_logits import fitting_caches, longest_text
 from .models.wrapped import underlying
 from .printing import shown
@@ -29,6 +29,7 @@ from .text_canvas import BlockGroup, lay_out
 from .text_constraints import TokenConstraints, check_ends, token_ids
 from .text_ends import TextEnds
 from .text_output import GroupTrace, InfoGainTextOutput, TextBlock, TextWriter, join_traces
+from .text_processors import check_processors, process
 
 CALLBACK_TENSOR_INPUTS = ["tokens", "logits", "scores", "sample_index"]
 
@@ -69,6 +70,7 @@ class TextGeneration:
     eos_penalty: float
     postpone_eos: bool
     suppress_tokens: Any
+    logits_processor: Any
     guidance_scale: float
     negative_prompts: list[list[int]] | None
     callback_on_step_end: StepCallback
@@ -208,6 +210,7 @@ class TextGeneration:
         )
         text_tokens = self.family.num_text_tokens or self._vocab_size
         suppressed = token_ids("suppress_tokens", self.suppress_tokens, tokenizer.get_vocab(), text_tokens)
+        self._processors = check_processors(self.logits_processor)
         self._constraints = TokenConstraints(eos_token_ids, self.eos_penalty, self.min_new_tokens, suppressed)
 
     def num_masks(self) -> int:
@@ -253,11 +256,7 @@ class TextGeneration:
                 scales = torch.full(sample_index.shape, self.state.guidance_scale, device=states.device)
                 logits, num_evaluations, num_rows = guide(logits, away, scales), num_evaluations + more, 2
             self._num_evaluations.index_add_(0, group_index[sample_index], torch.full_like(sample_index, num_rows))
-            if self._constraints.active:
-                state, column = where.nonzero(as_tuple=True)
-                place = group.start + column - self._new_starts[group_index[sample_index[state]]]
-                rows = logits.rows if isinstance(logits, MaskedLogits) else logits[where]
-                logits = MaskedLogits.at(where, self._constraints(rows, place))
+            logits = self._constrained(logits, states, group_index[sample_index], where, group)
             return Denoised(logits, num_evaluations)
 
         start, before = time.perf_counter(), self.tokens.int().cpu()
@@ -278,6 +277,25 @@ class TextGeneration:
         self.tokens[sample_index, group.start : group.end] = output.tokens
         self._traces.append(GroupTrace(sample_index.cpu(), group.start, group.end, output.trace, before))
         self._seconds += time.perf_counter() - start
+
+    def _constrained(
+        self, logits: Logits, states: torch.Tensor, sample_index: torch.Tensor, where: torch.Tensor, group: BlockGroup
+    ) -> Logits:
+        """Logits of states (R, width of the group) of the texts `sample_index` (R,), after constraints and processors."""
+        if not (self._constraints.active or self._processors):
+            return logits
+        rows = logits.rows if isinstance(logits, MaskedLogits) else logits[where]
+        state, column = where.nonzero(as_tuple=True)
+        column = group.start + column
+        if self._constraints.active:
+            rows = self._constraints(rows, column - self._new_starts[sample_index[state]])
+        if self._processors:
+            texts = self.tokens[sample_index]
+            texts[:, group.start : group.end] = states
+            known = (texts != self.mask_token_id) & self.attention_mask[sample_index]
+            places = state, column
+            rows = process(self._processors, rows, texts, known, places, self._vocab_size, self.mask_token_id)
+        return MaskedLogits.at(where, rows)
 
     def _after_step(self, sample_index: torch.Tensor, step: DecodingStep) -> torch.Tensor | None:
         if self.callback_on_step_end is None:

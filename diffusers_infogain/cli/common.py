@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from PIL.ImageOps import exif_transpose
+from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from ..checkpoints.published import CheckedPipeline
 from ..checks import check_search
@@ -202,8 +204,10 @@ WRITING = (
     "postpone_eos",
     "suppress_tokens",
     "guidance_scale",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
 )
-"""Arguments of a text pipeline's call that are the same for all samplers."""
+"""Arguments of a text pipeline's call that are the same for all samplers, the last two in numbers (see `with_processors`)."""
 
 
 def text_call_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -218,6 +222,17 @@ def writing_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if given["guidance_scale"] == 1:
         del given["guidance_scale"]
     return {name: value for name, value in given.items() if value}
+
+
+def with_processors(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, with logits processors of transformers for "repetition_penalty" and "no_repeat_ngram_size"."""
+    kinds = {
+        "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+        "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
+    }
+    made = LogitsProcessorList(kind(call[name]) for name, kind in kinds.items() if name in call)
+    others = {name: value for name, value in call.items() if name not in kinds}
+    return {**others, "logits_processor": made} if made else others
 
 
 CHATS = ("chat_template", "chat_template_kwargs")

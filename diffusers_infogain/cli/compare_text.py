@@ -69,7 +69,7 @@ def _compare_text(
         runs.check_settings(folder, {**settings, **call}, begun=path.exists())
         records = text_comparison.read_records(path, args.num_problems)
     call["lookahead_batch_size"] = args.lookahead_batch_size
-    answer = partial(text_comparison.fill_in if infilled else text_comparison.reply, pipe, **call)
+    answer = partial(text_comparison.fill_in if infilled else text_comparison.reply, pipe, **common.with_processors(call))
     own = dict(pipe.scheduler.config)
     # Except for "default" the pipeline's own settings do not count: a sampler's name in the table has to say all of its settings.
     base = {"mask_token_id": own["mask_token_id"]}

@@ -43,8 +43,8 @@ def _add_guidance_flags(command: flags.Parser) -> None:
 
 
 def _add_end_flags(command: flags.Parser) -> None:
-    """Arguments of a text pipeline's call that say where texts end."""
-    group = command.add_argument_group("ends of texts")
+    """Arguments of a text pipeline's call that say what is written, and where texts end."""
+    group = command.add_argument_group("what is written")
     text = "strings before which a text is cut, and that end it with their block, such as $'\\n\\n'"
     flags._add(group, "--stop-strings", flags.nonempty, text, nargs="+", metavar="TEXT")
     text = "what ends the thinking, such as '</think>': the text is what follows, and stop strings count there only"
@@ -58,6 +58,10 @@ def _add_end_flags(command: flags.Parser) -> None:
     group.add_argument("--postpone-eos", action="store_true", help=text)
     text = "tokens that are never written, such as '<|endoftext|>' (LLaDA's logits_eos_inf)"
     flags._add(group, "--suppress-tokens", flags.nonempty, text, nargs="+", metavar="TOKEN")
+    text = "factor by which logits of tokens that the text or the prompt has already are lowered; above 1, such as 1.2"
+    flags._add(group, "--repetition-penalty", flags.number(1e-3, 1e3), text, metavar="X")
+    text = "no N tokens a second time in that order, as far as they are decoded from left to right"
+    flags._add(group, "--no-repeat-ngram-size", flags.integer(1, flags.MOST), text, metavar="N")
 
 
 def add_text(command: flags.Parser) -> None:

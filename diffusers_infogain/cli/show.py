@@ -225,7 +225,7 @@ def _show_text(args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(record["seed"])
     beside = {name: run.get(name) for name in common.BESIDE_PROMPTS}
     asked = prompt_arguments([record["prompt"]], bool(run.get("chat")), **beside)
-    output = pipe(**asked, generator=generator, **call)
+    output = pipe(**asked, generator=generator, **common.with_processors(call))
     if output.texts != [record["text"]]:
         print(f"The model wrote another text than line {args.line} of {args.file} this time.", file=sys.stderr)
     path = args.output / f"{args.file.stem}-{args.line}-decoding.html"

@@ -65,7 +65,7 @@ def _text(args: argparse.Namespace, prompts: list[str], settings: dict[str, Any]
     def write(batch: list[tuple[str, int]]) -> list[Any]:
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
         asked = prompt_arguments([prompt for prompt, _ in batch], args.chat, **beside)
-        output = pipe(**asked, generator=generators, **call, **asking)
+        output = pipe(**asked, generator=generators, **common.with_processors(call), **asking)
         if args.output is None:
             shown = [_shown(output, sample) if args.show else text for sample, text in enumerate(output.texts)]
             return [shown, [output.html_part(sample) for sample in range(len(batch))] if args.html is not None else []]

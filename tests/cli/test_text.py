@@ -70,12 +70,14 @@ def test_a_file_of_texts_goes_on_where_it_was_cut(capsys, tmp_path):
 def test_ends_of_texts_are_flags_and_settings_of_a_run(capsys, tmp_path):
     flags = ["text", "S", "--max-new-tokens", 16, "--device", "cpu", "--output", tmp_path / "t.jsonl"]
     more = ["--stop-strings", "4", "--block-length", 4, "--suppress-tokens", "1", "--think-end-token", "2"]
+    more += ["--repetition-penalty", 1.5, "--no-repeat-ngram-size", 3]
     assert run(capsys, *flags, *more)[0] == 0
     (record,) = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
     assert not set(record["text"]) & set("14")
     settings = json.loads((tmp_path / "t.jsonl.run.json").read_text())
     assert settings["stop_strings"] == ["4"]
     assert (settings["suppress_tokens"], settings["think_end_token"]) == (["1"], "2")
+    assert (settings["repetition_penalty"], settings["no_repeat_ngram_size"]) == (1.5, 3)
     assert "eos_penalty" not in settings
     code, _, err = run(capsys, *flags[:-2], "--postpone-eos")
     assert code == 2
@@ -126,7 +128,7 @@ def test_guidance_is_a_flag_and_doubles_the_rows(capsys, tmp_path):
         assert (settings.get("guidance_scale"), settings.get("negative_prompt")) == ((1.5, "S1") if more else (None, None))
     assert counts == {1: [6, 6], 1.5: [12, 12]}
     assert run(capsys, "show", tmp_path / "1.5.jsonl", "--output", tmp_path, "--device", "cpu")[::2] == (0, "")
-    compared = [*COMPARISON, "--guidance-scale", 1.5, "--output", tmp_path / "out"]
+    compared = [*COMPARISON, "--guidance-scale", 1.5, "--repetition-penalty", 1.1, "--output", tmp_path / "out"]
     assert run(capsys, *compared)[0] == 0
     record = json.loads((tmp_path / "out" / "results.jsonl").read_text())
     assert record["num_evaluations"] == [2 * count for count in record["num_states"]]
