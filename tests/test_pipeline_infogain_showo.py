@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from helpers.checkpoints import (
+    PHI_CONFIG,
     SHOWO_CONFIG,
     make_showo_pipeline,
     make_small_magvit,
@@ -80,6 +81,7 @@ def test_attention_and_logits_are_those_of_the_public_implementation(stored):
     ids, expected = stored["plain.input_ids"], stored["plain.logits"]
     real = ids != PAD
     assert torch.equal(transformer.visible(ids, real)[real], stored["plain.visible"][real])
+    assert transformer.visible(ids, real).diagonal(dim1=1, dim2=2).all()  # of padding, too
     scale = expected.abs().max()
     torch.testing.assert_close(transformer(ids, real)[real], expected[real], atol=1e-5 * scale, rtol=0)
     where = real & (ids % 2 == 0)
@@ -166,9 +168,11 @@ def test_the_published_size_has_the_published_tensors(name):
 
 
 def test_text_is_causal_and_images_are_not_in_every_attention_implementation(pipe):
-    tokens = torch.tensor([[43, 41, 3, 42, 44, 50, 51, 52, 45]])
+    tokens = torch.tensor([[43, 41, 3, 42, 44, 50, 51, 52, 45, 6]])  # an image between two texts
+    seen = pipe.transformer.visible(tokens, torch.ones_like(tokens, dtype=torch.bool)).sum(-1)
+    assert seen.tolist() == [[1, 2, 3, 4, 10, 10, 10, 10, 10, 10]]
     expected = pipe.transformer(tokens)
-    for place, changed in ((2, [*range(2, 9)]), (7, [*range(4, 9)])):
+    for place, changed in ((2, [*range(2, 10)]), (7, [*range(4, 10)]), (9, [*range(4, 10)])):
         other = tokens.clone()
         other[:, place] += 1
         different = (pipe.transformer(other) - expected).abs().amax(-1)[0] > 1e-5
@@ -307,6 +311,10 @@ def test_another_language_model_is_refused(parts, tmp_path):
     make_word_tokenizer(60, 41, 42).save_pretrained(small)
     (small / "config.json").write_text((parts["language_model"] / "config.json").read_text())
     with pytest.raises(ValueError, match=r"The tokenizer in .*phi must have 50295 tokens \(`llm_vocab_size`\), got 60\."):
+        load(folder, vqvae=parts["vqvae"], language_model=small)
+    make_word_tokenizer(50295, 41, 42).save_pretrained(small)
+    (small / "config.json").write_text(json.dumps({**PHI_CONFIG, "hidden_act": "soft"}))
+    with pytest.raises(ValueError, match=r"phi.config.json makes no OmniPhi: KeyError: 'soft'"):
         load(folder, vqvae=parts["vqvae"], language_model=small)
     (small / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match=r"config.json: `model_type` must be 'phi', got 'llama'"):

@@ -12,6 +12,7 @@ import torch
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel  # noqa: F401
 
 from ..checkpoints.configs import check_sizes, require_fields, stock_config, stock_settings
+from ..checkpoints.errors import one_sentence
 from ..checkpoints.source import ModelSource
 from ..checkpoints.weights import find_weights
 from ..checks import is_integer, shown
@@ -152,7 +153,12 @@ def open_omni_phi(folder: Path, phi_folder: Path) -> ModelSource:
     config = omni_phi_config(settings, phi, phi_file)
     # With CLIP's features for questions about images, which go through a projector. Images are generated without it.
     unused = r"mm_projector\.[02]\.(weight|bias)$" if settings["w_clip_vit"] else "(?!)"
-    return ModelSource(weights, lambda: OmniPhi(config), _probe, {r"^showo\.": ""}, unused)
+
+    def build() -> OmniPhi:
+        with one_sentence(f"{phi_file} makes no OmniPhi"):
+            return OmniPhi(config)
+
+    return ModelSource(weights, build, _probe, {r"^showo\.": ""}, unused)
 
 
 @torch.no_grad()
