@@ -253,7 +253,7 @@ class TextGeneration:
                 if not self._away.begun:
                     self._away.begin(self.tokens, group_index, group.start, group.end)
                 away, more = self._away.logits(states, sample_index, where)
-                scales = torch.full(sample_index.shape, self.state.guidance_scale, device=states.device)
+                scales = torch.full(sample_index.shape, float(self.state.guidance_scale), device=states.device)
                 logits, num_evaluations, num_rows = guide(logits, away, scales), num_evaluations + more, 2
             self._num_evaluations.index_add_(0, group_index[sample_index], torch.full_like(sample_index, num_rows))
             logits = self._constrained(logits, states, group_index[sample_index], where, group)

@@ -112,7 +112,7 @@ def test_every_state_takes_two_rows_and_equal_states_share_them():
     pair = pipe(["a cat", "on fog"], guidance_scale=SCALE, generator=generators(0, 1), **call)
     assert pair.trace.num_evaluations[0].tolist() == [2, 1]  # their prompts, masked, are the same
     assert pair.num_evaluations == [8, 8]
-    same = pipe("a cat", guidance_scale=SCALE, num_texts_per_prompt=3, generator=generators(0, 1, 2), **call)
+    same = pipe("a cat", guidance_scale=2, num_texts_per_prompt=3, generator=generators(0, 1, 2), **call)
     assert same.trace.num_evaluations[0].tolist() == [2, 0, 0]
 
 
