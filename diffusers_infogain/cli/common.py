@@ -21,7 +21,7 @@ from ..checks import check_search
 from ..choices import DEMO_PROMPTS, PRESETS, SPLITS
 from ..evaluation.identity import pipeline_digest
 from ..evaluation.known_references import KNOWN_REFERENCES, sha256
-from ..evaluation.measure_settings import PREFERENCE_SETTINGS, MeasureSettings
+from ..evaluation.measure_settings import LEAST_AT_INFINITY, PREFERENCE_SETTINGS, MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.prompts import Prompt, read_prompts
 from ..files import read_text
@@ -332,6 +332,8 @@ def metrics_of(args: argparse.Namespace) -> tuple[list[str], MeasureSettings]:
     if args.metrics is not None and "frechet" in metrics and settings.kid_beside(metrics, _number_of_images(args)):
         place = metrics.index("frechet") + 1
         metrics = [*metrics[:place], "kid", *metrics[place:]]
+    if "fd_infinity" in metrics and _number_of_images(args) < LEAST_AT_INFINITY:
+        raise ValueError(f"The metric fd_infinity needs at least {LEAST_AT_INFINITY} images, got {_number_of_images(args)}.")
     if "composition" in metrics and not demo:
         raise ValueError(f"The metric composition is for the demo world's captions: --prompts {', '.join(DEMO_PROMPTS)}.")
     if "caption_variety" in metrics and args.num_images < 2:

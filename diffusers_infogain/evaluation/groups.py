@@ -193,7 +193,8 @@ RIGHT = Quality("right", True)
 """The share of right images or texts."""
 _BY_RANK = (
     "right",
-    *("FID", "clean-FID", "FD-DINOv2", "FD", "KID", "clean-KID", "CMMD"),
+    *("FID", "clean-FID", "FD-DINOv2", "FD", "FID∞", "clean-FID∞", "FD-DINOv2∞", "FD∞"),
+    *("KID", "clean-KID", "kernel distance", "CMMD", "MMD"),
     *("HPSv2.1", "PickScore", "HPSv2", "ImageReward", "CLIP score"),
     "cumulative_entropy",
 )
@@ -201,8 +202,8 @@ _HIGHER_IS_BETTER = ("right", "HPSv2.1", "PickScore", "HPSv2", "ImageReward", "C
 
 
 def choose_quality(groups: Sequence[Group]) -> Quality:
-    """The share of right images if they were checked, else the first of FID, FD-DINOv2, another Fréchet distance, KID, CMMD,
-    HPSv2.1, PickScore, HPSv2, ImageReward and CLIP score that was measured, else the cumulative entropy.
+    """The share of right images if they were checked, else the first of FID, FD-DINOv2, another Fréchet distance, FD∞, KID,
+    CMMD, HPSv2.1, PickScore, HPSv2, ImageReward and CLIP score that was measured, else the cumulative entropy.
 
     Raises:
         ValueError: If the groups have none of these figures.

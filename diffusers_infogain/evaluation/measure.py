@@ -44,9 +44,6 @@ class Measured:
 class Measurement:
     """Metrics with their networks loaded. Measures any number of sets of images against one reference, which is read once.
 
-    Attributes:
-        standard_errors: Of the figures of the last set by their names, for those metrics that estimate them from one set.
-
     Raises:
         ValueError: For what `MeasureSettings.check` refuses, or if a network's file is not of that network.
         ImportError: If a metric needs a package that is not installed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -73,6 +74,8 @@ _PUBLISHED_INCEPTION = "6726825d"
 _MODELS = {"clip": ("clip_model", "CLIP"), "dinov2": ("dinov2_model", "DINOv2"), "cmmd": ("cmmd_model", "CLIP")}
 # Figures of few images get a kernel distance beside them, unless that would keep the features of more real images than this.
 _MOST_KEPT = 50_000
+LEAST_AT_INFINITY = 30
+"""The fewest generated images for FD∞."""
 FEW_IMAGES = 10_000
 """With fewer images figures of 1000 and more dimensions depend strongly on how many there are."""
 
@@ -190,7 +193,11 @@ class MeasureSettings:
         if self.reference == "demo":
             return
         if self.statistics is None:
-            image_files(Path(str(self.reference)))
+            folder = Path(str(self.reference))
+            close = [] if folder.exists() else difflib.get_close_matches(str(folder), KNOWN_REFERENCES, n=1)
+            if close:
+                raise ValueError(f"`reference` must be a folder, a file or a name such as {close[0]}, got {self.reference}.")
+            image_files(folder)
             return
         if "spatial" in metrics and self.statistics.mu_s is None:
             raise ValueError(f"`reference` must hold `mu_s` and `sigma_s` for spatial, got {self.reference} without them.")

@@ -97,17 +97,19 @@ def test_images_from_elsewhere_are_measured(capsys, tmp_path):
 def test_few_images_get_a_kernel_distance_beside_the_frechet_distance(capsys, tmp_path):
     for kind, shift in (("fake", 0), ("real", 40)):
         (tmp_path / kind).mkdir()
-        for i in range(5):
-            Image.effect_noise((64, 64), 50 + 10 * i + shift).convert("RGB").save(tmp_path / kind / f"{i}.png")
+        for i in range(30):
+            Image.effect_noise((64, 64), 50 + 2 * i + shift).convert("RGB").save(tmp_path / kind / f"{i}.png")
     arguments = ["--images", tmp_path / "fake", "--reference", tmp_path / "real", "--features", "demo"]
-    arguments += ["--metrics", "frechet", "diversity", "--resize", "clean"]
+    arguments += ["--metrics", "frechet", "fd_infinity", "--resize", "clean"]
     assert evaluate(capsys, tmp_path / "out", *arguments)[0] == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["figures"])[:2] == [
         "FD (demo VQ encoder, channel means)",
         "kernel distance (demo VQ encoder, channel means)",
     ]
-    assert list(report["measured"]["metrics"]) == ["frechet", "kid", "diversity"]
+    at_infinity = report["figures"]["FD∞ (demo VQ encoder, channel means)"]
+    assert 0 < at_infinity["standard_error"] < at_infinity["value"]
+    assert list(report["measured"]["metrics"]) == ["frechet", "kid", "fd_infinity"]
     assert report["measured"]["metrics"]["frechet"]["resize"] == "clean"
 
 
@@ -168,6 +170,11 @@ def test_photographs_of_any_size_are_measured_and_their_statistics_kept(capsys, 
         (
             ["--images", "nowhere", "--metrics", "composition"],
             "The metric composition is for the demo world's captions: --prompts demo, ",
+        ),
+        (["--metrics", "fd_infinity"], "The metric fd_infinity needs at least 30 images, got 4."),
+        (
+            ["--metrics", "frechet", "--reference", "adm-imagenet-256"],
+            "`reference` must be a folder, a file or a name such as adm-imagenet256, got adm-imagenet-256.",
         ),
         (["--layout", "geneval", "--num-images", "0"], "argument --num-images: must be an integer >= 1, got 0"),
     ],

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from diffusers_infogain.evaluation import photographs
 from diffusers_infogain.evaluation.features import ClipFeatures, CmmdFeatures, DemoFeatures, Dinov2Features
+from diffusers_infogain.evaluation.measure_settings import LEAST_AT_INFINITY
 from diffusers_infogain.evaluation.metrics import (
     Cmmd,
     FrechetDistance,
@@ -217,6 +218,7 @@ def test_fd_at_infinity_uses_all_images_last_and_half_of_them_first(monkeypatch)
     at_infinity(normal(60, 0) * 0.5, ReferenceStatistics(np.full(6, 2.0), np.eye(6) / 4)).compute()
     assert (len(taken), taken[0], taken[-1]) == (15, 30, 60)
     assert taken == sorted(taken)
+    assert LEAST_AT_INFINITY == 30
     with pytest.raises(ValueError, match=r"FD∞ \(tiny\) needs at least 30 generated images, got 29"):
         at_infinity(normal(29, 0), ReferenceStatistics(np.full(6, 2.0), np.eye(6))).compute()
 

@@ -154,5 +154,9 @@ def test_samplers_are_ranked_by_the_best_figure_there_is():
     assert groups.choose_quality(plain) == RIGHT
     unchecked = result("a", 2, 2, "10") | {"right": None, "metrics": measured(KID=0.1) | measured(**{"FD (demo)": 2.0})}
     assert groups.choose_quality(image_groups([unchecked])) == Quality("FD (demo)", False)
+    for names in (["CMMD", "FD-DINOv2"], ["KID", "FID∞"], ["CLIP score", "CMMD, unbiased", "CMMD"], ["kernel distance (demo)"]):
+        metrics = measured(**dict.fromkeys(names, 1.0))
+        some = result("a", 2, 2, "10") | {"right": None, "metrics": metrics}
+        assert groups.choose_quality(image_groups([some])) == Quality(names[-1], False)
     bare = result("a", 2, 2, "10") | {"right": None}
     assert groups.choose_quality(image_groups([bare])) == Quality("cumulative_entropy", False)

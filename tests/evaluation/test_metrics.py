@@ -345,6 +345,7 @@ def results_on_rank(rank: int, ranks: int, store: str = "", queue=None) -> list[
 
     extractor = TinyFeatures()
     of_pairs = [FrechetDistance(extractor), PrecisionRecall(extractor), metrics.kid(extractor, subsets=2, subset_size=40)]
+    of_pairs += [metrics.FrechetDistanceAtInfinity(extractor), metrics.Cmmd(extractor)]
     of_fakes = [metrics.inception_score(extractor, splits=2), Diversity(extractor), FrechetDistance(extractor)]
     set_reference(of_fakes[-1], ReferenceStatistics(np.zeros(6), np.eye(6)))  # on every rank
     for metric in of_pairs:
@@ -386,6 +387,6 @@ def test_ranks_with_unequal_numbers_of_updates_agree_with_one_process(tmp_path):
             process.join(10)
             process.kill()
     expected = results_on_rank(0, 1)
-    assert len(expected) == 12
+    assert len(expected) == 16
     for rank in range(3):
         assert found[rank] == pytest.approx(expected, rel=1e-5, abs=1e-6)
