@@ -61,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_candidates": 1,
         "choice_temperature": (1.0, 0.0),
         "annealing": "product",
+        "schedule_counts": "canvas",
         "entropy_bound": 0,
     },
     "text": DEFAULTS

@@ -47,6 +47,8 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         masking_schedule: How the number of masked tokens falls over the steps: "cosine", "linear", "arccos"; "even", which is
             linear with counts that differ by at most one, larger ones first (the published loops of LLaDA and SDAR); or "dream",
             which is nearly linear, and may decode nothing in a step (the published loop of Dream).
+        schedule_counts: Of what the schedule leaves a share: of the tokens that were "masked" at first, or of the whole "canvas",
+            given tokens too, as the loops of MMaDA and Show-o do, which fill a part of it with one token a step at first.
         tokens_per_step: Decode this many tokens per step instead of following `masking_schedule`.
         sampler: Which tokens a step decodes; `rules.SAMPLERS`, one line each in `choices.SAMPLER_DESCRIPTIONS`. "info_gain" and
             "lookum" (smallest remaining uncertainty, whatever the cost) look ahead. The others are greedy: they decode the
@@ -127,6 +129,7 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         mask_token_id: int,
         *,
         masking_schedule: str = "cosine",
+        schedule_counts: str = "masked",
         tokens_per_step: int | None = None,
         sampler: str = "info_gain",
         certainty: str = "halton",
@@ -319,14 +322,15 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         correction = Correction(self.config, logits, tokens, masked, memory, index, len(self.timesteps))
         tokens, masked = correction.tokens, correction.masked
         step = self._step(logits, index, masked, region, initial_masks, generator, memory, grid)
+        whole = region.sum(-1)
         count = schedules.decode_counts(
             masked.sum(-1),
             index,
             len(self.timesteps),
             self.config.masking_schedule,
             tokens_per_step=self.config.tokens_per_step,
-            initial_masks=initial_masks,
-            max_masks=None if initial_masks is not None else region.sum(-1),
+            initial_masks=whole if self.config.schedule_counts == "canvas" else initial_masks,
+            max_masks=None if initial_masks is not None else whole,
         )
         return self._proposal(step, correction, correction.counts(count), index, generator)
 

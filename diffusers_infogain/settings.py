@@ -80,6 +80,7 @@ class Setting:
 
 MASKING_SCHEDULES = ("cosine", "linear", "arccos", "even", "dream")
 CERTAINTIES_OF = ("model", "draws")
+SCHEDULE_COUNTS = ("masked", "canvas")
 ANNEALINGS = ("linear", "product")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
 RUN_SCORES = ("cumulative_entropy", "log_likelihood", "entropy_and_likelihood")
@@ -94,6 +95,9 @@ _OF_PC = "of the rule pc_sampler"
 SETTINGS: dict[str, Setting] = {
     "masking_schedule": Setting(
         "name", "cosine", "how the number of masked tokens falls over the steps", choices=MASKING_SCHEDULES
+    ),
+    "schedule_counts": Setting(
+        "name", "masked", "what the schedule takes a share of: what is masked, or the canvas", choices=SCHEDULE_COUNTS
     ),
     "tokens_per_step": Setting(int, None, "fixed number of tokens per step, instead of the schedule", lowest=1, optional=True),
     "sampler": Setting("name", "info_gain", "rule that picks the tokens to decode; `diffusers-infogain samplers` lists them"),

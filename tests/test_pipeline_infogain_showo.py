@@ -122,7 +122,9 @@ def draws_of(stored: dict[str, torch.Tensor], name: str):
     return draw_uniforms
 
 
-@pytest.mark.parametrize(("name", "guidance_scale", "steps"), [("guided", 5.0, 6), ("unguided", 0.0, 9)])
+@pytest.mark.parametrize(
+    ("name", "guidance_scale", "steps"), [("guided", 5.0, 6), ("unguided", 0.0, 9), ("extrapolated", 1.75, 4)]
+)
 def test_the_preset_decides_as_the_published_loop(stored, name, guidance_scale, steps, monkeypatch):
     monkeypatch.setattr(candidates, "draw_uniforms", draws_of(stored, name))
     states = []
@@ -132,6 +134,7 @@ def test_the_preset_decides_as_the_published_loop(stored, name, guidance_scale, 
         num_inference_steps=steps,
         output_type="latent",
         generator=generators(0, 1, 2),
+        latents=stored[f"{name}.step00.tokens"].view(3, 4, 4),
         callback_on_step_end=lambda pipe, i, t, kwargs: states.append(kwargs["latents"].flatten(1)) or {},
     ).images
     for i in range(1, steps):
