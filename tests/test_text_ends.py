@@ -55,7 +55,7 @@ STOPS = st.lists(st.sampled_from(["ab", "ba", "aab", "bab", "a b", "bé", "<t", 
 IDS = st.lists(st.sampled_from([0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9]), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ids=IDS, stops=STOPS, think_end=st.sampled_from([None, None, "<tt>", "</think>"]))
 def test_ends_are_those_of_a_text_read_token_after_token(ids, stops, think_end):
     reading = TextEnds(Pieces(), (END,), stops or None, think_end).read(ids, complete=True)
@@ -63,7 +63,7 @@ def test_ends_are_those_of_a_text_read_token_after_token(ids, stops, think_end):
     assert reading.stopped == (reading.end is not None and ids[reading.end] != END)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ids=IDS, stops=STOPS, think_end=st.sampled_from([None, "<tt>", "</think>"]))
 def test_what_is_certain_of_a_text_is_the_begin_of_all_of_it(ids, stops, think_end):
     """And an end that is found stays where it is, however much follows."""

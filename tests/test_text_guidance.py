@@ -8,6 +8,7 @@ from helpers.sampling import generators
 from helpers.text_pipelines import EOS, MASK, PROMPTS, make_block_pipe, make_pipe
 
 from diffusers_infogain import InfoGainScheduler, decode
+from diffusers_infogain.text_branches import AwayTexts, TextBranch
 
 SCALE = 2.5
 NEGATIVE = "the fog on the mat"
@@ -100,6 +101,71 @@ def test_masks_to_fill_in_are_guided_by_a_masked_prompt():
         assert torch.equal(alone.sequences[0], together.sequences[sample])
         decoded = [trace.entropies[:, n][trace.selected[:, n]] for trace, n in ((together.trace, sample), (alone.trace, 0))]
         torch.testing.assert_close(*decoded)
+
+
+def test_rows_are_shared_only_where_the_same_positions_are_wanted():
+    """Two states that are equal once their prompts are masked, though one has its prompt where the other wants to know."""
+    pipe = make_pipe()
+    fixed = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    tokens = torch.tensor([[0, MASK, 2, MASK], [MASK, 0, 2, MASK]])
+    given, real = torch.full_like(tokens, MASK), torch.ones_like(fixed)
+    away = AwayTexts(TextBranch(pipe, "none", False, 2), given, fixed, real, 0)
+    away.begin(tokens, torch.arange(2), 0, 4)
+    states = torch.cat([tokens[:, :3], torch.tensor([[5], [5]])], dim=1)
+    with torch.no_grad():
+        logits, rows = away.logits(states, torch.arange(2), states == MASK)
+        plain = pipe.model(torch.tensor([[MASK, MASK, MASK, 5]]))[0]
+    assert rows.tolist() == [1, 1]
+    torch.testing.assert_close(logits.rows, plain[[1, 0]])
+
+
+@torch.no_grad()
+def llada_text(pipe, prompt: list[int], new: int, block: int, steps: int, *, cfg_scale, suppressed, postponed) -> list[int]:
+    """LLaDA's published loop at temperature 0: low-confidence remasking, equal steps for all blocks (arXiv 2502.09992)."""
+    tokens = torch.tensor([[*prompt, *[MASK] * new]])
+    for start in range(len(prompt), tokens.shape[1], block):
+        for step in range(steps):
+            away = tokens.clone()
+            away[:, : len(prompt)] = MASK
+            cond, uncond = pipe.model(tokens), pipe.model(away)
+            logits = (uncond + (cfg_scale + 1) * (cond - uncond))[0].float()
+            logits[:, [MASK, *suppressed]] = -torch.inf
+            confidence, chosen = logits.softmax(-1).max(-1)
+            confidence[torch.isin(chosen, torch.tensor(postponed))] = -1.0
+            masked = tokens[0] == MASK
+            masked[start + block :] = False
+            count = -(-int(masked.sum()) // (steps - step))
+            order = confidence.masked_fill(~masked, -torch.inf).sort(descending=True, stable=True).indices
+            tokens[0, order[:count]] = chosen[order[:count]]
+    return tokens[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("published", "call"),
+    [
+        ({}, {}),
+        ({"cfg_scale": 0.5}, {"guidance_scale": 1.5}),
+        ({"suppressed": [EOS]}, {"suppress_tokens": ["<|endoftext|>"]}),
+        ({"postponed": [EOS]}, {"postpone_eos": True}),
+        ({"cfg_scale": 2.0, "postponed": [EOS]}, {"guidance_scale": 3.0, "postpone_eos": True}),
+    ],
+    ids=str,
+)
+def test_texts_are_those_of_the_published_loop(published, call):
+    settings = {"sampler": "confidence", "token_temperature": 0.0, "masking_schedule": "even"}
+    prompts = [[0, 1, 2], [3, 4, 5, 6, 7], [8], [9, 10, 11, 12], [13, 14], [15, 16, 17]]
+    differ = 0
+    for seed in range(2):
+        pipe = make_pipe(seed, **settings)
+        pipe.model.lm_head.weight.data[EOS] *= 1.5
+        off = {"max_new_tokens": 12, "block_length": 6, "num_inference_steps": 8, "stop_at_eos": False}
+        output = pipe(input_ids=prompts, **off, **call)
+        for sample, prompt in enumerate(prompts):
+            defaults = {"cfg_scale": 0.0, "suppressed": [], "postponed": []}
+            expected = llada_text(pipe, prompt, 12, 6, 4, **{**defaults, **published})
+            assert output.sequences[sample][output.attention_mask[sample]].tolist() == expected
+            differ += expected != llada_text(pipe, prompt, 12, 6, 4, **defaults)
+    assert differ > 0 or not published
 
 
 def test_every_state_takes_two_rows_and_equal_states_share_them():
