@@ -28,6 +28,17 @@ SAMPLER_DESCRIPTIONS: dict[str, str] = {
 }
 """The samplers of `InfoGainScheduler`; its docstring has them at length."""
 
+QUANTIZATIONS: dict[str, str] = {
+    "int8": "weights in 8 bits (torchao)",
+    "fp8": "weights in 8-bit floating point (torchao)",
+    "int4": "weights in 4 bits, on CUDA GPUs only (torchao)",
+    "nf4": "weights in 4-bit normal float (bitsandbytes)",
+}
+"""Kinds of quantization, by the bits of a weight and the package that quantises."""
+
+DEVICE_MAPS = ("auto", "balanced", "sequential")
+"""How a command spreads models over devices."""
+
 _GREEDY: dict[str, Any] = DEFAULTS | {"num_candidates": 1, "top_p": 1.0, "entropy_bound": 0}
 
 PRESETS: dict[str, dict[str, Any]] = {

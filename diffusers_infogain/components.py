@@ -116,6 +116,13 @@ def keep_scale_factor(
         pipe.vae_scale_factor = scale_factor(config)
 
 
+def stored_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that are kept for one: itself, or of one that torchao quantised integers, scales and the like."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in stored_parts(getattr(tensor, name))]
+
+
 def in_float32(model: Any, needed: bool = True) -> Any:
     """The model in float32, for decoders that overflow or blur in half precision.
 
@@ -124,7 +131,7 @@ def in_float32(model: Any, needed: bool = True) -> Any:
     """
     plain = unwrapped(model)
     parameters = list(plain.parameters())
-    floating = all(parameter.is_floating_point() for parameter in parameters)
+    floating = all(parameter.is_floating_point() and len(stored_parts(parameter)) == 1 for parameter in parameters)
     if not needed or not floating or all(parameter.dtype == torch.float32 for parameter in parameters):
         return model
     hook = getattr(plain, "_hf_hook", None)

@@ -32,6 +32,7 @@ from .components import (
     scale_factor,
 )
 from .decoding import DecodingOutput, DecodingStep
+from .devices import DevicesMixin
 from .docstrings import with_arguments_of
 from .editing import ImageInput, fit_image, read_images
 from .image_cache import CachedRows, PartialPipeline
@@ -47,7 +48,7 @@ from .trace_view import StateImages
 CALLBACK_TENSOR_INPUTS = ["latents", "logits", "scores"]
 
 
-class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, CheckedPipeline):
+class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, ProgressPipeline, CheckedPipeline):
     """Base class of the pipelines that generate images.
 
     A family of models is a subclass that sets the class attributes below, calls `register_family` in its constructor, and defines
@@ -221,7 +222,8 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
     def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """`to_tokens` of pixels (B, 3, H, W) in [0, 1]."""
         low, high = self.pixel_range
-        return self.to_tokens((pixels * (high - low) + low).to(self._execution_device))
+        tokens = self.to_tokens((pixels * (high - low) + low).to(self.device_of("vqvae")))
+        return tokens.to(self._execution_device)
 
     # The call
 
@@ -396,14 +398,14 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, ProgressPipeline, Chec
             paste: Changes the images (R, 3, H, W) in [0, 1], such as `Edit.paste`.
         """
         check_components(self, "vqvae", "scheduler")
-        tokens = tokens.long().to(self._execution_device)
-        images = self._state_images(tokens, self.scheduler.config.mask_token_id, paste, "pil")
+        images = self._state_images(tokens.long(), self.scheduler.config.mask_token_id, paste, "pil")
         self.maybe_free_model_hooks()
         return images
 
     def _state_images(
         self, tokens: torch.Tensor, mask_token_id: int, paste: Callable[[torch.Tensor], torch.Tensor] | None, output_type: str
     ) -> Any:
+        tokens = tokens.to(self.device_of("vqvae"))
         masked = tokens == mask_token_id
         pixels = self.to_pixels(tokens.masked_fill(masked, 0))
         if masked.any():

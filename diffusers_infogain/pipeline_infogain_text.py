@@ -21,6 +21,7 @@ from .checks import check_bool, check_integer, check_list, prompt_list
 from .choices import PRESETS
 from .compiling import CompileMixin
 from .components import check_component_types, check_components, tokenize
+from .devices import DevicesMixin
 from .models.chat_templates import chat_text, read_chat_template
 from .models.text_family import TextFamily, family_name, text_family
 from .models.wrapped import underlying
@@ -33,7 +34,7 @@ from .text_output import InfoGainTextOutput, TextBlock
 Messages = list[dict[str, str]]
 
 
-class InfoGainTextPipeline(CallStateMixin, CompileMixin, ProgressPipeline, CheckedPipeline):
+class InfoGainTextPipeline(CallStateMixin, CompileMixin, DevicesMixin, ProgressPipeline, CheckedPipeline):
     r"""Text generation and infilling with masked language models, decoded by information gain or any other rule.
 
     `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, A2D models and any `AutoModelForMaskedLM` as they

@@ -53,6 +53,7 @@ LAYERS = {
         "callbacks",
         "components",
         "compiling",
+        "devices",
         "editing",
         "guidance",
         "lora",

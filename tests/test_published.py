@@ -271,8 +271,8 @@ def test_text_models_are_loaded_and_converted_like_the_others(write, tmp_path, c
 def test_unknown_arguments_are_refused(mmada, magvit):
     with pytest.raises(TypeError, match="guess"):
         load(mmada, vqvae=magvit, guess=True)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'device_map'"):
-        InfoGainTextPipeline.from_pretrained(mmada, device_map="auto")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guess'"):
+        InfoGainTextPipeline.from_pretrained(mmada, guess="auto")
 
 
 @pytest.mark.parametrize("argument", ["vqvae", "transformer", "tokenizer", "scheduler"])

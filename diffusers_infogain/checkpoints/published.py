@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +14,9 @@ from ..checks import check_type, shown
 from ..components import check_component_types, keep_scale_factor
 from ..model_cards import SharedPipeline
 from .errors import one_sentence
+from .placement import Placement, load_source
 from .repository import EMBEDDED_MODELS, MODEL_INDEX, HubArguments, Repository
-from .saved import component_types, index_classes, reference
+from .saved import component_types, index_classes, placed, reference
 from .source import ModelSource
 from .weights import parse_dtype
 
@@ -23,16 +24,12 @@ Dtypes = torch.dtype | dict[str, torch.dtype | None] | None
 
 SAVED_ARGUMENTS = (
     "cache_dir",
-    "device_map",
     "disable_mmap",
     "force_download",
     "local_files_only",
     "low_cpu_mem_usage",
-    "max_memory",
-    "offload_folder",
     "offload_state_dict",
     "proxies",
-    "quantization_config",
     "revision",
     "token",
     "use_safetensors",
@@ -64,11 +61,21 @@ class PublishedPipeline:
         for source in self.models.values():
             _ = source.keys
 
-    def load(self, dtype: Dtypes = None) -> Any:
-        """The pipeline with its weights; `dtype` None keeps them as they are stored."""
+    def load(self, dtype: Dtypes = None, placement: Placement | None = None) -> Any:
+        """The pipeline with its weights; `dtype` None keeps them as they are stored.
+
+        Raises:
+            ValueError: For a tensor as in `check`, or a placement that the models cannot have.
+        """
         self.check()
-        models = {name: source.load(_dtype_of(dtype, name)) for name, source in self.models.items()}
-        return self.pipeline(**models, **self.components)
+        placement = placement or Placement()
+        classes = {name: type(source.skeleton) for name, source in self.models.items()}
+        placement.check(self.pipeline, classes)
+        sizes = {name: source.num_bytes(_dtype_of(dtype, name)) for name, source in self.models.items()}
+        places = placement.places(sizes)
+        options = placement.options(self.pipeline, classes, places, lambda name: _dtype_of(dtype, name))
+        models = {name: load_source(source, _dtype_of(dtype, name), options[name]) for name, source in self.models.items()}
+        return placement.finish(self.pipeline(**models, **self.components), places)
 
 
 class CheckedPipeline(SharedPipeline):
@@ -128,7 +135,8 @@ class CheckedPipeline(SharedPipeline):
                 "demo-text").
             kwargs: For a published repository `dtype`, components, and the options of `open_published`. For a saved folder as in
                 `DiffusionPipeline.from_pretrained`; weights are read from safetensors only, unless `use_safetensors=False` is
-                given. Without a `dtype` weights keep the one in which they are stored.
+                given. Without a `dtype` weights keep the one in which they are stored. For both, the attributes of `Placement`:
+                `quantization_config`, `device_map`, `max_memory`, `offload_folder` and `attn_implementation`.
 
         Raises:
             ValueError: For a repository of another family, or weights with a missing, unexpected or misshapen tensor.
@@ -227,14 +235,14 @@ def load_saved_or_published(
         check_type(argument, arguments.get(argument), (str, type(None)), "a string or None")
     repository = Repository(name, HubArguments(**HubArguments.given(arguments)))
     arguments = dict(arguments)
-    dtype = _take_dtype(arguments)
+    dtype, placement = _take_dtype(arguments), Placement.take(arguments)
     _refuse_code(arguments)
     if not cls.is_published(repository):
         if cls.is_saved(repository):
-            return _load_saved(cls, load_saved, repository, arguments, dtype)
+            return _load_saved(cls, load_saved, repository, arguments, dtype, placement)
         if cls.published_in_diffusers_format or (repository.class_name or "").startswith(("InfoGain", "Amused")):
             check_repository_class(cls, repository)
-    return _load_published(cls, repository, arguments, dtype)
+    return _load_published(cls, repository, arguments, dtype, placement)
 
 
 def _load_saved(
@@ -243,21 +251,32 @@ def _load_saved(
     repository: Repository,
     arguments: Mapping[str, Any],
     dtype: Dtypes,
+    placement: Placement,
 ) -> Any:
     check_component_types(arguments)
-    if repository.path.is_dir() and repository.index is not None:
-        given = {name: [None, None] for name in arguments}
-        index_classes(cls, {**repository.index, **given}, str(repository.path / MODEL_INDEX), complete=True)
+    index = {**(repository.index or {}), **{name: [None, None] for name in arguments}}
+    classes = index_classes(cls, index, str(repository.path / MODEL_INDEX), complete=repository.path.is_dir())
+    models = {name: found for name, found in classes.items() if issubclass(found, torch.nn.Module)}
+    placement.check(cls, models)
     for argument in arguments:
         if argument not in (*SAVED_ARGUMENTS, *component_types(cls)):
             raise TypeError(f"from_pretrained() got an unexpected keyword argument {argument!r}")
-    with one_sentence(os.fspath(repository.name)):
-        pipe = load_saved(repository.name, **{"use_safetensors": True, **arguments, "dtype": dtype})
+    by_diffusers = {}
+    if placement.device_map == "balanced" and len(models) > 1:  # for which diffusers finds out the sizes of the models
+        by_diffusers = {"device_map": "balanced", "max_memory": placement.max_memory}
+        placement = replace(placement, device_map=None, max_memory=None)
+    places = placement.places(dict.fromkeys(models, 0))
+    options = placement.options(cls, models, places, lambda name: _dtype_of(dtype, name))
+    with one_sentence(os.fspath(repository.name)), placed(options):
+        pipe = load_saved(repository.name, **{"use_safetensors": True, **arguments, **by_diffusers, "dtype": dtype})
+    placement.finish(pipe, places)
     keep_scale_factor(pipe, repository.name, arguments, asdict(repository.hub))
     return pipe
 
 
-def _load_published(cls: type[CheckedPipeline], repository: Repository, arguments: dict[str, Any], dtype: Dtypes) -> Any:
+def _load_published(
+    cls: type[CheckedPipeline], repository: Repository, arguments: dict[str, Any], dtype: Dtypes, placement: Placement
+) -> Any:
     components = component_types(cls)
     given = {name: arguments.pop(name) for name in components if not isinstance(arguments.get(name, ""), (str, os.PathLike))}
     for argument in arguments:
@@ -269,6 +288,6 @@ def _load_published(cls: type[CheckedPipeline], repository: Repository, argument
     for component, value in given.items():
         published.models.pop(component, None)
         published.components[component] = value
-    pipe = published.load(dtype)
+    pipe = published.load(dtype, placement)
     pipe.register_to_config(_name_or_path=os.fspath(repository.name))  # recorded with the images
     return pipe

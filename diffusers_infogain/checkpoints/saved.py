@@ -18,8 +18,9 @@ import threading
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any
 
 import diffusers
@@ -160,6 +161,22 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+_PLACED: ContextVar[Mapping[str, Mapping[str, Any]]] = ContextVar("_PLACED", default=MappingProxyType({}))
+
+
+@contextmanager
+def placed(options: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Within the block, the models of saved pipelines get further arguments of their `from_pretrained`, by name.
+
+    Other threads are not concerned. diffusers passes on some arguments only, and the same ones to all models.
+    """
+    token = _PLACED.set(options)
+    try:
+        yield
+    finally:
+        _PLACED.reset(token)
+
+
 def load_component(cls: Any, folder: Path, **options: Any) -> Any:
     """Loads a component from its folder in a saved pipeline.
 
@@ -230,7 +247,7 @@ def _load_model(cls: Any, folder: Path, options: dict[str, Any]) -> Any:
         raise ValueError(f"{folder} holds an adapter (adapter_config.json), which no pipeline loads as a component.")
     settings = stock_settings(read_json(file))
     checkpoint = find_weights(folder, names)
-    options = {**options, **_dtype(checkpoint, options)}
+    options = {**options, **_dtype(checkpoint, options), **_PLACED.get().get(folder.name, {})}
     load = _load_stock if stock else _load_own
     with one_sentence(f"{folder} cannot be loaded as {cls.__name__}"):
         return load(cls, folder, settings, checkpoint, options)
@@ -272,7 +289,7 @@ def _load_stock(cls: Any, folder: Path, settings: dict[str, Any], checkpoint: Ch
         if "quantization_config" not in settings and not dtype.is_floating_point and key.endswith(("weight", "bias")):
             raise ValueError(f"{checkpoint.file_of(key)}: {key} must hold floating-point numbers, got {dtype}.")
     config.name_or_path = str(folder)
-    with _without_report():
+    with quietly():
         model, info = cls.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -307,7 +324,7 @@ class _OtherThreads(logging.Filter):
 
 
 @contextmanager
-def _without_report() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Suppresses transformers' table of missing tensors in this thread; `check_report` raises an error for them."""
     silence = _OtherThreads()
     loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
@@ -55,6 +55,8 @@ class ModelSource:
     key_mapping: Mapping[str, str] = field(default_factory=dict)
     unused_keys: str = "(?!)"
     convert_tensor: Callable[[str, torch.Tensor], torch.Tensor] = _unchanged
+    takes_options: ClassVar[bool] = False
+    """Whether `load` takes the arguments of the model's `from_pretrained`."""
 
     @functools.cached_property
     def skeleton(self) -> Any:
@@ -101,12 +103,20 @@ class ModelSource:
         for name, key in sorted(self.keys.items(), key=lambda item: order[self.checkpoint.file_of(item[1])]):
             yield name, self._converted(name, self.checkpoint.tensor(key), dtype)
 
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Reads the value of one tensor of the model, by its name there; `dtype` as in `tensors`."""
+        return self._converted(name, self.checkpoint.tensor(self.keys[name]), dtype)
+
     def _converted(self, name: str, stored: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
         tensor = self.convert_tensor(name, stored)
         if not tensor.is_floating_point():
             return tensor
         float32 = set(getattr(self.skeleton, "_keep_in_fp32_modules", None) or ())
         return tensor.to(torch.float32 if float32 & set(name.split(".")) else self.checkpoint.computing_dtype(dtype))
+
+    def num_bytes(self, dtype: torch.dtype | None = None) -> int:
+        """The bytes of the model in a dtype, by default the stored one."""
+        return self.checkpoint.computing_dtype(dtype).itemsize * sum(value.numel() for value in self.skeleton.parameters())
 
     def load(self, dtype: torch.dtype | None = None) -> Any:
         """The model with its weights, in evaluation mode; takes the memory of the model and one more tensor."""
@@ -116,6 +126,15 @@ class ModelSource:
             model = self.build()
         for name, tensor in self.tensors(dtype):
             model.load_state_dict({name: tensor}, strict=False, assign=True)
+        self.tie(model)
+        return model.eval().requires_grad_(False)
+
+    def tie(self, model: Any) -> None:
+        """Makes one parameter of those that are tied.
+
+        Raises:
+            ValueError: If the checkpoint has different values for them.
+        """
         for names in tied_names(self.skeleton):
             first, *others = (name for name in self.keys if name in names)
             for name in others:
@@ -127,7 +146,6 @@ class ModelSource:
             for name in names - {first}:
                 owner, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
-        return model.eval().requires_grad_(False)
 
     def write(self, folder: Path, dtype: torch.dtype | None = None, shard_size: int = SHARD_SIZE) -> int:
         """Writes the model as `save_pretrained` does, with one shard in memory at a time.

@@ -217,15 +217,17 @@ def _open_masked_lm(file: Path, settings: Mapping[str, Any], weights: Checkpoint
 class _RenamedSource(ModelSource):
     """A model whose tensors have other names or shapes in files than in memory, which only transformers can map."""
 
+    takes_options = True
+
     @functools.cached_property
     def keys(self) -> dict[str, str]:
         """Every tensor of the model, by its own name; `load` checks that the files have them all."""
         return {name: name for name in self.skeleton.state_dict()}
 
-    def load(self, dtype: torch.dtype | None = None) -> Any:
-        """The model with its weights, in evaluation mode."""
+    def load(self, dtype: torch.dtype | None = None, **options: Any) -> Any:
+        """The model with its weights, in evaluation mode; `options` are those of its `from_pretrained`."""
         folder = self.checkpoint.files[0].parent
-        model = load_component(type(self.skeleton), folder, dtype=self.checkpoint.computing_dtype(dtype))
+        model = load_component(type(self.skeleton), folder, dtype=self.checkpoint.computing_dtype(dtype), **options)
         model.config.text_family = self.skeleton.config.text_family
         return model.eval().requires_grad_(False)
 

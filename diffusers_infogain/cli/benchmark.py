@@ -40,6 +40,7 @@ _OF_IMAGES = ("height", "width", "guidance_scale", "negative_prompt", "unguided_
 _OF_TEXT = ("max_new_tokens", "block_length", "cache")
 _OF_A_MODEL = (
     *("prompts", "prompts_file", "random", "size", "samplers", "against", "steps", "lookahead_batch_size"),
+    *("quantize", "device_map"),
     *_OF_IMAGES,
     *_OF_TEXT,
 )
@@ -154,6 +155,7 @@ def _pipeline(args: argparse.Namespace) -> Any:
         ("variant", "vqvae", "text_encoder", "language_model", "prompts", "prompts_file", "negative_prompt", "offload"),
         "to --random",
     )
+    _refuse(args, ("quantize", "device_map"), "to --random")
     _refuse(args, ("whole",), "to --random, which has neither text encoder nor image tokenizer")
     pipe = random_pipeline(
         args.random,

@@ -57,6 +57,7 @@ def identity(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[str, Any
         "model": args.model,
         **_loading_flags(args),
         "dtype": args.dtype,
+        **({"quantize": args.quantize} if args.quantize else {}),
         "weights": pipeline_digest(pipe),
         "device": torch.device(args.device).type,
     }
@@ -82,10 +83,16 @@ def load_any_pipeline(args: argparse.Namespace) -> Any:
 def _load(cls: type[DiffusionPipeline], args: argparse.Namespace, **options: Any) -> DiffusionPipeline:
     if args.offload and torch.device(args.device).type == "cpu":
         raise ValueError(f"--offload must be used with a GPU, got --device {args.device}.")
+    if args.offload and args.device_map:
+        raise ValueError(f"--offload and --device-map must not both be given, got --device-map {args.device_map}.")
+    if args.quantize and not args.offload:  # some kinds quantise on the GPU only
+        options["device_map"] = args.device
+    options |= {"quantization_config": args.quantize} if args.quantize else {}
+    options |= {"device_map": args.device_map} if args.device_map else {}
     pipe = cls.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options)
     if args.offload:
         pipe.enable_model_cpu_offload(device=args.device)
-    else:
+    elif "device_map" not in options:
         pipe.to(args.device)
     if args.compile:
         pipe.compile()

@@ -112,6 +112,11 @@ def _add_text_model_flag(command: Parser) -> None:
 def _add_device_flags(command: Parser, batch_size: int | None, unit: str = "image") -> None:
     _add(command, "--device", nonempty, "such as cpu, cuda or cuda:1 (default: cuda if there is one, else cpu)")
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: float32)")
+    kinds = ", ".join(f"{name} ({what})" for name, what in choices.QUANTIZATIONS.items())
+    text = f"keep the weights of the model that predicts tokens in few bits, and compute in --dtype, best bfloat16: {kinds}"
+    command.add_argument("--quantize", choices=tuple(choices.QUANTIZATIONS), help=text)
+    text = "spread the layers of each model over GPUs, memory and disk (auto, sequential), or whole models over GPUs (balanced)"
+    command.add_argument("--device-map", choices=choices.DEVICE_MAPS, help=text)
     text = "keep the parts of the model in the computer's memory and bring each to the GPU while it works"
     command.add_argument("--offload", action="store_true", help=text)
     text = "compile model and decisions with torch.compile: minutes of waiting at first, worth it for many images or texts"

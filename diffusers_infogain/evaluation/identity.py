@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..components import stored_parts
 from ..files import digest
 from ..scheduling_infogain import InfoGainScheduler
 
@@ -35,8 +36,8 @@ def _add(content: Any, component: Any) -> None:
     if isinstance(component, torch.nn.Module):
         for name, tensor in sorted(component.state_dict().items()):
             content.update(f"{name} {getattr(tensor, 'dtype', '')} {tuple(getattr(tensor, 'shape', ()))}\n".encode())
-            if isinstance(tensor, torch.Tensor):
-                content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            for part in stored_parts(tensor) if isinstance(tensor, torch.Tensor) else ():
+                content.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif hasattr(component, "get_vocab"):
         backend = getattr(component, "backend_tokenizer", None)
         content.update((json.dumps(component.get_vocab(), sort_keys=True) if backend is None else backend.to_str()).encode())

@@ -117,6 +117,16 @@ def additive_mask(visible: torch.Tensor, num_queries: int, dtype: torch.dtype) -
     return hidden[:, None].expand(-1, -1, num_queries, -1)
 
 
+def is_plain_linear(layer: torch.nn.Module) -> bool:
+    """Whether a layer's weight alone is the layer: it is not adapted, quantised, or changed by diffusers' hooks when it runs."""
+    return (
+        type(layer) is torch.nn.Linear
+        and type(layer.weight) is torch.nn.Parameter
+        and layer.weight.is_floating_point()
+        and not hasattr(layer, "_diffusers_hook")
+    )
+
+
 class BidirectionalLlama(LlamaForCausalLM):
     """LLaDA's network: transformers' Llama with bidirectional attention.
 
@@ -155,11 +165,17 @@ class BidirectionalLlama(LlamaForCausalLM):
         states = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
         ).last_hidden_state
-        return token_logits(self.lm_head, states if where is None else states[where], token_range)
+        return token_logits(self.lm_head, states if where is None else states_at(states, where), token_range)
 
     def visible(self, input_ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Which tokens each token sees, (B, 1, L) bool: all of them but padding, where `real` (B, L) is False."""
         return real[:, None, :]
+
+
+def states_at(states: torch.Tensor, where: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Hidden states (M, D) of states (B, L, D), at M positions that may be named on another device: layers may lie on several."""
+    at = where if isinstance(where, tuple) else (where,)
+    return states[tuple(index.to(states.device) for index in at)]
 
 
 def token_logits(head: torch.nn.Module, states: torch.Tensor, token_range: tuple[int, int] | None) -> torch.Tensor:
@@ -167,11 +183,11 @@ def token_logits(head: torch.nn.Module, states: torch.Tensor, token_range: tuple
     if token_range is None:
         return head(states)
     first, last = token_range
-    if type(head) is not torch.nn.Linear:  # adapted or quantised: the weight alone is not the layer
+    if not is_plain_linear(head):  # adapted or quantised: the weight alone is not the layer
         return head(states)[..., first:last]
     with align_module_device(head):
         bias = None if head.bias is None else head.bias[first:last]
-        return torch.nn.functional.linear(states, head.weight[first:last], bias)
+        return torch.nn.functional.linear(states.to(head.weight.device), head.weight[first:last], bias)
 
 
 def check_image_tokens(image_token_offset: int, codebook_size: int, vocab_size: int) -> None:

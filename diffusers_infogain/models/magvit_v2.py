@@ -207,6 +207,7 @@ class MagvitV2Model(ModelMixin, ConfigMixin):
     """
 
     _keep_in_fp32_modules = ["encoder", "decoder", "quantize"]
+    _supports_group_offloading = False  # `encode` and `decode` run without `forward`, as in diffusers' VQModel
     _no_split_modules = ["ResidualBlock", "AttentionBlock"]
 
     @register_to_config

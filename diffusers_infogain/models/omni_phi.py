@@ -17,7 +17,7 @@ from ..checkpoints.source import ModelSource
 from ..checkpoints.weights import find_weights
 from ..checks import is_integer, shown
 from ..files import read_json
-from .llada import additive_mask, count_positions, token_logits
+from .llada import additive_mask, count_positions, states_at, token_logits
 
 WEIGHT_NAMES = (
     "pytorch_model.safetensors",
@@ -70,7 +70,7 @@ class OmniPhi(PhiForCausalLM):
         states = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
         ).last_hidden_state
-        return token_logits(self.lm_head, states if where is None else states[where], token_range)
+        return token_logits(self.lm_head, states if where is None else states_at(states, where), token_range)
 
     def visible(self, input_ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Which tokens each token sees, (B, L, L) bool: text those before it, images all; only itself sees padding.

@@ -33,6 +33,8 @@ class TextNetwork:
     def __init__(self, model: Any):
         self.inner: PreTrainedModel = underlying(model)
         self._compiled = compiled(model)
+        # Hooks that move weights or inputs call the module that they were made for, of which no copy can be narrowed.
+        self._hooked = any(hasattr(self.inner, name) for name in ("_hf_hook", "_diffusers_hook"))
         self._path_to_head = _path_to_head(self.inner)
         self._keeps_columns = "logits_to_keep" in inspect.signature(type(self.inner).forward).parameters
 
@@ -78,7 +80,7 @@ class TextNetwork:
 
     def _logits_at(self, read_at: Positions, **arguments: Any) -> torch.Tensor:
         """Outputs (M, V). If the architecture allows it, only these positions go through the output embeddings."""
-        own = self._compiled
+        own = self.inner if self._compiled is None and self._hooked else self._compiled
         if isinstance(self.inner, BidirectionalLlama):
             return (self.inner if own is None else own)(where=read_at, **arguments)
         if own is None:
@@ -86,7 +88,7 @@ class TextNetwork:
             return logits if logits.ndim == 2 else logits[read_at]
         if not self._keeps_columns:
             return own(**arguments).logits[read_at]
-        # What was compiled cannot be narrowed; it is asked for all columns in which any position is wanted.
+        # What was compiled or has hooks cannot be narrowed; it is asked for all columns in which any position is wanted.
         sequences, columns = read_at
         kept, kept_columns = columns.unique(return_inverse=True)
         return own(logits_to_keep=kept, **arguments).logits[sequences, kept_columns]

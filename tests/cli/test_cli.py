@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -187,9 +188,28 @@ def test_offloading_takes_a_gpu(capsys, stock_repository, tmp_path, monkeypatch)
     asked = []
     monkeypatch.setattr(DiffusionPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
     monkeypatch.setattr(DiffusionPipeline, "to", lambda self, device: pytest.fail("the whole model is on the GPU"))
-    args = SimpleNamespace(model=stock_repository, dtype="float32", device="cuda:1", offload=True, compile=False)
-    common.load_pipeline(args)
+    flags = {"dtype": "float32", "device": "cuda:1", "compile": False, "quantize": None, "device_map": None}
+    common.load_pipeline(SimpleNamespace(model=stock_repository, offload=True, **flags))
     assert asked == ["cuda:1"]
+    code, _, err = generate(capsys, stock_repository, tmp_path, "a", "--device-map", "auto")
+    assert code == 0, err
+
+
+def test_quantized_models_generate_and_are_recorded(capsys, stock_repository, tmp_path):
+    if importlib.util.find_spec("torchao") is None:
+        code, _, err = generate(capsys, stock_repository, tmp_path, "a", "--quantize", "int8")
+        assert code == 2
+        assert "The quantization int8 needs torchao: in a clone of this package, pip install -e '.[quantization]'." in err
+        return
+    args = SimpleNamespace(model=stock_repository, dtype="bfloat16", device="cpu", offload=False, compile=False, device_map=None)
+    plain, quantized = (common.load_pipeline(SimpleNamespace(**vars(args), quantize=name)) for name in (None, "int8"))
+    assert type(quantized.transformer.encoder_proj.weight).__name__ == "Int8Tensor"
+    records = [
+        common.identity(SimpleNamespace(**vars(args), quantize=name), pipe) for name, pipe in ((None, plain), ("int8", quantized))
+    ]
+    assert "quantize" not in records[0]
+    assert records[1]["quantize"] == "int8"
+    assert records[0]["weights"] != records[1]["weights"]
 
 
 def test_demo_draws_the_grid(capsys, tmp_path):
