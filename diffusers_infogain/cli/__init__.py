@@ -219,6 +219,8 @@ def _run(args: argparse.Namespace) -> None:
     if count > 1 and not command.shared:
         others = "the other has" if count == 2 else f"the other {count - 1} have"
         print(f"diffusers-infogain: {command.name} runs in one process, and {others} nothing to do.", file=sys.stderr)
+    if count > 1:  # read as torch is imported, which would print the stack of a process whose main one has failed and left
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with processes.joined() if command.shared else contextlib.nullcontext(processes.ALONE) as args.processes:
         if hasattr(args, "device"):  # checked before anything is loaded
             from .device import choose_device, own_device

@@ -60,8 +60,8 @@ def test_rows_of_images_are_counted_exactly(name):
 def test_parts_of_rows_are_within_the_network(name):
     for timing in times(name, {"greedy": {**PLAIN, "sampler": "confidence"}}, **IMAGES, approximate_cache="context:0.5"):
         assert timing.rows == timing.num_evaluations
-        assert all(0.2 < share < 1 for share in timing.share_outside)
-        assert len(timing.inside) == 2
+        assert len(timing.seconds) == len(timing.inside) == 2
+        assert all(0 < inside < seconds for inside, seconds in zip(timing.inside, timing.seconds, strict=True))
 
 
 @pytest.mark.parametrize("name", ["llada-nano", "dream-nano", "sdar-nano", "bert-nano"])

@@ -110,6 +110,7 @@ def commands(folder: Path, *modules: str) -> Iterator[Commands]:
     """A process that is ready to run commands; `modules` are imported by it too."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment["HF_DATASETS_CACHE"] = str(folder / "datasets")
+    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `cli.main` does before torch is imported, which has happened here
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
