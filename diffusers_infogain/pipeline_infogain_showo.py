@@ -33,6 +33,12 @@ PHI_REPOSITORY = "microsoft/phi-1_5"
 _EDGES = {"left": (2, True), "top": (1, True), "right": (2, False), "bottom": (1, False)}
 """The axis of tokens (B, h, w) along which an image grows at a side, and whether it grows before its first one."""
 
+_OF_WINDOWS = (
+    *("height", "width", "num_images_per_prompt", "latents", "return_dict"),
+    *("mask_image", "strength", "outpaint", "mask_coverage"),
+)
+"""Arguments of a call that are not those of `extrapolate`."""
+
 GUIDANCE_OF_SIDE = {16: 1.75}
 """The published guidance, by image tokens along a side, where it is not the family's."""
 
@@ -193,7 +199,7 @@ class InfoGainShowoPipeline(MagvitImagePipeline):
 
         Args:
             prompt: What the windows show: one for all, or a list with one for each.
-            image: One or several, which grow alike; resized and cropped as in a call.
+            image: One or several, which grow alike; resized and cropped as in a call. To grow one several times, repeat it.
             sides: Where the image grows, window after window: of "left" and "right", or of "top" and "bottom".
             overlap: Pixels of the image in every window, a multiple of a token's; by default half a window.
             mask_blur: As in a call, around the image.
@@ -205,7 +211,11 @@ class InfoGainShowoPipeline(MagvitImagePipeline):
 
         Raises:
             ValueError: For the first argument that does not fit.
+            TypeError: For an argument of a call that the windows decide on, such as `height` or `latents`.
         """
+        for name in _OF_WINDOWS:
+            if name in arguments:
+                raise TypeError(f"extrapolate() got an unexpected keyword argument {name!r}: the windows decide on it")
         check_list("sides", sides, str, "a non-empty list of left and right, or of top and bottom")
         for side in sides:
             check_choice("sides", side, SIDES)

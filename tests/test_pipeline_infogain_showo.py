@@ -384,3 +384,9 @@ def test_growth_that_cannot_be_is_refused(pipe, arguments, text):
     with pytest.raises(ValueError) as error:
         pipe.extrapolate(**{"prompt": "fog", "image": image, "sides": ["left", "right"], **arguments})
     assert text in str(error.value)
+    with pytest.raises(
+        TypeError, match=r"extrapolate\(\) got an unexpected keyword argument 'latents': the windows decide on it"
+    ):
+        pipe.extrapolate("fog", image, ["left"], latents=None)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_step'"):
+        pipe.extrapolate("fog", image, ["left"], num_step=3)
