@@ -290,7 +290,7 @@ def test_finished_runs_of_another_number_of_problems_stay(capsys, tmp_path):
         ({"right": "10"}, "Line 1 of {path} must have verdicts and figures of 3 problems."),
         ({"right": "12x"}, "Line 1 of {path} must have verdicts and figures of 3 problems."),
         ({"steps": [1, "x", 2]}, "Line 1 of {path} must have a list of int in its field `steps`"),
-        ({"scheduler": {}}, 'holds a run with another `scheduler best_run_by`: null there, "entropy_and_likelihood" now.'),
+        ({"scheduler": {}}, 'holds a run with another `scheduler annealing`: null there, "linear" now.'),
     ],
 )
 def test_records_that_are_none_are_named(capsys, tmp_path, text, message, finished_comparison):
