@@ -16,10 +16,10 @@ from diffusers_infogain.evaluation.metrics import (
     Cmmd,
     FrechetDistance,
     FrechetDistanceAtInfinity,
+    distances,
     frechet_distance,
     squared_mmd,
 )
-from diffusers_infogain.evaluation.metrics.distances import _intercept
 from diffusers_infogain.evaluation.reference import ReferenceStatistics, set_reference
 
 PICTURES = [golden()[f"image.{index}"] for index in range(3)]  # (H, W, 3), none of them alike
@@ -128,7 +128,7 @@ def mmd_by_hand(x: np.ndarray, y: np.ndarray, sigma: float) -> tuple[float, floa
 
 @pytest.mark.parametrize("sigma", [1.0, 10.0])
 def test_squared_mmd_equals_brute_force(monkeypatch, sigma):
-    monkeypatch.setattr("diffusers_infogain.evaluation.metrics.distances.CHUNK", 5)
+    monkeypatch.setattr(distances, "CHUNK", 5)
     x, y = normal(13, 0) + 0.3, normal(9, 1)
     found = squared_mmd(x.float(), y.float(), sigma)
     assert [value.item() for value in found] == pytest.approx(mmd_by_hand(x.numpy(), y.numpy(), sigma), rel=1e-4, abs=1e-7)
@@ -167,12 +167,12 @@ def test_cmmd_is_of_normalised_features_and_keeps_the_real_ones():
 
 def test_the_intercept_is_that_of_least_squares():
     x, y = 1 / torch.arange(10.0, 25.0).double(), normal(15, 3)[:, 0]
-    value, error = _intercept(x, y)
+    value, error = distances._intercept(x, y)
     design = np.stack([np.ones(15), x.numpy()], 1)
     solution, residual, *_ = np.linalg.lstsq(design, y.numpy(), rcond=None)
     assert value.item() == pytest.approx(solution[0])
     assert error.item() == pytest.approx(math.sqrt(residual[0] / 13 * np.linalg.inv(design.T @ design)[0, 0]))
-    value, error = _intercept(x, 3 + 2 * x)
+    value, error = distances._intercept(x, 3 + 2 * x)
     assert (value.item(), error.item()) == pytest.approx((3, 0), abs=1e-9)
 
 
@@ -213,14 +213,23 @@ def test_fd_at_infinity_depends_on_its_seed_and_leaves_the_global_generator_alon
 
 
 def test_fd_at_infinity_uses_all_images_last_and_half_of_them_first(monkeypatch):
-    taken = []
-    monkeypatch.setattr(torch, "cov", lambda x, cov=torch.cov: taken.append(x.shape[1]) or cov(x))
+    taken, moments = [], distances._moments
+    monkeypatch.setattr(distances, "_moments", lambda x, chosen: taken.append(len(chosen)) or moments(x, chosen))
     at_infinity(normal(60, 0) * 0.5, ReferenceStatistics(np.full(6, 2.0), np.eye(6) / 4)).compute()
     assert (len(taken), taken[0], taken[-1]) == (15, 30, 60)
     assert taken == sorted(taken)
     assert LEAST_AT_INFINITY == 30
     with pytest.raises(ValueError, match=r"FD∞ \(tiny\) needs at least 30 generated images, got 29"):
         at_infinity(normal(29, 0), ReferenceStatistics(np.full(6, 2.0), np.eye(6))).compute()
+
+
+def test_moments_in_blocks_are_those_of_all(monkeypatch):
+    monkeypatch.setattr(distances, "CHUNK", 7)
+    features, chosen = normal(50, 0).float() + 30, torch.randperm(50, generator=torch.Generator().manual_seed(0))[:31]
+    mean, covariance = distances._moments(features, chosen)
+    some = features[chosen].double()
+    torch.testing.assert_close(mean, some.mean(0))
+    torch.testing.assert_close(covariance, torch.cov(some.T))
 
 
 def test_frechets_distance_is_dgm_evals():

@@ -160,8 +160,8 @@ class FrechetDistanceAtInfinity(FeatureLists, FrechetDistance):
         sizes = torch.linspace(min(_SMALLEST_SUBSET, count // 2), count, _INFINITY_POINTS).long()
         distances = []
         for size in sizes.tolist():
-            some = features[torch.randperm(count, generator=generator)[:size].to(features.device)].double()
-            distances.append(_distance_by_root(mu, sigma, root, some.mean(0), torch.cov(some.T)))
+            chosen = torch.randperm(count, generator=generator)[:size].to(features.device)
+            distances.append(_distance_by_root(mu, sigma, root, *_moments(features, chosen)))
         return _intercept(1 / sizes.double(), torch.stack(distances).cpu())
 
     def figures(self) -> dict[str, torch.Tensor]:
@@ -171,6 +171,16 @@ class FrechetDistanceAtInfinity(FeatureLists, FrechetDistance):
     def standard_errors(self) -> dict[str, torch.Tensor]:
         """The standard error by the title."""
         return {self.title: self.compute()[1]}
+
+
+def _moments(features: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (D,) and unbiased covariance (D, D) of the chosen rows of features (N, D), in float64, of which few are at a time."""
+    mean = features[chosen].mean(0, dtype=torch.float64)
+    outer = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=features.device)
+    for block in chosen.split(CHUNK):
+        centred = features[block].double() - mean
+        outer += centred.T @ centred
+    return mean, outer / (len(chosen) - 1)
 
 
 def _intercept(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
