@@ -156,8 +156,8 @@ RESIZES = ("bicubic", "bilinear", "clean", "network")
 """How images come to the size that an extractor takes: Pillow's filters, which average over all pixels (antialias), on the
 largest square around the centre; clean-fid's way, which squeezes the whole image and does not round; or by the network itself,
 which gets every image as it is."""
-LAYOUTS = ("plain", "geneval")
-"""Of the files of a run of images."""
+LAYOUTS = ("plain", "geneval", "dpg", "t2i_compbench")
+"""Of the files of a run of images: numbered, or as the scripts of GenEval, DPG-Bench and T2I-CompBench read them."""
 
 INFILLED_TASKS = ("multiplication", "equation", "sudoku")
 """Products of given factors; whole equations, of which nothing is given; grids with some cells given."""

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..choices import DEMO_PROMPTS
 from ..evaluation import image_comparison, prompts, runs, tables
 from ..evaluation.identity import scheduler_record
 from ..evaluation.known_references import sha256
 from ..evaluation.measure import Measured, Measurement
-from ..evaluation.measure_settings import MeasureSettings
+from ..evaluation.measure_settings import IMAGE_METRICS, MeasureSettings
 from ..evaluation.photographs import image_files
 from ..evaluation.statistics import Figure, clustered_mean, figures_as_json
 from ..files import digest, read_json, save_json, save_text
+from ..image_files import read_png_metadata
 from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
 from . import common
@@ -32,8 +34,14 @@ def evaluate(args: argparse.Namespace) -> None:
             return
         paths = image_files(args.images)
         with owned(args.output):
-            settings = {"images": str(args.images), "content": digest(paths)}
-            figures = measured(Measurement(metrics, measuring).measure_each(paths), range(len(paths)))
+            settings: dict[str, Any] = {"images": str(args.images), "content": digest(paths)}
+            given = _prompts_of(args, paths, metrics)
+            if given is not None:
+                settings["prompts"] = [prompt.text for prompt in given]
+            sources = settings.get("prompts", paths)
+            clusters = {source: number for number, source in enumerate(dict.fromkeys(sources))}
+            found = Measurement(metrics, measuring).measure_each(paths, given)
+            figures = measured(found, [clusters[source] for source in sources])
             write_report(args.output, settings, how, figures, {})
         return
     prompt_set = common.prompt_set(args)
@@ -41,6 +49,34 @@ def evaluate(args: argparse.Namespace) -> None:
     requests = prompts.requests(prompt_set, args.num_images, args.seed, args.layout)
     with owned(args.output, main=args.processes.is_main):
         _evaluate(args, chosen, prompt_set, requests, metrics, measuring, how)
+
+
+def _prompts_of(args: argparse.Namespace, paths: Sequence[Path], metrics: Sequence[str]) -> list[prompts.Prompt] | None:
+    """The prompts of images that are only measured: those of --prompts, in the order of the images' names, or else those that
+    the images say they were made of. None if no metric asks.
+
+    Raises:
+        ValueError: If there is not a prompt for every image.
+    """
+    asking = [name for name in metrics if name in IMAGE_METRICS and IMAGE_METRICS[name].captions]
+    if not asking:
+        return None
+    if args.prompts not in DEMO_PROMPTS:
+        given = [request.prompt for request in prompts.requests(common.prompt_set(args), args.num_images)]
+        if len(given) != len(paths):
+            raise ValueError(f"--prompts and --num-images must make as many as there are images, {len(paths)}, got {len(given)}.")
+        return given
+    return [prompts.Prompt(_recorded_prompt(path, asking)) for path in paths]
+
+
+def _recorded_prompt(path: Path, metrics: Sequence[str]) -> str:
+    try:
+        prompt = read_png_metadata(path).get("prompt")
+    except ValueError:
+        prompt = None
+    if not isinstance(prompt, str):
+        raise ValueError(f"--prompts must be given for {', '.join(metrics)}: {path} does not say what it was made of.")
+    return prompt
 
 
 def _evaluate(

@@ -239,7 +239,8 @@ def _add_prompt_set_flags(command: Parser) -> None:
     """The prompts of an evaluation."""
     text = (
         "file: text with one prompt or class name per line, JSONL with the key 'prompt' (GenEval's evaluation_metadata.jsonl), "
-        "JSON with a list or an id2label mapping; or captions of the demo world: 'demo-trained', which the demo model was "
+        "JSON with a list or an id2label mapping; a folder of .txt files with a prompt "
+        "each (DPG-Bench's); or captions of the demo world: 'demo-trained', which the demo model was "
         "trained on, 'demo', which it was not, or a third of those: 'demo-choose' to choose settings on, 'demo-report' or "
         "'demo-final'"
     )
@@ -353,9 +354,11 @@ def add_evaluate(command: Parser) -> None:
     _add_prompt_set_flags(command)
     _add_model_flags(command)
     _add_output_flag(command, "outputs/evaluation")
-    _add(command, "--images", path, "measure the images in this folder instead of generating some")
+    text = "measure the images in this folder, by their own prompts or those of --prompts, instead of generating some"
+    _add(command, "--images", path, text)
     _add_count_flag(command, "--num-images", "images per prompt")
-    command.add_argument("--layout", default="plain", choices=choices.LAYOUTS, help="of the images (default: plain)")
+    text = "of the files: numbered, or as the scripts of GenEval, DPG-Bench and T2I-CompBench read them (default: plain)"
+    command.add_argument("--layout", default="plain", choices=choices.LAYOUTS, help=text)
     _add_metric_flags(command)
     text = "file (.npz) for the statistics of the reference, or of the images if there is none, for a later --reference"
     _add(command, "--save-statistics", path, text, metavar="FILE")

@@ -19,6 +19,7 @@ from ..files import append_json_lines, check_fields, cut_unfinished, read_json, 
 from ..image_files import read_png_metadata, save_png
 from ..processes import ALONE, Processes, batches_of
 from ..trace import DecodingTrace
+from .layouts import GRIDS, write_grid
 from .machine import PeakMemory, wait_for
 from .photographs import listed
 from .prompts import ImageRequest
@@ -300,7 +301,7 @@ class FinishedImage:
 
 
 def finish(requests: Sequence[ImageRequest], folder: Path) -> list[FinishedImage]:
-    """Checks that all images of a run exist and can be read, and lists them in images.jsonl.
+    """Checks that all images of a run exist and can be read, lists them in images.jsonl, and writes what their layout adds.
 
     Raises:
         ValueError: If some cannot be read, naming the files, or if one is of another run.
@@ -319,11 +320,23 @@ def finish(requests: Sequence[ImageRequest], folder: Path) -> list[FinishedImage
         raise ValueError(f"{len(bad)} of {len(requests)} images cannot be read: {listed(bad)}.")
     lines = [json.dumps({"file": i.request.file, **_without_trace(i.metadata), **_extra(i.request)}) for i in images]
     save_text("".join(line + "\n" for line in lines), folder / "images.jsonl")
-    for image in images:
-        if image.request.file.count("/"):
-            metadata = image.request.prompt.metadata or {"prompt": image.request.prompt.text}
-            save_text(json.dumps(metadata) + "\n", image.path.parent.parent / "metadata.jsonl")
+    _write_beside(images, folder)
     return images
+
+
+def _write_beside(images: Sequence[FinishedImage], folder: Path) -> None:
+    """Writes what the layout of a finished run has besides its images: GenEval's metadata.jsonl, DPG-Bench's grids."""
+    by_prompt: dict[int, list[FinishedImage]] = {}
+    for image in images:
+        by_prompt.setdefault(image.request.prompt_index, []).append(image)
+    for own in by_prompt.values():
+        request, files = own[0].request, [image.path for image in own]
+        prompt = request.prompt
+        if request.layout == "geneval":
+            save_text(json.dumps(prompt.metadata or {"prompt": prompt.text}) + "\n", files[0].parent.parent / "metadata.jsonl")
+        if request.layout == "dpg":
+            metadata = {"prompt": prompt.text, "seeds": [image.request.seed for image in own]}
+            write_grid(files, folder / GRIDS / f"{prompt.metadata['name']}.png", metadata)
 
 
 def _without_trace(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_genevals_layout():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layout": "x"}, "`layout` must be one of plain, geneval, got 'x'."),
+        ({"layout": "x"}, "`layout` must be one of plain, geneval, dpg, t2i_compbench, got 'x'."),
         ({"num_images": 0}, "`num_images` must be an integer >= 1, got 0."),
         ({"num_images": SEED_STRIDE + 1}, f"A run has at most {SEED_STRIDE} images, got 1 prompts x {SEED_STRIDE + 1}."),
     ],
