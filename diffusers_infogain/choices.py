@@ -131,6 +131,9 @@ PRESET_DESCRIPTIONS: dict[str, str] = {
 CACHES = ("none", "exact", "prefix", "dual")
 """Of keys and values, in text models; the last two are approximations."""
 
+LIKELIHOODS = ("llada", "dream", "left_to_right", "right_to_left")
+"""Estimates of log-likelihoods of text; see `text_likelihood.draw_masks`."""
+
 METRICS = (
     "composition",
     "frechet",

@@ -29,6 +29,17 @@ from .printing import shown
 from .progress import ProgressPipeline
 from .scheduling_infogain import InfoGainScheduler
 from .text_generation import CALLBACK_TENSOR_INPUTS, TextGeneration
+from .text_likelihood import (
+    Answer,
+    AnswerModel,
+    InfoGainLikelihood,
+    answer_generators,
+    are_greedy,
+    check_draws,
+    check_guidance_scale,
+    encode_pair,
+    log_likelihoods,
+)
 from .text_output import InfoGainTextOutput, TextBlock
 
 Messages = list[dict[str, str]]
@@ -364,6 +375,86 @@ class InfoGainTextPipeline(CallStateMixin, CompileMixin, DevicesMixin, ProgressP
 
         return blocks()
 
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        prompt: str | list[str] | None = None,
+        answer: str | list[str] | None = None,
+        *,
+        input_ids: Sequence[Sequence[int]] | torch.Tensor | None = None,
+        answer_ids: Sequence[Sequence[int]] | torch.Tensor | None = None,
+        likelihood: str = "llada",
+        num_draws: int = 128,
+        group_size: int | None = None,
+        guidance_scale: float = 1.0,
+        check_greedy: bool = False,
+        batch_size: int = 8,
+        generator: Generators = None,
+    ) -> InfoGainLikelihood:
+        r"""Estimates log p(answer | prompt), as the evaluations published with LLaDA (arXiv 2502.09992) and Dream do.
+
+        A random part of an answer is masked, the log-probabilities of its tokens are weighted and summed up, and the mean is
+        taken over many draws. For block-causal models the answer is masked block by block, each behind complete ones, and the
+        estimates of its blocks are summed up. The mask is never predicted: it has no share in the probabilities.
+
+        Args:
+            prompt: Prompt or prompts. The spaces at the end of one belong to its answer.
+            answer: The answers, one for each prompt.
+            input_ids, answer_ids: Token ids instead of both.
+            likelihood: "llada", "dream", "left_to_right" or "right_to_left"; see `draw_masks`.
+            num_draws: How often an answer is masked, a multiple of `group_size`. Published are 128, and 1 for answers of one
+                token.
+            group_size: How many draws are spread evenly together; by default 8, or `num_draws` if that is less. The published
+                evaluations take their batch size.
+            guidance_scale: g >= 1, as in the call; LLaDA's `cfg` is g - 1.
+            check_greedy: Whether to look, too, if decoding the most confident token in each step writes the answer.
+            batch_size: Rows in one forward pass of the network; guidance doubles them.
+            generator: One `torch.Generator`, or a list with one for each answer. Each answer has its own random numbers, so its
+                estimate is the same alone and in any batch (up to rounding in the model).
+
+        Returns:
+            `InfoGainLikelihood`: estimates and standard errors in nats.
+
+        Raises:
+            ValueError: For the first argument that does not fit.
+        """
+        check_components(self, "model", "tokenizer")
+        check_draws(likelihood, num_draws, group_size)
+        check_guidance_scale(guidance_scale)
+        check_bool("check_greedy", check_greedy)
+        check_integer("batch_size", batch_size, 1)
+        answers = self._answers(prompt, answer, input_ids, answer_ids)
+        model = AnswerModel(self, guidance_scale, batch_size)
+        output = log_likelihoods(
+            model,
+            answers,
+            likelihood=likelihood,
+            num_draws=num_draws,
+            group_size=group_size,
+            generators=answer_generators(generator, len(answers)),
+        )
+        if check_greedy:
+            is_greedy, more = are_greedy(model, answers)
+            output = InfoGainLikelihood(output.log_likelihood, output.standard_error, output.num_evaluations + more, is_greedy)
+        self.maybe_free_model_hooks()
+        return output
+
+    def _answers(self, prompt: Any, answer: Any, input_ids: Any, answer_ids: Any) -> list[Answer]:
+        given = {"prompt": prompt, "answer": answer, "input_ids": input_ids, "answer_ids": answer_ids}
+        names = [name for name, value in given.items() if value is not None]
+        if names not in (["prompt", "answer"], ["input_ids", "answer_ids"]):
+            found = ", ".join(f"`{name}`" for name in names) or "none"
+            raise ValueError(f"Either `prompt` and `answer` or `input_ids` and `answer_ids` must be given, got {found}.")
+        if prompt is None:
+            firsts: list[Any] = _id_lists(input_ids)
+            seconds: list[Any] = _id_lists(answer_ids, "answer_ids")
+        else:
+            firsts, seconds = prompt_list("prompt", prompt), prompt_list("answer", answer)
+        if len(firsts) != len(seconds):
+            raise ValueError(f"There must be one answer for each of the {len(firsts)} prompts, got {len(seconds)}.")
+        pairs = zip(firsts, seconds, strict=True)
+        return [Answer(*pair) if prompt is None else encode_pair(self, *pair) for pair in pairs]
+
 
 @contextmanager
 def _named(name: str, kind: str) -> Iterator[None]:
@@ -374,7 +465,7 @@ def _named(name: str, kind: str) -> Iterator[None]:
         raise ValueError(str(error).replace(f"`{kind}`", f"`{name}`")) from error
 
 
-def _id_lists(input_ids: Any) -> list[list[int]]:
+def _id_lists(input_ids: Any, name: str = "input_ids") -> list[list[int]]:
     """`input_ids` as lists, from lists or tensors."""
     prompts = [ids.tolist() if isinstance(ids, torch.Tensor) else ids for ids in input_ids]
     if (
@@ -382,5 +473,5 @@ def _id_lists(input_ids: Any) -> list[list[int]]:
         or not all(isinstance(ids, (list, tuple)) and ids for ids in prompts)
         or not all(isinstance(token, int) for ids in prompts for token in ids)
     ):
-        raise ValueError("`input_ids` must be a list of lists of token ids or a tensor (B, L), none of them empty.")
+        raise ValueError(f"`{name}` must be a list of lists of token ids or a tensor (B, L), none of them empty.")
     return [list(ids) for ids in prompts]
