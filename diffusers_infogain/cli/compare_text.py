@@ -12,7 +12,7 @@ from ..choices import INFILLED_TASKS, TEXT_TASKS
 from ..evaluation import runs, tables, text_comparison
 from ..evaluation.identity import scheduler_record
 from ..evaluation.plots import plot_variety
-from ..evaluation.samplers import parse_sampler
+from ..evaluation.samplers import OF_TEXT, parse_sampler
 from ..evaluation.splits import seed_of_split
 from ..files import save_text
 from ..output_folders import owned
@@ -41,7 +41,7 @@ def compare_text(args: argparse.Namespace) -> None:
     tasks = args.tasks or list(INFILLED_TASKS if infilled else TEXT_TASKS)
     if infilled and "countdown" in tasks:
         raise ValueError("`ask` must be prompt or chat for the task countdown, which has no template to fill in, got infill.")
-    samplers = [parse_sampler(name, guided=False) for name in args.samplers]
+    samplers = [parse_sampler(name, guided=False, call=OF_TEXT) for name in args.samplers]
     cells = text_comparison.grid(tasks, samplers, args.tokens_per_step, args.seeds)
     problems = {task: text_comparison.problems_of(task, args.num_problems, args.problem_seed, args.split) for task in tasks}
     for seed in args.seeds:  # checked before a model is loaded
@@ -84,7 +84,8 @@ def _compare_text(
         record = cell.find(records)
         if is_missing:
             answer_with = partial(answer, **cell.sampler.call)
-            arguments = (args.batch_size, infilled, args.split, processes, 1 + ("guidance_scale" in call))
+            guided = {**call, **cell.sampler.call}.get("guidance_scale", 1) > 1
+            arguments = (args.batch_size, infilled, args.split, processes, 2 if guided else 1)
             record = text_comparison.run(cell, problems[cell.task], answer_with, *arguments)
             record["scheduler"] = scheduler
             if processes.is_main:

@@ -99,7 +99,8 @@ def add_compare_text(command: flags.Parser) -> None:
     flags._add(
         command, "--block-length", flags.integer(1, flags.MOST), "tokens per block, decoded in turn, with --ask prompt or chat"
     )
-    flags._add_samplers_flag(command, DEFAULT_TEXT_SAMPLERS)
+    of_call = "num_beams / num_runs / guidance_scale / eos_penalty / postpone_eos"
+    flags._add_samplers_flag(command, DEFAULT_TEXT_SAMPLERS, of_call=of_call)
     flags._add(command, "--tokens-per-step", flags.integer(1), "", [1, 2, 4], nargs="+")
     flags._add_seeds_flag(command, [0, 1, 2])
     flags._add_count_flag(command, "--num-problems", "per task", 200)

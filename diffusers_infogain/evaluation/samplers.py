@@ -23,6 +23,9 @@ GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval", "guided_
 CACHE = "approximate_cache"
 """One more."""
 
+OF_TEXT = ("guidance_scale", "eos_penalty", "postpone_eos")
+"""Those of a text pipeline's call, besides the searches."""
+
 LOOKS_BACK = (*RETRY_LIMITS, "corrector")
 """The settings by which a sampler goes back on what it has decoded; None where it does not."""
 
@@ -93,7 +96,7 @@ def parse_sampler(text: str, *, guided: bool = True, call: Sequence[str] = ()) -
 def check_recorded_sampler(text: str, where: str) -> None:
     """Raises a ValueError that names the place in a file if its sampler does not exist."""
     try:
-        parse_sampler(text)
+        parse_sampler(text, call=OF_TEXT)
     except ValueError as error:
         raise ValueError(f"{where} has an unknown sampler. {error}") from None
 

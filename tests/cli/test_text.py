@@ -132,6 +132,15 @@ def test_guidance_is_a_flag_and_doubles_the_rows(capsys, tmp_path):
     assert run(capsys, *compared)[0] == 0
     record = json.loads((tmp_path / "out" / "results.jsonl").read_text())
     assert record["num_evaluations"] == [2 * count for count in record["num_states"]]
+    samplers = ["confidence", "confidence:guidance_scale=1.5", "confidence:guidance_scale=1"]
+    compared = ["compare-text", "--samplers", *samplers, *COMPARISON[1:3], *COMPARISON[5:], "--output", tmp_path / "side"]
+    for _ in range(2):  # and go on with what is finished
+        code, _, err = run(capsys, *compared)
+        assert code == 0, err
+    records = [json.loads(line) for line in (tmp_path / "side" / "results.jsonl").read_text().splitlines()]
+    ratios = [record["num_evaluations"][0] / record["num_states"][0] for record in records]
+    assert ratios == [1, 2, 1]
+    assert records[0]["cumulative_entropies"] == records[2]["cumulative_entropies"] != records[1]["cumulative_entropies"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_sampler_is_a_name_with_settings():
         ),
         ("nicest", "A sampler must be one of info_gain, lookum, confidence, "),
         ("maskgit:fast", "A sampler's settings must have the form key=value,key=value, got 'fast' in 'maskgit:fast'."),
-        ("maskgit:speed=3", "A sampler's setting must be one of masking_schedule, tokens_per_step, sampler, certainty, "),
+        ("maskgit:speed=3", "A sampler's setting must be one of masking_schedule, schedule_counts, tokens_per_step, sampler, "),
     ],
 )
 def test_a_sampler_that_is_none(text, message):
