@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
     from .pipeline_infogain_showo import InfoGainShowoPipeline
     from .pipeline_infogain_text import InfoGainTextPipeline
+    from .pipeline_infogain_titok import InfoGainTiTokPipeline
     from .proposal import InfoGainProposal, InfoGainSchedulerOutput
     from .scheduling_infogain import InfoGainScheduler
     from .search import decode_beam, decode_best_of
@@ -50,6 +51,7 @@ __all__ = [
     "InfoGainShowoPipeline",
     "InfoGainTextOutput",
     "InfoGainTextPipeline",
+    "InfoGainTiTokPipeline",
     "decode",
     "decode_beam",
     "decode_best_of",
@@ -76,6 +78,7 @@ _MODULES = {
     "InfoGainShowoPipeline": "pipeline_infogain_showo",
     "InfoGainTextOutput": "text_output",
     "InfoGainTextPipeline": "pipeline_infogain_text",
+    "InfoGainTiTokPipeline": "pipeline_infogain_titok",
     "decode": "decoding",
     "decode_beam": "search",
     "decode_best_of": "search",

@@ -11,6 +11,7 @@ SAMPLER_DESCRIPTIONS: dict[str, str] = {
     "lookum": "looks ahead: the smallest uncertainty left, whatever the step costs",
     "confidence": "the positions with the largest probability first",
     "maskgit": "log-probability of the sampled token with annealed noise, as MaskGIT and aMUSEd do",
+    "titok": "logit of the sampled token with annealed noise, which the token is drawn with, too, as TiTok and MaskGen do",
     "entropy": "the positions with the smallest entropy first",
     "margin": "the positions where the most probable token leads the second by most",
     "uniform": "random positions",
@@ -40,6 +41,12 @@ DEVICE_MAPS = ("auto", "balanced", "sequential")
 """How a command spreads models over devices."""
 
 _GREEDY: dict[str, Any] = DEFAULTS | {"num_candidates": 1, "top_p": 1.0, "entropy_bound": 0}
+
+
+def _titok(randomize_temperature: float) -> dict[str, Any]:
+    own = {"randomize_temperature": (randomize_temperature, 0.0), "softmax_temperature": (1.3, 0.5)}
+    return DEFAULTS | {"sampler": "titok", "num_candidates": 1, "masking_schedule": "arccos", "entropy_bound": 0, **own}
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": DEFAULTS,
@@ -75,6 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule_counts": "canvas",
         "entropy_bound": 0,
     },
+    **{name: _titok(factor) for name, factor in (("titok_l32", 9.5), ("titok_b64", 11.0), ("titok_s128", 2.8), ("maskgen", 2.0))},
     "text": DEFAULTS
     | {
         "masking_schedule": "even",
@@ -109,9 +117,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings by name: `InfoGainScheduler.from_config(config, **PRESETS["paper"])`. "paper" is arXiv 2602.18176's for images,
 "maskgit_halton" arXiv 2503.17076's for ImageNet (but for one token more in the first step and one less in the last), "showo"
-that of the published code of Show-o and MMaDA. "llada", "dream", "sdar" and "trado" are the published loops of these models; see
-docs/text.md for lengths, blocks and variants. A preset
-says every setting but those of the model (`mask_token_id`, `pc_frequencies`), so it takes none over from the config."""
+that of the published code of Show-o and MMaDA, "titok_..." and "maskgen" arXiv 2406.07550's and 2501.07730's, whose guidance is a
+`guidance_schedule` of the call. "llada", "dream", "sdar" and "trado" are the published loops of these models; see docs/text.md
+for lengths, blocks and variants. A preset says every setting but those of the model (`mask_token_id`, `pc_frequencies`), so it
+takes none over from the config."""
 
 PRESET_DESCRIPTIONS: dict[str, str] = {
     "default": "info_gain as the image pipelines have it: in Halton's order, and looking ahead lazily",
@@ -120,6 +129,10 @@ PRESET_DESCRIPTIONS: dict[str, str] = {
     "paper": "info_gain as arXiv 2602.18176 has it for images",
     "maskgit_halton": "halton as arXiv 2503.17076 has it for ImageNet",
     "showo": "maskgit as the published loops of Show-o and MMaDA have it",
+    "titok_l32": "titok as published for TiTok-L-32",
+    "titok_b64": "titok as published for TiTok-B-64",
+    "titok_s128": "titok as published for TiTok-S-128",
+    "maskgen": "titok as published for MaskGen's models of discrete tokens",
     "text": "info_gain as the text pipeline has it: pivot proposes, and unlikely texts are begun anew",
     "text_fast": "left to right, as many tokens at a time as an entropy bound allows",
     "llada": "low_confidence as the published loop of LLaDA has it",

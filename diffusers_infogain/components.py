@@ -99,7 +99,9 @@ def unwrapped(model: Any) -> Any:
 
 
 def scale_factor(config: Mapping[str, Any]) -> int:
-    """Pixels per token along one side, of an image tokenizer with this configuration."""
+    """Pixels along one side of what a token of an image tokenizer with this configuration belongs to: a cell, or the image."""
+    if "image_size" in config:
+        return int(config["image_size"])
     levels = config.get("block_out_channels") or config["encoder_multipliers"]
     return 2 ** (len(levels) - 1)
 

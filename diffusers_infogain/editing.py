@@ -340,7 +340,8 @@ def begin_edit(
         masked = torch.full((len(tokens), height, width), arguments.is_image_to_image)
     else:
         masked = _of_prompts(_fitted_masks(arguments.mask_image, originals, num_prompts, height, width), prompt_index)
-    cells = token_mask(masked, pixels_per_token, arguments.mask_coverage).to(tokens.device)
+    # On a line of tokens the image is one cell, of which all of them are.
+    cells = token_mask(masked, pixels_per_token, arguments.mask_coverage).to(tokens.device).expand(tokens.shape)
     if arguments.mask_image is not None:
         _check_cells(cells, arguments.share)
     if arguments.share < 1:

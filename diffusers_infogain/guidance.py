@@ -14,12 +14,41 @@ from .checks import check_bool, check_choice, check_number, is_number
 from .masked_logits import Logits, MaskedLogits, replace_states, take_states
 from .printing import shown
 
-GUIDANCE_SCHEDULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "constant": torch.ones_like,
-    "linear": lambda u: u,
-    "cosine": lambda u: (1 - torch.cos(math.pi * u)) / 2,
+
+def _linear(u: torch.Tensor) -> torch.Tensor:
+    return u
+
+
+def _cosine(u: torch.Tensor) -> torch.Tensor:
+    return (1 - torch.cos(math.pi * u)) / 2
+
+
+@dataclass(frozen=True)
+class GuidanceSchedule:
+    """How guidance grows from g_0 to g: g(u) = g_0 + (g - g_0) · r(u).
+
+    Attributes:
+        rise: r.
+        steps: What u is: None for the share of the canvas that is decoded; else the share of the steps, those done ("done") or
+            those done and the coming one ("coming").
+        start: g_0, in the form logits = uncond + g · (cond - uncond).
+    """
+
+    rise: Callable[[torch.Tensor], torch.Tensor]
+    steps: str | None = None
+    start: float = 1.0
+
+
+GUIDANCE_SCHEDULES: dict[str, GuidanceSchedule] = {
+    "constant": GuidanceSchedule(torch.ones_like),
+    "linear": GuidanceSchedule(_linear),
+    "cosine": GuidanceSchedule(_cosine),
+    "titok_linear": GuidanceSchedule(_linear, "done"),
+    "titok_power_cosine": GuidanceSchedule(lambda u: _cosine(u**3), "done"),
+    "maskgen_linear": GuidanceSchedule(_linear, "coming", start=2.0),
+    "maskgen_cosine": GuidanceSchedule(_cosine, "coming", start=2.0),
 }
-"""The share of the guidance that is applied once the share u of the canvas is decoded."""
+"""By name; the last four are those of TiTok (arXiv 2406.07550) and MaskGen (arXiv 2501.07730) as published."""
 
 
 _STRONGEST = 1e6
@@ -52,25 +81,45 @@ def check_guidance(
 
 
 def guidance_weights(
-    tokens: torch.Tensor, mask_token_id: int, guidance_scale: float, schedule: str, interval: tuple[float, float]
+    tokens: torch.Tensor,
+    mask_token_id: int,
+    guidance_scale: float,
+    schedule: str,
+    interval: tuple[float, float],
+    steps_done: Callable[[torch.Tensor], tuple[torch.Tensor, int]] | None = None,
 ) -> torch.Tensor:
     """g(u) = 1 + (g - 1) · r(u) if start <= u < stop, else 1, for states (R, L) of which the share u is decoded: (R,) float32.
 
     The interval is that of arXiv 2404.07724, over u instead of the noise level; a guidance that rises with u is what arXiv
-    2507.08965 advises for masked diffusion.
+    2507.08965 advises for masked diffusion. Some schedules go by the share of the steps, and have another start than 1
+    (`GuidanceSchedule`).
 
     Args:
         tokens: (R, L) long.
         guidance_scale: g, in the form logits = uncond + g · (cond - uncond).
         schedule: The r of `GUIDANCE_SCHEDULES`.
         interval: (start, stop).
+        steps_done: From states to the number of steps (R,) that come before each of them, and the number of all steps. Needed by
+            the schedules that go by steps.
     """
     start, stop = interval
+    if guidance_scale == 1:  # off, also where a schedule starts above
+        return torch.ones(len(tokens), device=tokens.device)
     if schedule == "constant" and (start, stop) == (0, 1):  # the usual case, with fewer operations
         return 1 + (guidance_scale - 1) * (tokens == mask_token_id).any(-1).float()
-    u = 1 - (tokens == mask_token_id).sum(-1).double() / tokens.shape[1]
-    strength = torch.where((start <= u) & (u < stop), GUIDANCE_SCHEDULES[schedule](u), 0.0)
-    return 1 + (guidance_scale - 1) * strength.float()
+    masks = (tokens == mask_token_id).sum(-1)
+    u = 1 - masks.double() / tokens.shape[1]
+    inside = (start <= u) & (u < stop)
+    chosen = GUIDANCE_SCHEDULES[schedule]
+    if chosen.steps is None:
+        strength = torch.where(inside, chosen.rise(u), 0.0)
+        return 1 + (guidance_scale - 1) * strength.float()
+    if steps_done is None:
+        raise ValueError(f"`steps_done` must be given for the guidance schedule {schedule!r}, which goes by steps.")
+    done, total = steps_done(tokens)
+    strength = chosen.rise((done + (chosen.steps == "coming")).double() / total)
+    weights = chosen.start + (guidance_scale - chosen.start) * strength
+    return torch.where(inside & (masks > 0), weights, 1.0).float()
 
 
 def guide(cond: Logits, uncond: Logits, weights: torch.Tensor, guided: Logits | None = None) -> Logits:

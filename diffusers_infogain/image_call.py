@@ -37,6 +37,8 @@ class Canvas:
         side: Tokens along one side of an image, by default.
         multiple: Rows and columns of tokens must be multiples of this.
         only_side: Whether `side` is the only size that the model can generate.
+        line: Number of tokens where they are a line, each of which belongs to all pixels: the image is then one cell (`side` 1).
+            None where they are a grid of cells.
     """
 
     codebook_size: int
@@ -44,6 +46,7 @@ class Canvas:
     side: int
     multiple: int = 1
     only_side: bool = False
+    line: int | None = None
 
 
 def check_one_each(name: str, value: Any, num_prompts: int) -> None:
@@ -136,11 +139,12 @@ class ImageCall:
         self.device = self.pipe._execution_device
         pixels = self.pipe.vae_scale_factor
         edit = EditArguments(**{option.name: getattr(self, option.name) for option in fields(EditArguments)})
+        self._check_places()
         left, top, right, bottom = edit.margins(pixels)
         rows, columns = self.canvas.side, self.canvas.side
         if not self.canvas.only_side:
             rows, columns = rows + (top + bottom) // pixels, columns + (left + right) // pixels
-        if isinstance(self.latents, torch.Tensor) and self.latents.ndim == 3:
+        if isinstance(self.latents, torch.Tensor) and self.latents.ndim == 3 and self.canvas.line is None:
             rows, columns = self.latents.shape[1:]
         height = self.height = rows * pixels if self.height is None else self.height
         width = self.width = columns * pixels if self.width is None else self.width
@@ -162,6 +166,8 @@ class ImageCall:
             raise ValueError(
                 f"`height` and `width` must be {side * pixels}, the only size of this model, got {height} and {width}."
             )
+        if self.canvas.line is not None:
+            self.grid = (1, self.canvas.line)
         if edit.image is not None:
             self._begin_edit(edit, height, width)
         if self.latents is not None:
@@ -172,6 +178,16 @@ class ImageCall:
         self._first_scales = self.scales
         self.scheduler = self._own_scheduler(edit.share if self.edit else 1.0)
         self.state.num_timesteps = len(self.scheduler.all_timesteps)
+
+    def _check_places(self) -> None:
+        if self.canvas.line is None:
+            return
+        for name in ("mask_image", "outpaint"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` must be None for {type(self.pipe).__name__}, whose tokens have no place in the image, got "
+                    f"{shown(getattr(self, name))}: `image` with `strength` decodes a share of them anew."
+                )
 
     def _begin_edit(self, edit: EditArguments, height: int, width: int) -> None:
         if self.latents is not None:
@@ -393,7 +409,13 @@ class ImageCall:
     def guidance_weights(self, tokens: torch.Tensor, scale: str = "guidance_scale") -> torch.Tensor:
         """g of states (R, L), (R,), in the form logits = uncond + g · (cond - uncond); 1 where no unconditional row is needed."""
         strength = self.scales[scale] + self.pipe.guidance_offset if self.is_guided(scale) else 1.0
-        return guidance_weights(tokens, self.mask_token_id, strength, self.guidance_schedule, self.guidance_interval)
+        schedule = self.guidance_schedule, self.guidance_interval
+        return guidance_weights(tokens, self.mask_token_id, strength, *schedule, steps_done=self._steps_done)
+
+    def _steps_done(self, tokens: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """How many steps the schedule has before states (R, L) with so many masks, (R,), and how many it has in all."""
+        total = len(self.scheduler.timesteps)
+        return total - 1 - self.scheduler.timesteps_at(tokens), total
 
 
 CALL_OPTIONS = tuple(

@@ -6,6 +6,8 @@ import base64
 import html
 import io
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,6 +15,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
+from . import __version__
 from .printing import summary
 from .trace import DecodingTrace
 from .trace_film import enlarged
@@ -73,3 +76,37 @@ def _data_url(image: PIL.Image.Image) -> str:
         image = enlarged(image)
     image.convert("RGB").save(content, kind, quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def recorded(pipe: Any, call: Any, index: int, seed: int) -> dict[str, Any]:
+    """What generates an image again, for its file; embeddings and latents that were given are not in it, nor are images.
+
+    Args:
+        pipe: The image pipeline.
+        call: Its `ImageCall`.
+        index, seed: Of the image.
+    """
+    inputs = {name: call.inputs[name] for name in pipe.recorded_inputs if call.inputs[name] is not None}
+    name = str(pipe.config.get("_name_or_path") or "")
+    # Of a folder only its name: the path says more about the machine than about the image.
+    model = {"model": Path(name).name if Path(name).exists() else name} if name else {}
+    return {
+        **{name: call.per_image(value)[index] for name, value in inputs.items()},
+        "seed": seed,
+        **model,
+        "pipeline": type(pipe).__name__,
+        "version": __version__,
+        "num_inference_steps": call.num_inference_steps,
+        "guidance_scale": call.guidance_scale,
+        "guidance_schedule": call.guidance_schedule,
+        "guidance_interval": list(call.guidance_interval),
+        "guided_lookahead": call.guided_lookahead,
+        "height": call.height,
+        "width": call.width,
+        "num_beams": call.num_beams,
+        "num_runs": call.num_runs,
+        **({} if call.cache is None else {"approximate_cache": call.approximate_cache}),
+        **{name: values[index] for name, values in call.notes.items()},
+        **({} if call.edit is None else call.edit.record(index)),
+        "scheduler": {key: value for key, value in call.scheduler.config.items() if not key.startswith("_")},
+    }

@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from . import __version__
 from .callbacks import CallStateMixin, StepCallback, call_back
 from .candidates import Generators
 from .checkpoints.published import CheckedPipeline
@@ -37,7 +35,7 @@ from .docstrings import with_arguments_of
 from .editing import ImageInput, fit_image, read_images
 from .image_cache import CachedRows, PartialPipeline
 from .image_call import CALL_OPTIONS, LARGEST_SIDE, Canvas, Condition, ImageCall, check_one_each
-from .image_output import InfoGainPipelineOutput
+from .image_output import InfoGainPipelineOutput, recorded
 from .image_rows import ExactRows
 from .pictures import Picture
 from .progress import ProgressPipeline
@@ -60,7 +58,8 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
 
     Attributes:
         default_num_inference_steps: Number of steps of calls that give none.
-        family_guidance_scale: `guidance_scale` of calls that give none, for models without a default of their own.
+        family_guidance_scale, family_guidance_schedule: `guidance_scale` and `guidance_schedule` of calls that give none, for
+            models without a default of their own.
         guidance_offset: 0 for guidance with logits = uncond + g · (cond - uncond), which a scale of 1 or less switches off;
             1 for logits = (1 + g) · cond - g · uncond, which 0 or less switches off.
         further_scales: Arguments of the family's own that are guidance scales of further negative conditions, in the order in
@@ -77,6 +76,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
 
     default_num_inference_steps: ClassVar[int]
     family_guidance_scale: ClassVar[float]
+    family_guidance_schedule: ClassVar[str] = "constant"
     guidance_offset: ClassVar[int] = 0
     further_scales: ClassVar[tuple[str, ...]] = ()
     batches_guidance: ClassVar[bool] = True
@@ -181,6 +181,11 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
         return self.config.get("default_guidance_scale", self.family_guidance_scale)
 
     @property
+    def default_guidance_schedule(self) -> str:
+        """The `guidance_schedule` of calls that give none, likewise."""
+        return self.config.get("default_guidance_schedule", self.family_guidance_schedule)
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels per token along one side: those of `vqvae`, or, without one, the last known, 16 at first."""
         if self.vqvae is not None:
@@ -235,7 +240,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        guidance_schedule: str = "constant",
+        guidance_schedule: str | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guided_lookahead: bool = True,
         negative_prompt: str | list[str] | None = None,
@@ -270,7 +275,8 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
                 `guidance_offset` decides the form: with 0 logits = uncond + g · (cond - uncond), which 1 or less switches off;
                 with 1 logits = (1 + g) · cond - g · uncond, which 0 or less switches off.
             guidance_schedule: How guidance grows to its full strength with the share of the image that is decoded: "constant"
-                (full from the start), "linear" or "cosine".
+                (full from the start), "linear" or "cosine"; or with the steps, "titok_linear", "titok_power_cosine",
+                "maskgen_linear" or "maskgen_cosine". By default the pipeline's, which is "constant" in most families.
             guidance_interval: (start, stop): guidance is on only while the share of the image that is decoded is at least `start`
                 and below `stop`. Elsewhere the model does not see the negative prompt, which saves half of its rows.
             guided_lookahead: Whether candidates are compared by guided logits. False: by those with the prompt alone, so that
@@ -327,8 +333,9 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
         """
         options = {name: arguments[name] for name in CALL_OPTIONS}
         inputs = {name: value for name, value in arguments.items() if name not in ("self", *CALL_OPTIONS)}
-        if options["guidance_scale"] is None:
-            options["guidance_scale"] = self.default_guidance_scale
+        for name in ("guidance_scale", "guidance_schedule"):
+            if options[name] is None:
+                options[name] = getattr(self, f"default_{name}")
         tokens_only = isinstance(options["output_type"], str) and options["output_type"] == "latent"
         check_components(self, "transformer", "scheduler", *(() if tokens_only else ("vqvae",)))
         num_prompts = self.check_inputs(**inputs)
@@ -383,7 +390,7 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
             )
             show(output.tokens)
         call.state.num_timesteps = len(output.trace.winner)
-        seconds, images = time.perf_counter() - start, StateImages(self, call.edit)
+        seconds, images = time.perf_counter() - start, StateImages(self, call.edit, in_cells=call.canvas.line is None)
         return replace(output, trace=output.trace.drawn_with(grid=call.grid, images=images, seconds=seconds))
 
     # Images
@@ -424,33 +431,6 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
         images = self._state_images(tokens, call.mask_token_id, call.edit.paste if call.edit else None, call.output_type)
         if call.output_type == "pil":
             traces = [output.trace.of_sample(i).record() for i in range(len(images))]
-            settings = [{**self._settings(call, i, output.seeds[i]), "trace": trace} for i, trace in enumerate(traces)]
+            settings = [{**recorded(self, call, i, output.seeds[i]), "trace": trace} for i, trace in enumerate(traces)]
             images = [Picture.of(*pair) for pair in zip(images, settings, strict=True)]
         return images
-
-    def _settings(self, call: ImageCall, index: int, seed: int) -> dict[str, Any]:
-        """What generates an image again, for its file; embeddings and latents that were given are not in it, nor are images."""
-        inputs = {name: call.inputs[name] for name in self.recorded_inputs if call.inputs[name] is not None}
-        name = str(self.config.get("_name_or_path") or "")
-        # Of a folder only its name: the path says more about the machine than about the image.
-        model = {"model": Path(name).name if Path(name).exists() else name} if name else {}
-        return {
-            **{name: call.per_image(value)[index] for name, value in inputs.items()},
-            "seed": seed,
-            **model,
-            "pipeline": type(self).__name__,
-            "version": __version__,
-            "num_inference_steps": call.num_inference_steps,
-            "guidance_scale": call.guidance_scale,
-            "guidance_schedule": call.guidance_schedule,
-            "guidance_interval": list(call.guidance_interval),
-            "guided_lookahead": call.guided_lookahead,
-            "height": call.height,
-            "width": call.width,
-            "num_beams": call.num_beams,
-            "num_runs": call.num_runs,
-            **({} if call.cache is None else {"approximate_cache": call.approximate_cache}),
-            **{name: values[index] for name, values in call.notes.items()},
-            **({} if call.edit is None else call.edit.record(index)),
-            "scheduler": {key: value for key, value in call.scheduler.config.items() if not key.startswith("_")},
-        }

@@ -193,7 +193,7 @@ class ClipImagePipeline(InfoGainImagePipeline):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        guidance_schedule: str = "constant",
+        guidance_schedule: str | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guided_lookahead: bool = True,
         negative_prompt: str | list[str] | None = None,

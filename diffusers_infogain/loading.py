@@ -14,9 +14,11 @@ from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .pipeline_infogain_showo import InfoGainShowoPipeline
 from .pipeline_infogain_text import InfoGainTextPipeline
+from .pipeline_infogain_titok import InfoGainTiTokPipeline
 
 IMAGE_PIPELINES: tuple[type[CheckedPipeline], ...] = (
     InfoGainMaskGITPipeline,  # first: its repositories are recognised without a download
+    InfoGainTiTokPipeline,
     InfoGainPipeline,
     InfoGainMMaDAPipeline,
     InfoGainShowoPipeline,
@@ -32,7 +34,7 @@ def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[Check
     MMaDA, which generates text too, is an image model here.
 
     Args:
-        repository: "demo", "demo-text", a folder, a Hub id, or a MaskGIT's weight file.
+        repository: "demo", "demo-text", a folder, a Hub id, or a MaskGIT's or TiTok's weight file.
         hub: `revision`, `cache_dir`, `token` and `local_files_only`, as in `huggingface_hub.snapshot_download`.
 
     Raises:
@@ -45,7 +47,7 @@ def pipeline_class(repository: str | os.PathLike[str], **hub: Any) -> type[Check
             return cls
     name = os.fspath(repository)
     if opened.folder is None:
-        raise ValueError(f"{name!r} is a file: give the folder of the checkpoint, or a MaskGIT's .pth file.")
+        raise ValueError(f"{name!r} is a file: give the folder of the checkpoint, or a MaskGIT's or TiTok's weight file.")
     images = ", ".join(family for cls in IMAGE_PIPELINES for family in cls.families)
     raise ValueError(
         f"Cannot tell the model family of {name!r}, which has {opened.description}: supported are {images}, and for text "
@@ -73,7 +75,7 @@ def load(pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -
     MMaDA is loaded to generate images; `InfoGainTextPipeline.from_pretrained` loads it to generate text.
 
     Args:
-        pretrained_model_name_or_path: "demo", "demo-text", a folder, a Hub id, or a MaskGIT's weight file.
+        pretrained_model_name_or_path: "demo", "demo-text", a folder, a Hub id, or a MaskGIT's or TiTok's weight file.
         kwargs: As in the pipeline's `from_pretrained`, such as `dtype`.
 
     Raises:

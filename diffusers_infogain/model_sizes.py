@@ -29,7 +29,7 @@ class ModelSize:
         return self.family not in IMAGE_FAMILIES
 
 
-IMAGE_FAMILIES = ("amused", "meissonic", "maskgit", "mmada", "showo", "lumina")
+IMAGE_FAMILIES = ("amused", "meissonic", "maskgit", "titok_bert", "titok_uvit", "mmada", "showo", "lumina")
 
 _AMUSED: dict[str, Any] = {
     "hidden_size": 1024,
@@ -161,6 +161,19 @@ def _maskgit(side: int, width: int, layers: int, heads: int, intermediate: int, 
     return ModelSize("maskgit", config, codes)
 
 
+def _titok(family: str, num_tokens: int, width: int, layers: int, heads: int, intermediate: int, codes: int = 4096) -> ModelSize:
+    config = {
+        "num_tokens": num_tokens,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": intermediate,
+        "codebook_size": codes,
+        "num_classes": 1000,
+    }
+    return ModelSize(family, config, codes)
+
+
 MODEL_SIZES: dict[str, ModelSize] = {
     "amused-256": ModelSize("amused", _AMUSED, 8255),
     "amused-512": ModelSize("amused", {**_AMUSED, "sample_size": 32, "downsample": True, "upsample": True}, 8255),
@@ -172,6 +185,9 @@ MODEL_SIZES: dict[str, ModelSize] = {
     "maskgit-384-small": _maskgit(24, 512, 12, 6, 1536),
     "maskgit-384-base": _maskgit(24, 768, 12, 12, 2048),
     "maskgit-384-large": _maskgit(24, 1024, 24, 16, 2816),
+    "titok-l32": _titok("titok_bert", 32, 768, 24, 16, 3072),
+    "titok-b64": _titok("titok_bert", 64, 768, 24, 16, 3072),
+    "titok-s128": _titok("titok_uvit", 128, 1024, 20, 16, 4096),
     "mmada-8b": ModelSize("mmada", {**_LLADA, "vocab_size": 134656}, 126336, _MMADA_TOKENS),
     "showo-256": ModelSize("showo", _PHI, 58497, {**_SHOWO_TOKENS, "sample_size": 16}),
     "showo-512": ModelSize("showo", _PHI, 58497, {**_SHOWO_TOKENS, "sample_size": 32}),
@@ -221,6 +237,8 @@ MODEL_SIZES: dict[str, ModelSize] = {
         25,
     ),
     "maskgit-nano": _maskgit(4, 16, 2, 2, 24, codes=24),
+    "titok-bert-nano": _titok("titok_bert", 16, 16, 2, 2, 24, codes=24),
+    "titok-uvit-nano": _titok("titok_uvit", 16, 16, 2, 2, 24, codes=24),
     "mmada-nano": ModelSize(
         "mmada",
         {**_NANO_LLADA, "vocab_size": 84},

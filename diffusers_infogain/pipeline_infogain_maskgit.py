@@ -170,7 +170,7 @@ class InfoGainMaskGITPipeline(InfoGainImagePipeline):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        guidance_schedule: str = "constant",
+        guidance_schedule: str | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guided_lookahead: bool = True,
         num_images_per_prompt: int = 1,

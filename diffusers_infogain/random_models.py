@@ -33,6 +33,7 @@ from .models.maskgit_transformer import MaskGITTransformer2DModel
 from .models.meissonic_transformer import MeissonicTransformer2DModel
 from .models.omni_phi import OmniPhi
 from .models.text_family import TextFamily
+from .models.titok_transformer import TiTokBertTransformer, TiTokUViTTransformer
 from .pipeline_infogain import InfoGainPipeline
 from .pipeline_infogain_lumina import InfoGainLuminaPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
@@ -40,6 +41,7 @@ from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
 from .pipeline_infogain_showo import InfoGainShowoPipeline
 from .pipeline_infogain_text import InfoGainTextPipeline
+from .pipeline_infogain_titok import InfoGainTiTokPipeline
 from .scheduling_infogain import InfoGainScheduler
 
 CLIP_LENGTH = 77
@@ -49,6 +51,8 @@ _DIFFUSERS = {
     "amused": UVit2DModel,
     "meissonic": MeissonicTransformer2DModel,
     "maskgit": MaskGITTransformer2DModel,
+    "titok_bert": TiTokBertTransformer,
+    "titok_uvit": TiTokUViTTransformer,
 }
 _LANGUAGE_MODELS: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(("mmada", "lumina", "llada"), (BidirectionalLlama, LlamaConfig)),
@@ -64,6 +68,7 @@ _SEQUENCE_PIPELINES: dict[str, Any] = {
 _BEFORE_THE_HEAD = {
     "amused": ("mlm_layer.conv2",),
     "meissonic": ("mlm_layer.conv2",),
+    **dict.fromkeys(("titok_bert", "titok_uvit"), ("lm_head",)),
     "masked_lm:bert": ("cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
     "masked_lm:modernbert": ("head.norm", "decoder.bias"),
     **dict.fromkeys(_LANGUAGE_MODELS, ("model.norm",)),
@@ -117,7 +122,7 @@ def random_inputs(pipe: DiffusionPipeline, batch_size: int, prompt_length: int =
     Args:
         pipe: From `random_pipeline`.
         batch_size: Number of images or texts.
-        prompt_length: Tokens of a prompt; CLIP's embeddings always have 77, and MaskGIT's prompts are classes.
+        prompt_length: Tokens of a prompt; CLIP's embeddings always have 77, and prompts of MaskGIT and TiTok are classes.
         seed: Of the arguments.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +130,7 @@ def random_inputs(pipe: DiffusionPipeline, batch_size: int, prompt_length: int =
     def ids(below: int) -> list[list[int]]:
         return torch.randint(below, (batch_size, prompt_length), generator=generator).tolist()
 
-    if isinstance(pipe, InfoGainMaskGITPipeline):
+    if isinstance(pipe, (InfoGainMaskGITPipeline, InfoGainTiTokPipeline)):
         classes = pipe.transformer.config.num_classes
         return {"class_labels": torch.randint(classes, (batch_size,), generator=generator).tolist()}
     if isinstance(pipe, InfoGainTextPipeline):
@@ -241,6 +246,8 @@ def _image_pipeline(size: ModelSize, network: Any) -> DiffusionPipeline:
         scheduler = InfoGainScheduler(mask_token_id=min(8192, network.config.vocab_size - offset))
         words = _tokenizer(min(1000, min(value for name, value in size.layout.items() if name != "sample_size")))
         return _SEQUENCE_PIPELINES[size.family](None, words, network, scheduler, **size.layout)
+    if size.family in ("titok_bert", "titok_uvit"):
+        return InfoGainTiTokPipeline(None, network, InfoGainScheduler(mask_token_id=network.config.codebook_size))
     scheduler = InfoGainScheduler(mask_token_id=network.config.vocab_size - 1)
     if size.family == "maskgit":
         return InfoGainMaskGITPipeline(None, network, scheduler)

@@ -7,16 +7,16 @@ To add one, write a function, register it with `@rule("name")`, and give it a li
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 
-from . import scoring
+from . import schedules, scoring
 from .candidates import Generators, draw_integers, gumbel, select_positions
+from .checks import check_temperature
+from .halton import halton_order, usual_grid
 from .masked_logits import Logits
 from .step import Step
 from .token_frequencies import read_surprisals
@@ -30,6 +30,10 @@ def _nothing(step: Step) -> Mapping[str, Logits]:
     return {}
 
 
+def _annealed(config: Any, temperature: tuple[float, float], num_steps: int) -> torch.Tensor:
+    return schedules.annealed(temperature, num_steps, config.annealing)
+
+
 @dataclass(frozen=True)
 class Rule:
     """A rule, and what the scheduler needs to know about it.
@@ -39,6 +43,8 @@ class Rule:
         phi: φ.
         noisy: Whether φ itself is random. With other rules, candidates after the first get Gumbel noise.
         temperature: The setting that is its τ_pos.
+        anneal: `anneal(config, pair, num_steps)` is its τ_pos in every step, (T,), from the setting's (start, end).
+        draws_tokens: Whether tokens are drawn at its τ_pos, too, and not at `token_temperature`.
         on_grid: Whether it depends on the position of a token in the image grid.
         load: `load(config)` reads what φ needs besides the logits, once.
         begin: `begin(config, generator, batch_size, length)` draws what a sample keeps from its first step on.
@@ -49,6 +55,8 @@ class Rule:
     phi: Phi
     noisy: bool = False
     temperature: str = "position_temperature"
+    anneal: Callable[[Any, tuple[float, float], int], torch.Tensor] = _annealed
+    draws_tokens: bool = False
     on_grid: bool = False
     load: Callable[[Any], Any] | None = None
     begin: Callable[[Any, Generators, int, int], Mapping[str, torch.Tensor]] | None = None
@@ -135,6 +143,17 @@ def maskgit(step: Step) -> torch.Tensor:
     return step.log_probability + step.temperature * gumbel(step.uniform)
 
 
+def _annealed_twice(config: Any, temperature: tuple[float, float], num_steps: int) -> torch.Tensor:
+    softmax = check_temperature("softmax_temperature", config.softmax_temperature)
+    return schedules.annealed_after(temperature, num_steps) * schedules.annealed_after(softmax, num_steps)
+
+
+@rule("titok", noisy=True, temperature="randomize_temperature", anneal=_annealed_twice, draws_tokens=True)
+def titok(step: Step) -> torch.Tensor:
+    """The logit of v_l + τ_pos · Gumbel noise, with v_l drawn at τ_pos, as TiTok (arXiv 2406.07550) and MaskGen do."""
+    return step.reader.at(step.tokens) + step.temperature * gumbel(step.uniform)
+
+
 @rule("entropy")
 def entropy(step: Step) -> torch.Tensor:
     """-H_l."""
@@ -158,17 +177,11 @@ def _halton_starts(config: Any, generator: Generators, batch_size: int, length: 
     return {"halton_start": draw_integers(generator, batch_size, length)} if config.halton_randomize else {}
 
 
-def _usual_grid(length: int) -> tuple[int, int]:
-    """A square if the length is a square number, else a line."""
-    side = math.isqrt(length)
-    return (side, side) if side**2 == length else (1, length)
-
-
 @rule("halton", on_grid=True, begin=_halton_starts)
 def halton(step: Step) -> torch.Tensor:
     """Minus the rank in a Halton sequence over the grid (arXiv 2503.17076), wrapping around from each sample's start."""
     length = step.masked.shape[1]
-    height, width = step.grid or _usual_grid(length)
+    height, width = step.grid or usual_grid(length)
     if height * width != length:
         raise ValueError(f"`grid` must be given as (height, width) with {length} cells for the halton order, got {step.grid}.")
     rank = halton_order(height, width).to(step.masked.device).expand(step.masked.shape)
@@ -336,29 +349,3 @@ def commit_early(
     num_above = (confidence > threshold).sum(-1)
     bypass = select_positions(confidence[:, None], confidence, torch.minimum(num_above, count))
     return torch.where(bypass, torch.inf, phi), count, bypass[:, 0]
-
-
-@lru_cache(maxsize=16)  # asked for in every step
-def halton_order(height: int, width: int) -> torch.Tensor:
-    """The rank (height · width,) of each grid cell, in raster order, in the Halton sequence of bases 2 (rows) and 3 (columns).
-
-    A cell is ranked by when the sequence first hits it (arXiv 2503.17076), so any prefix of the order is spread over the grid.
-    """
-
-    def radical_inverse(index: torch.Tensor, base: int) -> torch.Tensor:
-        value, scale = torch.zeros(len(index), dtype=torch.double), 1.0 / base
-        while index.any():
-            value = value + (index % base) * scale
-            index = index // base
-            scale = scale / base
-        return value
-
-    num_cells, num_points = height * width, 4 * height * width
-    while True:
-        index = torch.arange(1, num_points + 1)
-        row = (radical_inverse(index, 2) * height).long()
-        column = (radical_inverse(index, 3) * width).long()
-        first = torch.full((num_cells,), num_points).scatter_reduce(0, row * width + column, index - 1, "amin")
-        if (first < num_points).all():
-            return first.argsort().argsort()
-        num_points *= 2  # some cell was not hit yet

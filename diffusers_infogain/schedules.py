@@ -160,6 +160,12 @@ def annealed(temperature: tuple[float, float], num_steps: int, annealing: str = 
     return (end + (start - end) * left.cumprod(0)).float()
 
 
+def annealed_after(temperature: tuple[float, float], num_steps: int) -> torch.Tensor:
+    """(T,) float32: start + (end - start) · (i + 1) / T, which comes to the end in the last step, but begins below the start."""
+    start, end = temperature
+    return torch.tensor([start + (end - start) * (index + 1) / num_steps for index in range(num_steps)], dtype=torch.float32)
+
+
 def temperature_at(temperatures: torch.Tensor, step_index: int, share_left: torch.Tensor | None) -> torch.Tensor:
     """The temperature of a step, (), or (B,) of samples that may run ahead of the steps.
 

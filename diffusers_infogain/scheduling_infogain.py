@@ -67,6 +67,8 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         draw_first: Whether the first candidate, or the only one of a greedy sampler, draws its positions, too. With one candidate
             `position_temperature` is then Dream's `alg_temp`.
         choice_temperature: τ_pos of "maskgit": the factor on the Gumbel noise of every candidate. Annealed likewise.
+        randomize_temperature, softmax_temperature: ρ and s of "titok", whose τ_pos and τ_token are both ρ · s. Pairs (start, end)
+            are annealed to start + (end - start) · (i + 1) / T in step i of T; published are (R, 0) and (1.3, 0.5).
         pivot_temperature: τ_pos of "pivot", in nats: later candidates draw the pivot in proportion to exp(H / τ_pos).
         annealing: How these three go from start to end: "linear", or "product", faster, as in the loops of MMaDA and Show-o.
         top_k: Draw tokens from this many of the most probable ones. Scores always use the whole distribution.
@@ -139,6 +141,8 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         position_temperature: float | tuple[float, float] = 0.4,
         draw_first: bool = False,
         choice_temperature: float | tuple[float, float] = (2.0, 0.0),
+        randomize_temperature: float | tuple[float, float] = (1.0, 0.0),
+        softmax_temperature: float | tuple[float, float] = 1.0,
         pivot_temperature: float | tuple[float, float] = 1.0,
         annealing: str = "linear",
         top_k: int | None = None,
@@ -244,7 +248,7 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         pair = checks.check_temperature(name, self.config[name] if temperature is None else temperature)
         checks.check_device("device", device)
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
-        self.position_temperatures = schedules.annealed(pair, num_inference_steps, self.config.annealing)
+        self.position_temperatures = self.rule.anneal(self.config, pair, num_inference_steps)
 
     def with_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> InfoGainScheduler:
         """A copy after `set_timesteps`, while this scheduler stays as it is: for runs side by side, as in threads."""
@@ -416,7 +420,9 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
             statistics=found,
             uniforms=draw.draw_uniforms(generator, batch, self.num_compared, length).to(masked.device),
             position_temperature=schedules.temperature_at(temperature, index, share_left),
-            token_temperature=schedules.annealed_inversely(config.token_temperature, index, len(self.timesteps)),
+            token_temperature=float(temperature[index])
+            if rule.draws_tokens
+            else schedules.annealed_inversely(config.token_temperature, index, len(self.timesteps)),
             top_p=self.top_p,
             masked=masked,
             allowed=region,

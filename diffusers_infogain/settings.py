@@ -115,6 +115,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "draw_first": Setting(bool, False, "the first candidate, or a greedy sampler's only one, draws its positions, too"),
     "choice_temperature": Setting("temperature", (2.0, 0.0), "factor on the Gumbel noise of the rule maskgit"),
+    "randomize_temperature": Setting(
+        "temperature", (1.0, 0.0), "of the rule titok: factor on the Gumbel noise on logits and on scores"
+    ),
+    "softmax_temperature": Setting(
+        "temperature", 1.0, "of the rule titok: what logits are divided by before the noise", exclusive=True
+    ),
     "pivot_temperature": Setting(
         "temperature", 1.0, "of the draws of pivots in candidates after the first, in nats, of the rule pivot"
     ),

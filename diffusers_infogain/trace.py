@@ -206,7 +206,8 @@ class DecodingTrace:
         """The picture filling in: one image before the first step and one after each step that the sample took part in.
 
         What is masked is hatched in grey, what the step decoded has an orange border. The last frame is the image alone. Since
-        the pixels of a token also depend on those around it, masked ones count there as what they become in the end.
+        the pixels of a token also depend on those around it, masked ones count there as what they become in the end. Where
+        tokens have no place in the image (TiTok), a frame is what those say that are decoded.
 
         Args:
             sample: Which one of the batch, from 0.
@@ -216,12 +217,14 @@ class DecodingTrace:
         Raises:
             ValueError: If there is no such sample, it is no image, nothing of it was decoded, or the pipeline is gone.
         """
-        from .trace_film import draw_frames
+        from .trace_film import draw_frames, enlarged
 
         view, states = self._view, self.states(sample)
         if view.images is None or view.grid is None:
             raise ValueError("Only images of a pipeline have frames; `plot`, `html` and `ansi` show a text, `plot` any trace.")
         masked = states == view.mask_token_id
+        if not view.images.in_cells:
+            return [enlarged(image, size) for image in view.images(states.unflatten(1, view.grid), sample, pipe)]
         return draw_frames(
             view.images(torch.where(masked, states[-1], states).unflatten(1, view.grid), sample, pipe),
             masked.unflatten(1, view.grid),

@@ -26,11 +26,13 @@ class StateImages:
     Args:
         pipe: Has `state_images(tokens, paste)`, images of states (R, h, w) with the scheduler's mask id.
         edit: The `Edit` that the images are the result of; None if they were generated from nothing.
+        in_cells: Whether each token has a place in the image.
     """
 
-    def __init__(self, pipe: Any, edit: Any = None):
+    def __init__(self, pipe: Any, edit: Any = None, in_cells: bool = True):
         self._pipe: weakref.ref[Any] | None = weakref.ref(pipe)
         self._edit = edit
+        self.in_cells = in_cells
 
     def __call__(self, states: torch.Tensor, sample: int, pipe: Any = None) -> list[PIL.Image.Image]:
         """An image for each state (R, h, w) of a sample.

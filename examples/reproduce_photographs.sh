@@ -7,12 +7,12 @@
 #     bash examples/reproduce_photographs.sh outputs/photographs      # then open outputs/photographs/index.md
 #     FAMILIES="amused_256 monetico" PROMPTS=4 FID=5000 bash examples/reproduce_photographs.sh
 #
-# FAMILIES       of amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 mmada showo_256 showo_512 lumina (default: all)
-# PROMPTS        on each page: the first ones of photographs/prompts.txt, or classes.txt for MaskGIT (default: 16)
+# FAMILIES       of amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 titok_l32 titok_s128 mmada showo_256 showo_512 lumina (default: all)
+# PROMPTS        on each page: the first ones of photographs/prompts.txt, or classes.txt for MaskGIT and TiTok (default: 16)
 # SAMPLERS       of the page; "published" is the family's own (default: published maskgit halton fast default best paper)
 # FID            number of captions, such as 5000 (default: 0, no FID), and FID_SAMPLERS (default: published fast default best)
 # COCO_CAPTIONS, COCO_IMAGES   COCO's captions_val2014.json and val2014 (or 2017); without them, captions come from the Hub
-# IMAGENET       for MaskGIT's FID: ADM's VIRTUAL_imagenet256_labeled.npz or a folder of photographs; without it there is none
+# IMAGENET       for the FID of MaskGIT and TiTok: ADM's VIRTUAL_imagenet256_labeled.npz or a folder of photographs; without it there is none
 # DEVICE         (default: cuda), and OFFLOAD: 1 keeps weights in the computer's memory (default: where the GPU has too little)
 # STEPS, SIZE, BATCH_SIZE, LOOKAHEAD_BATCH_SIZE, DTYPE      for all families, in place of their own
 # MODEL_mmada=folder, VARIANT_mmada=..., VQVAE_mmada=folder, LANGUAGE_MODEL_showo_256=folder and so on,
@@ -26,7 +26,7 @@ prompts=${PROMPTS:-16}
 fid=${FID:-0}
 read -ra samplers <<<"${SAMPLERS:-published maskgit halton fast default best paper}"
 read -ra fid_samplers <<<"${FID_SAMPLERS:-published fast default best}"
-all="amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 mmada showo_256 showo_512 lumina"
+all="amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 titok_l32 titok_s128 mmada showo_256 showo_512 lumina"
 # What the authors of Meissonic and Monetico steer away from.
 negative="worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, jpeg artifacts, signature, \
 sketch, duplicate, ugly, identifying mark"
@@ -42,6 +42,8 @@ settings_of() {
     monetico) echo "Collov-Labs/Monetico - float16 8 16 48 9 10 maskgit" ;;
     maskgit_256) echo "llvictorll/Halton-MaskGIT 256_base float32 16 64 32 0.7 6 maskgit_halton" ;;
     maskgit_384) echo "llvictorll/Halton-MaskGIT 384_large float32 8 32 32 0.5 8 maskgit_halton" ;;
+    titok_l32) echo "yucornetto/generator_titok_l32_imagenet - float32 32 128 8 4.5 5 titok_l32" ;;
+    titok_s128) echo "yucornetto/generator_titok_s128_imagenet - float32 32 128 64 5.9 4 titok_s128" ;;
     mmada) echo "Gen-Verse/MMaDA-8B-MixCoT - bfloat16 4 8 15 3.5 22 showo" ;;
     showo_256) echo "showlab/show-o - bfloat16 8 64 18 1.75 6 showo" ;;
     showo_512) echo "showlab/show-o-512x512 - bfloat16 4 16 50 5 8 showo" ;;
@@ -134,15 +136,15 @@ for family in ${FAMILIES:-$all}; do
     [ -z "$text_encoder" ] || common+=(--text-encoder "$text_encoder")
     case $family in meissonic | monetico) common+=(--negative-prompt "$negative") ;; esac
     texts=$here/prompts.txt
-    case $family in maskgit_*) texts=$here/classes.txt ;; esac
+    case $family in maskgit_* | titok_*) texts=$here/classes.txt ;; esac
     case $family in
-    maskgit_* | showo_*) ;; # of one size only
+    maskgit_* | titok_* | showo_*) ;; # of one size only
     *) [ -z "${SIZE:-}" ] || common+=(--height "$SIZE" --width "$SIZE") ;;
     esac
     compare_samplers page "${samplers[@]}" -- --prompts "$texts" --num-prompts "$prompts" --metrics --grid "$prompts"
     [ "$fid" -gt 0 ] || continue
     case $family in
-    maskgit_*)
+    maskgit_* | titok_*)
         of_prompts=(--prompts "$output/classes.txt" --num-prompts "$fid" --num-images $(((fid + 999) / 1000)))
         reference=$of_classes
         ;;

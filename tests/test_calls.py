@@ -18,6 +18,7 @@ from helpers.amused import make_components
 from helpers.checkpoints import make_llama, make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline, make_word_tokenizer
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.checkpoints_titok import make_titok_pipeline
 from helpers.sampling import EAGER, generators
 
 from diffusers_infogain import (
@@ -46,6 +47,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "showo": lambda folder: make_showo_pipeline(),
     "lumina": lambda folder: make_lumina_pipeline(),
     "maskgit": lambda folder: InfoGainMaskGITPipeline.from_pretrained(write_maskgit_checkpoint(folder)),
+    "titok": lambda folder: make_titok_pipeline(default_guidance_schedule="constant"),
     "meissonic": lambda folder: InfoGainMeissonicPipeline.from_pretrained(
         write_meissonic_repository(folder / "repository", True)
     ),
@@ -79,8 +81,8 @@ def inputs(pipe: Any, number: int = 1, **call: Any) -> dict[str, Any]:
     prompts = ["a cat", "dogs", "the mat on fog", "a red cat", "cats", "fog", "a dog", "on"][:number]
     if is_text(pipe):
         return {"prompt": prompts, "max_new_tokens": 6, "block_length": 3, **call}
-    side = dict.fromkeys(("height", "width"), 4 * pipe.vae_scale_factor)
-    prompt = {"class_labels": list(range(number))} if isinstance(pipe, InfoGainMaskGITPipeline) else {"prompt": prompts}
+    side = {} if pipe.canvas().line else dict.fromkeys(("height", "width"), 4 * pipe.vae_scale_factor)
+    prompt = {"class_labels": list(range(number))} if "class_labels" in pipe.recorded_inputs else {"prompt": prompts}
     return {**prompt, **side, "num_inference_steps": 3, "output_type": "latent", **call}
 
 
@@ -302,9 +304,13 @@ def test_an_interrupted_call_ends_with_what_it_has(pipe):
         assert torch.equal(output.images, kept[0])
         call.update(generator=generators(0, 1), output_type="pt")
         pixels = pipe(**call, callback_on_step_end=interrupting(0)).images
-        cells = (kept[0] == pipe.scheduler.config.mask_token_id).repeat_interleave(pipe.vae_scale_factor, 1)
-        cells = cells.repeat_interleave(pipe.vae_scale_factor, 2)
-        assert (pixels.movedim(1, -1)[cells] == 0.5).all()
+        masked = kept[0] == pipe.scheduler.config.mask_token_id
+        if pipe.canvas().line:
+            sketch = pipe.decode_tokens(kept[0][:, 0].masked_fill(masked[:, 0], 0), ~masked[:, 0]).clamp(0, 1)
+            torch.testing.assert_close(pixels, sketch)
+        else:
+            cells = masked.repeat_interleave(pipe.vae_scale_factor, 1).repeat_interleave(pipe.vae_scale_factor, 2)
+            assert (pixels.movedim(1, -1)[cells] == 0.5).all()
     whole = pipe(**inputs(pipe, 2, generator=generators(0, 1)))
     assert not pipe.interrupt
     assert whole.trace.num_decoded.sum() > output.trace.num_decoded.sum()

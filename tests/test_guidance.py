@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from diffusers_infogain import InfoGainScheduler
 from diffusers_infogain.guidance import Rows, check_guidance, first_of_equal, guidance_weights, guide, number_conditions
 from diffusers_infogain.masked_logits import MaskedLogits, replace_states, split_states
 
@@ -29,6 +30,36 @@ def test_guidance_has_its_schedule_s_strength_inside_the_interval_and_is_off_out
     for decoded, weight in enumerate(weights):
         inside = interval[0] <= decoded / 8 < interval[1]
         assert weight == pytest.approx(1 + 3 * rise(decoded / 8), abs=1e-6) if inside else weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("titok_linear", lambda i, total: 1 + 3 * i / total),
+        ("titok_power_cosine", lambda i, total: 1 + 3 * math.sin(math.pi * (i / total) ** 3 / 2) ** 2),
+        ("maskgen_linear", lambda i, total: 2 + 2 * (i + 1) / total),
+        ("maskgen_cosine", lambda i, total: 2 + 2 * math.sin(math.pi * (i + 1) / total / 2) ** 2),
+    ],
+)
+def test_published_schedules_go_by_steps(schedule, expected):
+    scheduler = InfoGainScheduler(mask_token_id=MASK, masking_schedule="arccos", sampler="confidence")
+    scheduler.set_timesteps(5)
+    masks = [8, 6, 5, 4, 3]  # floor(8 · arccos(i / 5) · 2 / π)
+    tokens = states(*(8 - number for number in masks), 8)
+
+    def steps_done(tokens):
+        return 5 - 1 - scheduler.timesteps_at(tokens), 5
+
+    weights = guidance_weights(tokens, MASK, 4.0, schedule, (0, 1), steps_done)
+    assert weights.tolist() == pytest.approx([*(expected(i, 5) for i in range(5)), 1.0], rel=1e-6)
+    later = guidance_weights(tokens, MASK, 4.0, schedule, (0.3, 0.6), steps_done)
+    assert torch.equal(later[2:4], weights[2:4])
+    assert later[[0, 1, 4, 5]].tolist() == [1.0] * 4
+    assert guidance_weights(tokens, MASK, 1.0, schedule, (0, 1), steps_done).tolist() == [1.0] * 6
+    with pytest.raises(
+        ValueError, match=f"`steps_done` must be given for the guidance schedule '{schedule}', which goes by steps"
+    ):
+        guidance_weights(tokens, MASK, 4.0, schedule, (0, 1))
 
 
 def test_intervals_that_meet_guide_every_state_once():
@@ -103,7 +134,10 @@ def test_states_are_split_and_replaced(masked_only):
     ("arguments", "message"),
     [
         ({"guidance_scale": math.inf}, "`guidance_scale` must be a number in [-1e+06, 1e+06], got inf."),
-        ({"guidance_schedule": "steep"}, "`guidance_schedule` must be one of constant, linear, cosine, got 'steep'."),
+        (
+            {"guidance_schedule": "steep"},
+            "`guidance_schedule` must be one of constant, linear, cosine, titok_linear, ",
+        ),
         ({"guidance_interval": (0.5, 0.5)}, "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop <= 1, got "),
         ({"guidance_interval": (0, 1.5)}, "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop <= 1, got "),
         ({"guidance_interval": 0.5}, "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop <= 1, got 0.5."),

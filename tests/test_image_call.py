@@ -47,7 +47,12 @@ def make_call(
         _execution_device=torch.device("cpu"),
         scheduler_for_call=lambda scheduler: scheduler,
     )
-    return ImageCall(pipe=pipe, inputs=inputs or {}, num_prompts=num_prompts, **{**OPTIONS, "guidance_scale": 3.0, **options})
+    return ImageCall(
+        pipe=pipe,
+        inputs=inputs or {},
+        num_prompts=num_prompts,
+        **{**OPTIONS, "guidance_scale": 3.0, "guidance_schedule": "constant", **options},
+    )
 
 
 def test_the_options_of_a_call_are_the_arguments_of_the_base_class():

@@ -33,6 +33,7 @@ LAYERS = {
         "schedules",
         "token_frequencies",
         "step",
+        "halton",
         "rules",
         "correctors",
         "migration",

@@ -72,6 +72,7 @@ def test_every_family_has_one():
         "InfoGainMMaDAPipeline": 3.5,
         "InfoGainShowoPipeline": 5.0,
         "InfoGainMaskGITPipeline": 0.5,
+        "InfoGainTiTokPipeline": 4.5,
         "InfoGainMeissonicPipeline": 9.0,
         "InfoGainLuminaPipeline": 4.0,
     }

@@ -56,7 +56,10 @@ EMBEDS, STATES = torch.zeros(2, 16), torch.zeros(2, 12, 16)
         ({"latents": canvas() - 1}, "`latents` must hold ids from 0 to 23 or the mask id 25, got ids from 24 to 24"),
         ({"latents": canvas() - 26}, "got ids from -1 to -1"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` must be a number in [-1e+06, 1e+06], got nan"),
-        ({"guidance_schedule": "steep"}, "`guidance_schedule` must be one of constant, linear, cosine, got 'steep'"),
+        (
+            {"guidance_schedule": "steep"},
+            "`guidance_schedule` must be one of constant, linear, cosine, titok_linear, ",
+        ),
         ({"output_type": "jpg"}, "`output_type` must be one of pil, np, pt, latent, got 'jpg'"),
         ({"num_images_per_prompt": 0}, "`num_images_per_prompt` must be an integer >= 1, got 0"),
         ({"num_images_per_prompt": 1.5}, "`num_images_per_prompt` must be an integer >= 1, got 1.5"),

@@ -21,12 +21,14 @@ MILLIONS = {
     "maskgit-256-small": 69.3,
     "maskgit-256-base": 142.2,
     "maskgit-384-large": 480.0,
+    "titok-l32": 177.2,
+    "titok-s128": 295.0,
     "llada-8b": 8015.6,
     "dream-7b": 7615.6,
     "sdar-8b": 8190.7,
     "bert-base": 109.5,
 }
-"""Parameters of the published models, in millions."""
+"""Parameters of the published models, in millions, as their public code makes them."""
 
 
 def generate(name: str, **options: object):
@@ -93,7 +95,7 @@ def logits(network, family: str) -> torch.Tensor:
         return network(tokens.view(1, 4, 4), **embeddings)
     if family == "meissonic":
         return network(tokens.view(1, 4, 4), timestep=torch.zeros(1), **embeddings)
-    if family == "maskgit":
+    if family in ("maskgit", "titok_bert", "titok_uvit"):
         return network(tokens, torch.tensor([3]))
     output = network(tokens)
     return output if isinstance(output, torch.Tensor) else output.logits

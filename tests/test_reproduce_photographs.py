@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import runpy
 import shlex
 import subprocess
@@ -28,6 +29,8 @@ FAMILIES = (
     "monetico",
     "maskgit_256",
     "maskgit_384",
+    "titok_l32",
+    "titok_s128",
     "mmada",
     "showo_256",
     "showo_512",
@@ -81,9 +84,10 @@ def test_every_family_has_a_page_and_an_fid_with_flags_that_parse(stand_ins):
         for text in args.samplers:
             InfoGainScheduler(mask_token_id=4, **parse_sampler(text).scheduler)
         assert "published" not in args.samplers
-        assert args.samplers[0].startswith("showo" if family.startswith(("mmada", "showo")) else "maskgit")
+        named = {"mmada": "showo", "showo": "showo", "titok": "titok"}
+        assert args.samplers[0].startswith(named.get(family.partition("_")[0], "maskgit"))
         assert len(args.samplers) == len(set(args.samplers)) >= (6 if part == "page" else 4)
-        images = args.num_images * (min(1000, args.num_prompts) if family.startswith("maskgit") else args.num_prompts)
+        images = args.num_images * (min(1000, args.num_prompts) if family.startswith(("maskgit", "titok")) else args.num_prompts)
         assert images == (16 if part == "page" else 5000)
         assert (args.reference is None) == (part == "page")
         assert args.offload == (family in ("mmada", "lumina"))  # they do not fit into 16 GiB
@@ -123,7 +127,7 @@ def test_settings_for_all_families_take_the_place_of_their_own(stand_ins):
     for words in commands_of(stand_ins):
         args = cli.build_parser().parse_args(words)
         assert (args.steps, args.dtype, args.batch_size, args.device, args.grid) == ([2], "float32", 3, "cpu", 2)
-        assert args.height == args.width == (None if "MaskGIT" in args.model or "show-o" in args.model else 64)
+        assert args.height == args.width == (None if re.search("MaskGIT|titok|show-o", args.model) else 64)
         assert not args.offload
         assert args.samplers[0] == "fast"
 

@@ -35,6 +35,7 @@ def plain_phi(rule, position, logits, previous, token, uniform, temperature):
     return {
         "confidence": lambda: p[0],
         "maskgit": lambda: math.log(probabilities(logits)[token]) + temperature * plain_gumbel(uniform),
+        "titok": lambda: logits[token] + temperature * plain_gumbel(uniform),
         "entropy": lambda: -plain_entropy(logits),
         "margin": lambda: p[0] - p[1],
         "uniform": lambda: uniform,
@@ -67,9 +68,11 @@ def check_candidates(scheduler, seeds, rule, count, temperatures, later_noise):
             scores, drawn = {}, {}
             for position in (tokens[b] == MASK).nonzero()[:, 0].tolist():
                 row, u_token, u_position = logits[b, position].tolist(), *(u[position] for u in uniforms[b][n])
-                drawn[position] = plain_token(row, u_token, scheduler.config.token_temperature)
+                at = scheduler.position_temperatures[1].item() if rule == "titok" else scheduler.config.token_temperature
+                drawn[position] = plain_token(row, u_token, at)
                 before = previous[b, position].tolist()
-                phi = plain_phi(rule, position, row, before, drawn[position], u_position, temperatures)
+                noise = scheduler.position_temperatures[1].item() if rule == "titok" else temperatures
+                phi = plain_phi(rule, position, row, before, drawn[position], u_position, noise)
                 scores[position] = phi / temperatures + plain_gumbel(u_position) if n > 0 and later_noise else phi
             if rule == "pivot":
                 noise = {i: temperatures * plain_gumbel(uniforms[b][n][1][i]) if n > 0 else 0 for i in scores}

@@ -22,6 +22,7 @@ from helpers.checkpoints import (
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
+from helpers.checkpoints_titok import make_titok_pipeline
 from safetensors.torch import load_file, save_file
 
 from diffusers_infogain import CUSTOM_PIPELINE, InfoGainMeissonicPipeline, InfoGainPipeline, load
@@ -45,11 +46,12 @@ def write_saved(root: Path) -> Iterator[tuple[str, Path]]:
     load(write_meissonic_repository(root / "published-meissonic", True)).save_pretrained(root / "meissonic")
     load(write_maskgit_checkpoint(root / "published-maskgit")).save_pretrained(root / "maskgit")
     make_mmada_pipeline().save_pretrained(root / "mmada")
+    make_titok_pipeline().save_pretrained(root / "titok")
     make_showo_pipeline().save_pretrained(root / "showo")
     make_lumina_pipeline().save_pretrained(root / "lumina")
     for name, write in (("llada", write_llada), ("a2d", write_mdlm_qwen3), ("bert", write_bert)):
         load(write(root / f"published-{name}")).save_pretrained(root / name)
-    for name in ("amused", "meissonic", "maskgit", "mmada", "showo", "lumina", "llada", "a2d", "bert"):
+    for name in ("amused", "meissonic", "maskgit", "titok", "mmada", "showo", "lumina", "llada", "a2d", "bert"):
         yield name, root / name
 
 
@@ -103,7 +105,7 @@ def check_refused(folder: Path, file: Path, key: str, change: str, **arguments: 
     assert "\n" not in text
 
 
-SAVED = ("amused", "meissonic", "maskgit", "mmada", "showo", "lumina", "llada", "a2d", "bert")
+SAVED = ("amused", "meissonic", "maskgit", "titok", "mmada", "showo", "lumina", "llada", "a2d", "bert")
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -18,7 +18,7 @@ OWN_SETTINGS = "model"
 MOST_CANDIDATES = 32
 """Of a request: each is a run of the model in every step."""
 _TEXT_PRESETS = ("text", "text_fast", "llada", "dream", "sdar", "trado")
-_IMAGE_PRESETS = ("maskgit_halton", "showo")
+_IMAGE_PRESETS = ("maskgit_halton", "showo", "titok_l32", "titok_b64", "titok_s128", "maskgen")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ FIELDS: dict[str, Field] = {
     "top_p": Field("Top p", "Draw from the most probable tokens that hold this share. 1: from all."),
     "position_temperature": Field("Position temperature", "How much the positions of later candidates differ."),
     "choice_temperature": Field("Choice temperature", "Noise on the order. Two numbers: start and end."),
+    "randomize_temperature": Field("Noise", "On logits and on the order. Two numbers: start and end."),
+    "softmax_temperature": Field("Softmax temperature", "Divides logits before the noise. Two numbers: start and end."),
     "pivot_temperature": Field("Pivot temperature", "How much the pivots of later candidates differ."),
     "parallel_threshold": Field(
         "Probability threshold", "Every position above it is decoded at once.", ("confidence_parallel", "klass_parallel")
@@ -149,7 +151,9 @@ def read_settings(settings: Mapping[str, Any], of_text: bool) -> list[str]:
         "lazy_threshold": compares and sampler.weighs_cost and settings["gain_reduction"] != "kl",
         "tokens_per_step": of_text,
         "entropy_bound": True,
-        "token_temperature": True,
+        "token_temperature": not rule.draws_tokens,
+        "randomize_temperature": rule.draws_tokens,
+        "softmax_temperature": rule.draws_tokens,
         "top_p": True,
         "position_temperature": compares and not rule.noisy,
         "choice_temperature": own_noise,

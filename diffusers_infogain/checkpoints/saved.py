@@ -50,6 +50,9 @@ OWN_CLASSES = {
     "MaskGITTransformer2DModel": "models.maskgit_transformer",
     "MeissonicTransformer2DModel": "models.meissonic_transformer",
     "OmniPhi": "models.omni_phi",
+    "TiTokBertTransformer": "models.titok_transformer",
+    "TiTokTokenizer": "models.titok_tokenizer",
+    "TiTokUViTTransformer": "models.titok_transformer",
 }
 """The package's own components, and their modules. Saved pipelines name them as diffusers' (see `SharedPipeline`)."""
 # Earlier ones name their modules.

@@ -27,7 +27,6 @@ from ..evaluation.tables import markdown_table
 from ..files import save_json
 from ..image_pipeline_clip import ClipImagePipeline
 from ..models.wrapped import compiled, underlying
-from ..pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from ..pipeline_infogain_text import InfoGainTextPipeline
 from ..random_models import random_inputs, random_pipeline
 from ..rules import SAMPLERS
@@ -232,7 +231,7 @@ def _inputs(args: argparse.Namespace, pipe: Any, of_text: bool) -> Callable[[int
 
     def inputs(size: int) -> dict[str, Any]:
         batch = [prompts[index % len(prompts)] for index in range(size)]
-        if isinstance(pipe, InfoGainMaskGITPipeline):
+        if not of_text and "class_labels" in pipe.recorded_inputs:
             return {"class_labels": batch}
         if not isinstance(pipe, ClipImagePipeline) or args.whole:
             return {"prompt": batch}
@@ -247,7 +246,7 @@ def _own_prompts(args: argparse.Namespace, pipe: Any, of_text: bool) -> list[str
     """Prompts that fit the model. Images of one prompt would share rows of the network."""
     if of_text:
         return list(_DEMO_PROBLEMS) if args.model == "demo-text" else [_PROMPT]
-    if isinstance(pipe, InfoGainMaskGITPipeline):
+    if "class_labels" in pipe.recorded_inputs:
         return [str(number) for number in range(0, pipe.transformer.config.num_classes, 7)]
     from ..demo.shapes import sample_captions
 

@@ -144,7 +144,7 @@ def call_arguments(args: argparse.Namespace, pipe: DiffusionPipeline) -> dict[st
     call = {
         "num_inference_steps": args.steps,
         "guidance_scale": pipe.default_guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        "guidance_schedule": args.guidance_schedule,
+        "guidance_schedule": pipe.default_guidance_schedule if args.guidance_schedule is None else args.guidance_schedule,
         "guidance_interval": args.guidance_interval,
         "guided_lookahead": not args.unguided_lookahead,
         **negative_prompt(args, pipe),

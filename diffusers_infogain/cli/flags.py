@@ -169,7 +169,8 @@ def _add_image_call_flags(command: Parser) -> None:
     _add(command, "--steps", integer(1), "decoding steps (default: the model's, 12 for demo)")
     text = "strength of guidance (default: the model's, 1.2 for demo)"
     _add(command, "--guidance-scale", number(-LARGEST_NUMBER), text)
-    _add(command, "--guidance-schedule", nonempty, "constant, linear or cosine", "constant")
+    text = "constant, linear or cosine, or one of TiTok and MaskGen, as in titok_linear (default: the model's, constant for demo)"
+    _add(command, "--guidance-schedule", nonempty, text)
     text = "two shares, start and stop: guide only while at least start and less than stop of the image is decoded"
     _add(command, "--guidance-interval", number(0, 1), text, [0.0, 1.0], nargs="+")
     text = "compare candidates by their logits with the prompt alone, so that only the chosen one takes a negative row"

@@ -13,6 +13,7 @@ from diffusers_infogain.choices import PRESET_DESCRIPTIONS, SAMPLER_DESCRIPTIONS
 from diffusers_infogain.settings import SETTINGS
 
 MASK, LENGTH = 8, 16
+TITOK = ("titok_l32", "titok_b64", "titok_s128", "maskgen")
 OTHER: dict[str, tuple[Any, ...]] = {
     "certainty": ("confidence", "margin"),
     "num_candidates": (2, 9),
@@ -23,6 +24,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "top_p": (0.3, 0.6),
     "position_temperature": ("5", "0"),
     "choice_temperature": ("0", "9"),
+    "randomize_temperature": ("9", "0"),
+    "softmax_temperature": ("9", "0.1"),
     "pivot_temperature": ("5", "0"),
     "parallel_threshold": (0.1, 0.5),
     "parallel_factor": (4.0, 0.1),
@@ -80,7 +83,7 @@ def test_every_sampler_and_preset_can_be_chosen_presets_first(model, of_text):
     assert names[: len(presets)] == presets
     assert all(label.endswith("(preset)") for label in labels[: len(presets)])
     missing = {*SAMPLER_DESCRIPTIONS, *PRESET_DESCRIPTIONS} - set(names)
-    of_images = {"halton", "default", "fast", "best", "maskgit_halton", "showo"}
+    of_images = {"halton", "default", "fast", "best", "maskgit_halton", "showo", *TITOK}
     for_text = {"text", "text_fast", "llada", "dream", "sdar", "trado"}
     assert missing == {"pc_sampler"} | (of_images if of_text else for_text)
     assert fields.first_choice(model, of_text) == ("text" if of_text else "default")

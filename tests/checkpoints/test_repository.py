@@ -11,6 +11,7 @@ from helpers.checkpoints import write_lumina_repository, write_mmada_repository,
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_bert, write_llada
+from helpers.checkpoints_titok import write_titok_repositories
 
 from diffusers_infogain import InfoGainPipeline, InfoGainTextPipeline, load
 from diffusers_infogain.checkpoints import repository
@@ -20,6 +21,7 @@ from diffusers_infogain.loading import PIPELINES, pipeline_class
 
 WRITERS = {
     "MaskGIT": write_maskgit_checkpoint,
+    "TiTok": lambda folder: write_titok_repositories(folder)[0],
     "MMaDA": write_mmada_repository,
     "Showo": write_showo_repository,
     "Meissonic": lambda folder: write_meissonic_repository(folder, False),

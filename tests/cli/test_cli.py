@@ -134,7 +134,10 @@ def test_every_sampler_setting_reaches_the_scheduler(capsys, stock_repository, t
             "`guidance_interval` must be a pair (start, stop) with 0 <= start < stop",
         ),
         (("a", "--approximate-cache", "kv"), "`approximate_cache` must be None, 'context:TOLERANCE' with a share from 0 to 1"),
-        (("a", "--guidance-schedule", "up"), "`guidance_schedule` must be one of constant, linear, cosine, got 'up'."),
+        (
+            ("a", "--guidance-schedule", "up"),
+            "maskgen_linear, maskgen_cosine, got 'up'.",
+        ),
         (("a", "--prompts-file", "missing.txt"), "missing.txt is missing."),
         (("a", "--position-temperature", "1", "2", "3"), "`position_temperature` must be one number or two"),
         (("a", "--num-beams", "2", "--retry-below-nats", "-7"), "`num_beams` must be 1 with a scheduler that begins unlikely"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.dialect import OTHER, PROMPT, call, family_of, seeded
+from helpers.dialect import OTHER, PROMPT, call, family_of, grid_of, seeded
 
 from diffusers_infogain import InfoGainScheduler
 from diffusers_infogain.settings import CORRECTORS
@@ -18,11 +18,11 @@ def with_scheduler(pipe, **settings):
 def test_an_image_is_the_same_alone_and_in_a_batch_and_known_tokens_stay(pipe, corrector):
     with_scheduler(pipe, corrector=corrector, remdm_eta=0.5, verify_threshold=0.9)
     mask = pipe.scheduler.config.mask_token_id
-    latents = torch.full((2, 4, 4), mask)
-    latents[:, 0] = 3
+    latents = torch.full((2, *grid_of(pipe)), mask)
+    latents.flatten(1)[:, :4] = 3
     prompts, options = [PROMPT[family_of(pipe)], OTHER[family_of(pipe)]], {"num_inference_steps": 6, "guidance_scale": 3.0}
     together = call(pipe, prompts, latents=latents, generator=seeded(1, 2), lookahead_batch_size=1, **options)
-    assert (together.images[:, 0] == 3).all()
+    assert (together.images.flatten(1)[:, :4] == 3).all()
     assert (together.images != mask).all()
     assert together.trace.selected.sum() > 24, "nothing was masked again"
     for index, prompt in enumerate(prompts):

@@ -8,11 +8,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers.dialect import OTHER, PROMPT, SIDE, call, family_of, seeded
+from helpers.dialect import GRID_FAMILIES, OTHER, PROMPT, SIDE, call, family_of, seeded
 
 from diffusers_infogain import PRESETS, InfoGainScheduler
 from diffusers_infogain.rules import SAMPLERS
 from diffusers_infogain.settings import CORRECTORS
+
+
+@pytest.fixture(params=GRID_FAMILIES)
+def family(request) -> str:
+    return request.param
 
 
 def photograph(pipe, rows: int = SIDE, columns: int = SIDE, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from helpers.dialect import CLIP_FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, seeded
+from helpers.dialect import CLASS_FAMILIES, CLIP_FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, grid_of, seeded
 from helpers.sampling import EAGER
 
 from diffusers_infogain import InfoGainScheduler
@@ -94,14 +94,14 @@ def test_images_of_a_prompt_share_the_empty_canvas_and_all_prompts_its_negative_
 
 
 def test_different_negative_prompts_have_rows_of_their_own(pipe, family):
-    if family == "maskgit":
+    if family in CLASS_FAMILIES:
         return
     call = {"prompt": [PROMPT[family]] * 2, "negative_prompt": ["", OTHER[family]], "generator": seeded(0, 1)}
     assert rows_by_step(even(pipe), **call, guidance_scale=3.0)[0][0] == 3
 
 
 def test_known_tokens_that_differ_are_different_canvases(pipe):
-    latents = torch.full((3, 4, 4), pipe.scheduler.config.mask_token_id)
+    latents = torch.full((3, *grid_of(pipe)), pipe.scheduler.config.mask_token_id)
     latents[1, 0, 0] = 3
     rows, _ = rows_by_step(even(pipe), num_images_per_prompt=3, latents=latents, generator=seeded(0, 1, 2), guidance_scale=3.0)
     assert rows[0] == 4
@@ -116,7 +116,8 @@ def test_known_tokens_that_differ_are_different_canvases(pipe):
 def test_an_image_is_the_same_alone_and_among_others_and_every_row_is_counted(pipe, family, chunk, how):
     """Images begin with more or fewer known tokens, so that some are guided and some are not in the same batch."""
     pipe = with_scheduler(pipe, sampler="info_gain", num_candidates=3, entropy_bound=3.0)
-    latents = torch.where(torch.arange(16) < 3 * torch.arange(4)[:, None], 1, pipe.scheduler.config.mask_token_id).view(4, 4, 4)
+    latents = torch.where(torch.arange(16) < 3 * torch.arange(4)[:, None], 1, pipe.scheduler.config.mask_token_id)
+    latents = latents.view(4, *grid_of(pipe))
     how = {"num_inference_steps": 8, "guidance_scale": 3.0, "guidance_interval": (0.2, 0.7), "lookahead_batch_size": chunk, **how}
     prompts = [PROMPT[family], OTHER[family]]
     seen = []

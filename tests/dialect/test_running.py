@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.image_processor import VaeImageProcessor
-from helpers.dialect import CLIP_FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, seeded
+from helpers.dialect import CLIP_FAMILIES, OTHER, PROMPT, WITHOUT_GUIDANCE, call, grid_of, seeded
 
 from diffusers_infogain import InfoGainScheduler
 
@@ -214,7 +214,7 @@ def test_num_images_per_prompt(pipe, family):
     for count in (1, 2):
         for prompts in ([PROMPT[family]], [PROMPT[family], OTHER[family]]):
             output = call(pipe, prompts, num_images_per_prompt=count, generator=None)
-            assert output.images.shape == (count * len(prompts), 4, 4)
+            assert output.images.shape == (count * len(prompts), *grid_of(pipe))
 
 
 def test_one_generator_and_a_list_of_it(pipe):
@@ -232,13 +232,13 @@ def test_forms_of_output(pipe):
 
 def test_a_masked_canvas_is_what_a_call_begins_with(pipe):
     mask = pipe.scheduler.config.mask_token_id
-    latents = torch.full((1, 4, 4), mask)
+    latents = torch.full((1, *grid_of(pipe)), mask)
     assert torch.equal(call(pipe, latents=latents).images, call(pipe).images)
-    latents[:, :2] = 3
+    latents[..., :2] = 3
     images = call(pipe, latents=latents).images
-    assert (images[:, :2] == 3).all()
+    assert (images[..., :2] == 3).all()
     assert (images != mask).all()
-    assert (latents[:, 2:] == mask).all()
+    assert (latents[..., 2:] == mask).all()
 
 
 def test_with_and_without_guidance(pipe, family):

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers.dialect import OTHER, PROMPT, SIDE, call, family_of, seeded
+from helpers.dialect import GRID_FAMILIES, OTHER, PROMPT, SIDE, call, family_of, seeded
 
 from diffusers_infogain import InfoGainScheduler
 
@@ -22,6 +22,11 @@ WAYS = {
     "beams": {"num_beams": 2},
     "edit": {"edits": True},
 }
+
+
+@pytest.fixture(params=GRID_FAMILIES)
+def family(request) -> str:
+    return request.param
 
 
 def prepared(pipe, way: str) -> dict:

@@ -8,19 +8,33 @@ from typing import Any
 
 import torch
 
-from diffusers_infogain import InfoGainMaskGITPipeline, InfoGainMeissonicPipeline, InfoGainPipeline, InfoGainScheduler
+from diffusers_infogain import (
+    InfoGainMaskGITPipeline,
+    InfoGainMeissonicPipeline,
+    InfoGainPipeline,
+    InfoGainScheduler,
+    InfoGainTiTokPipeline,
+)
 from diffusers_infogain.models.maskgit_transformer import MaskGITTransformer2DModel
 from diffusers_infogain.models.meissonic_transformer import MeissonicTransformer2DModel
 from helpers.amused import make_components
 from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline, make_vqvae
+from helpers.checkpoints_titok import make_tokenizer, make_transformer
 
 CLIP_FAMILIES = ("amused", "meissonic")
+CLASS_FAMILIES = ("maskgit", "titok")
 LANGUAGE_MODELS = ("mmada", "showo", "lumina")
-PROMPT = {**dict.fromkeys(CLIP_FAMILIES, "a cat"), "maskgit": 207, **dict.fromkeys(LANGUAGE_MODELS, "a red cat")}
-OTHER = {**dict.fromkeys(CLIP_FAMILIES, "dogs"), "maskgit": 1, **dict.fromkeys(LANGUAGE_MODELS, "two dogs")}
+PROMPT = {
+    **dict.fromkeys(CLIP_FAMILIES, "a cat"),
+    **dict.fromkeys(CLASS_FAMILIES, 207),
+    **dict.fromkeys(LANGUAGE_MODELS, "a red cat"),
+}
+OTHER = {**dict.fromkeys(CLIP_FAMILIES, "dogs"), **dict.fromkeys(CLASS_FAMILIES, 1), **dict.fromkeys(LANGUAGE_MODELS, "two dogs")}
 FAMILIES = tuple(PROMPT)
-WITHOUT_GUIDANCE = {**dict.fromkeys(CLIP_FAMILIES, 1.0), "maskgit": 0.0, **dict.fromkeys(LANGUAGE_MODELS, 0.0)}
+WITHOUT_GUIDANCE = {**dict.fromkeys(FAMILIES, 0.0), **dict.fromkeys(CLIP_FAMILIES, 1.0)}
 SIDE = 4
+GRID_FAMILIES = tuple(family for family in FAMILIES if family != "titok")
+"""Those whose tokens are cells of the image."""
 
 
 @functools.cache
@@ -62,6 +76,11 @@ def _made(family: str) -> Any:
             return InfoGainMaskGITPipeline(
                 make_vqvae(codes=32, levels=2), transformer, InfoGainScheduler(mask_token_id=32, num_candidates=3)
             )
+        if family == "titok":
+            models = make_tokenizer(num_tokens=SIDE**2), make_transformer(num_tokens=SIDE**2)
+            return InfoGainTiTokPipeline(
+                *models, InfoGainScheduler(mask_token_id=32, num_candidates=3), default_guidance_schedule="constant"
+            )
         return {"mmada": make_mmada_pipeline, "showo": make_showo_pipeline, "lumina": make_lumina_pipeline}[family]()
 
 
@@ -77,6 +96,11 @@ def family_of(pipe: Any) -> str:
     return type(pipe).__name__.removeprefix("InfoGain").removesuffix("Pipeline").lower() or "amused"
 
 
+def grid_of(pipe: Any) -> tuple[int, int]:
+    """(h, w) of the tokens of `call`."""
+    return (1, SIDE**2) if family_of(pipe) == "titok" else (SIDE, SIDE)
+
+
 def seeded(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -84,8 +108,8 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 def call(pipe: Any, prompt: Any = None, **arguments: Any) -> Any:
     """A short call of 4 x 4 tokens; `prompt` by default the family's."""
     arguments = {"num_inference_steps": 3, "generator": seeded(0), "output_type": "latent", **arguments}
-    side = {"height": SIDE * pipe.vae_scale_factor, "width": SIDE * pipe.vae_scale_factor}
+    side = {} if family_of(pipe) == "titok" else {"height": SIDE * pipe.vae_scale_factor, "width": SIDE * pipe.vae_scale_factor}
     if "prompt_embeds" not in arguments:
-        name = "class_labels" if family_of(pipe) == "maskgit" else "prompt"
+        name = "class_labels" if family_of(pipe) in CLASS_FAMILIES else "prompt"
         arguments[name] = PROMPT[family_of(pipe)] if prompt is None else prompt
     return pipe(**{**side, **arguments})

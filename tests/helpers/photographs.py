@@ -20,6 +20,7 @@ from helpers.checkpoints import (
 )
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
+from helpers.checkpoints_titok import write_titok_repositories
 
 
 def write_families(folder: Path) -> dict[str, str]:
@@ -28,6 +29,7 @@ def write_families(folder: Path) -> dict[str, str]:
     write_meissonic_repository(folder / "meissonic", downsample=True)
     write_meissonic_repository(folder / "monetico", downsample=False)
     write_maskgit_checkpoint(folder / "maskgit")
+    write_titok_repositories(folder / "titok")
     write_mmada_repository(folder / "mmada")
     write_magvit_repository(folder / "magvit")
     write_showo_repository(folder / "showo_256", num_vq_tokens=16)
@@ -36,7 +38,9 @@ def write_families(folder: Path) -> dict[str, str]:
     write_lumina_repository(folder / "lumina")
     models = {"amused_256": "amused", "amused_512": "amused", "maskgit_256": "maskgit", "maskgit_384": "maskgit"}
     models |= {name: name for name in ("meissonic", "monetico", "mmada", "showo_256", "showo_512", "lumina")}
+    models |= dict.fromkeys(("titok_l32", "titok_s128"), "titok/generator")
     environment = {f"MODEL_{family}": str(folder / name) for family, name in models.items()}
+    environment |= dict.fromkeys(("VQVAE_titok_l32", "VQVAE_titok_s128"), str(folder / "titok" / "tokenizer"))
     environment |= {f"VARIANT_maskgit_{size}": "256_tiny" for size in (256, 384)}
     environment |= {f"VQVAE_{family}": str(folder / "magvit") for family in ("mmada", "showo_256", "showo_512")}
     environment |= {f"LANGUAGE_MODEL_showo_{size}": str(folder / "phi-1_5") for size in (256, 512)}
