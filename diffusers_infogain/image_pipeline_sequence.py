@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from .checks import check_integer
 from .image_call import Canvas, Condition, ImageCall
 from .image_pipeline import InfoGainImagePipeline
+from .lora import LanguageModelLoraMixin
 from .models.llada import BidirectionalLlama, check_image_tokens, predict_after_prompts
 from .models.omni_phi import OmniPhi
 from .models.partial_rows import PartialRows, run_llama
@@ -18,7 +19,7 @@ Encoded = tuple[torch.Tensor, torch.Tensor]
 """The ids of prompts (B, P), padded on the left, and a mask (B, P), False at padding."""
 
 
-class SequenceImagePipeline(InfoGainImagePipeline):
+class SequenceImagePipeline(InfoGainImagePipeline, LanguageModelLoraMixin):
     """Base class of image pipelines of language models, which see the prompt and the image as one sequence.
 
     Image code c is the token `image_token_offset + c`. `scheduler` sees the image tokens only, as codes, with the codebook's size

@@ -20,11 +20,12 @@ from .checkpoints.stock import open_clip_text_encoder, open_vqvae
 from .files import read_json
 from .image_call import Canvas, ImageCall
 from .image_pipeline_clip import ClipImagePipeline
+from .lora import AmusedLoraMixin
 from .models.meissonic_transformer import MeissonicTransformer2DModel, open_meissonic_transformer
 from .scheduling_infogain import InfoGainScheduler
 
 
-class InfoGainMeissonicPipeline(ClipImagePipeline):
+class InfoGainMeissonicPipeline(ClipImagePipeline, AmusedLoraMixin):
     r"""Text-to-image generation with Meissonic (arXiv 2410.08261) or Monetico, decoded by information gain or any other rule.
 
     `from_pretrained` loads the published repositories as they are (`MeissonFlow/Meissonic`, `Collov-Labs/Monetico`), running

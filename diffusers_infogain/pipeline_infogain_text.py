@@ -22,6 +22,7 @@ from .choices import PRESETS
 from .compiling import CompileMixin
 from .components import check_component_types, check_components, tokenize
 from .devices import DevicesMixin
+from .lora import LanguageModelLoraMixin
 from .models.chat_templates import chat_text, read_chat_template
 from .models.text_family import TextFamily, family_name, text_family
 from .models.wrapped import underlying
@@ -45,7 +46,7 @@ from .text_output import InfoGainTextOutput, TextBlock
 Messages = list[dict[str, str]]
 
 
-class InfoGainTextPipeline(CallStateMixin, CompileMixin, DevicesMixin, ProgressPipeline, CheckedPipeline):
+class InfoGainTextPipeline(CallStateMixin, CompileMixin, DevicesMixin, ProgressPipeline, CheckedPipeline, LanguageModelLoraMixin):
     r"""Text generation and infilling with masked language models, decoded by information gain or any other rule.
 
     `from_pretrained` loads LLaDA, Dream, SDAR, TraDo, MMaDA's language model, A2D models and any `AutoModelForMaskedLM` as they

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from accelerate.utils import align_module_device
@@ -117,7 +117,7 @@ def additive_mask(visible: torch.Tensor, num_queries: int, dtype: torch.dtype) -
     return hidden[:, None].expand(-1, -1, num_queries, -1)
 
 
-def is_plain_linear(layer: torch.nn.Module) -> bool:
+def is_plain_linear(layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     """Whether a layer's weight alone is the layer: it is not adapted, quantised, or changed by diffusers' hooks when it runs."""
     return (
         type(layer) is torch.nn.Linear

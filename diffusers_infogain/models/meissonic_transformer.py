@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, TimestepEmbedding
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.resnet import Downsample2D, Upsample2D
@@ -47,7 +48,7 @@ class Sinusoids(nn.Module):
         return torch.cat([phases.cos(), phases.sin()], dim=-1)
 
 
-class MeissonicTransformer2DModel(ModelMixin, ConfigMixin):
+class MeissonicTransformer2DModel(ModelMixin, PeftAdapterMixin, ConfigMixin):
     r"""Predicts logits over the codebook from masked image tokens and the CLIP embeddings of a prompt.
 
     The arguments are the fields of a published `transformer/config.json`, and parameters have the names of the published tensors:
