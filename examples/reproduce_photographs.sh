@@ -10,6 +10,7 @@
 # FAMILIES       of amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 titok_l32 titok_s128 mmada showo_256 showo_512 lumina (default: all)
 # PROMPTS        on each page: the first ones of photographs/prompts.txt, or classes.txt for MaskGIT and TiTok (default: 16)
 # SAMPLERS       of the page; "published" is the family's own (default: published maskgit halton fast default best paper)
+# METRICS        of the page, and of the captions for FID: "hps_v2_1 pick_score image_reward", say (default: none; they need the Hub)
 # FID            number of captions, such as 5000 (default: 0, no FID), and FID_SAMPLERS (default: published fast default best)
 # COCO_CAPTIONS, COCO_IMAGES   COCO's captions_val2014.json and val2014 (or 2017); without them, captions come from the Hub
 # IMAGENET       for the FID of MaskGIT and TiTok: ADM's VIRTUAL_imagenet256_labeled.npz or a folder of photographs; without it there is none
@@ -25,6 +26,7 @@ device=${DEVICE:-cuda}
 prompts=${PROMPTS:-16}
 fid=${FID:-0}
 read -ra samplers <<<"${SAMPLERS:-published maskgit halton fast default best paper}"
+read -ra metrics <<<"${METRICS:-}"
 read -ra fid_samplers <<<"${FID_SAMPLERS:-published fast default best}"
 all="amused_256 amused_512 meissonic monetico maskgit_256 maskgit_384 titok_l32 titok_s128 mmada showo_256 showo_512 lumina"
 # What the authors of Meissonic and Monetico steer away from.
@@ -141,20 +143,20 @@ for family in ${FAMILIES:-$all}; do
     maskgit_* | titok_* | showo_*) ;; # of one size only
     *) [ -z "${SIZE:-}" ] || common+=(--height "$SIZE" --width "$SIZE") ;;
     esac
-    compare_samplers page "${samplers[@]}" -- --prompts "$texts" --num-prompts "$prompts" --metrics --grid "$prompts"
+    compare_samplers page "${samplers[@]}" -- --prompts "$texts" --num-prompts "$prompts" --metrics "${metrics[@]}" --grid "$prompts"
     [ "$fid" -gt 0 ] || continue
     case $family in
     maskgit_* | titok_*)
         of_prompts=(--prompts "$output/classes.txt" --num-prompts "$fid" --num-images $(((fid + 999) / 1000)))
-        reference=$of_classes
+        reference=$of_classes fid_metrics=(frechet) # the prompts are numbers
         ;;
-    *) of_prompts=(--prompts "$output/coco/captions.jsonl" --num-prompts "$fid") reference=$of_photographs ;;
+    *) of_prompts=(--prompts "$output/coco/captions.jsonl" --num-prompts "$fid") reference=$of_photographs fid_metrics=(frechet "${metrics[@]}") ;;
     esac
     if [ -z "$reference" ]; then
         echo "== $family: no FID, for want of a reference"
         continue
     fi
-    compare_samplers fid "${fid_samplers[@]}" -- "${of_prompts[@]}" --metrics frechet --reference "$reference" "${features[@]}" --grid 0
+    compare_samplers fid "${fid_samplers[@]}" -- "${of_prompts[@]}" --metrics "${fid_metrics[@]}" --reference "$reference" "${features[@]}" --grid 0
 done
 
 python "$here/index.py" "$output"

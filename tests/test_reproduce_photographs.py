@@ -74,7 +74,9 @@ def commands_of(folder: Path) -> list[list[str]]:
 def test_every_family_has_a_page_and_an_fid_with_flags_that_parse(stand_ins):
     coco = write_coco(stand_ins / "coco", 2)
     (stand_ins / "out" / "coco" / "images").mkdir(parents=True)
-    done = start(stand_ins, {**coco, "FID": "5000", "IMAGENET": str(stand_ins / "imagenet.npz")})
+    done = start(
+        stand_ins, {**coco, "FID": "5000", "METRICS": "hps_v2_1 pick_score", "IMAGENET": str(stand_ins / "imagenet.npz")}
+    )
     assert done.returncode == 0, done.stderr
     parsed = [cli.build_parser().parse_args(words) for words in commands_of(stand_ins)]
     assert parsed[0].command == "evaluate"
@@ -90,6 +92,8 @@ def test_every_family_has_a_page_and_an_fid_with_flags_that_parse(stand_ins):
         images = args.num_images * (min(1000, args.num_prompts) if family.startswith(("maskgit", "titok")) else args.num_prompts)
         assert images == (16 if part == "page" else 5000)
         assert (args.reference is None) == (part == "page")
+        judged = [] if part == "fid" and family.startswith("maskgit") else ["hps_v2_1", "pick_score"]
+        assert args.metrics == ([] if part == "page" else ["frechet"]) + judged
         assert args.offload == (family in ("mmada", "lumina"))  # they do not fit into 16 GiB
         assert args.batch_size == 1 or not args.offload
         assert (args.negative_prompt is not None) == (family in ("meissonic", "monetico"))
