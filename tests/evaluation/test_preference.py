@@ -50,6 +50,15 @@ def test_scores_are_those_of_the_authors_code(models, name):
     assert number == 3
 
 
+def test_norms_and_activations_are_the_authors(models):
+    # too small a difference to be seen in scores
+    reward, clip = models["image_reward"].network, models["hps_v2"].network.config
+    assert reward.vision_model.config.layer_norm_eps == 1e-6
+    assert reward.text_model.config.layer_norm_eps == 1e-12
+    for config in (clip.vision_config, clip.text_config):
+        assert (config.layer_norm_eps, config.hidden_act) == (1e-5, "gelu")
+
+
 @pytest.mark.parametrize("name", list(PREFERENCES))
 def test_a_score_depends_on_its_own_image_and_text_only(models, name):
     model, images = models[name], random_images(3, size=40)
