@@ -42,7 +42,7 @@ def evaluate(args: argparse.Namespace) -> None:
             clusters = {source: number for number, source in enumerate(dict.fromkeys(sources))}
             found = Measurement(metrics, measuring).measure_each(paths, given)
             figures = measured(found, [clusters[source] for source in sources])
-            write_report(args.output, settings, how, figures, {})
+            write_report(args.output, settings, how, figures, {}, scores(found))
         return
     prompt_set = common.prompt_set(args)
     chosen = common.scheduler_settings(args)
@@ -121,7 +121,7 @@ def _evaluate(
         composition = composition_report(images, check_composition(images))
     found = measurement.measure_each([image.path for image in images], prompt_of_image)
     figures |= measured(found, [image.request.prompt_index for image in images])
-    write_report(folder, settings, how, figures, composition)
+    write_report(folder, settings, how, figures, composition, scores(found))
 
 
 def _readable(measuring: MeasureSettings) -> dict[str, Any]:
@@ -149,6 +149,11 @@ def measured(found: Mapping[str, Measured], clusters: Sequence[int]) -> dict[str
     return figures
 
 
+def scores(found: Mapping[str, Measured]) -> dict[str, list[float]]:
+    """The scores of single images, in the order of the images, by the names of their means."""
+    return {title: values for metric in found.values() for title, values in metric.recorded_values.items()}
+
+
 def decoding_figures(images: list[runs.FinishedImage], folder: Path) -> dict[str, Figure]:
     """The costs of decoding and its cumulative entropy, per image."""
     run, timing = image_comparison.describe_run(images), runs.read_timing(folder)
@@ -171,10 +176,12 @@ def write_report(
     how: dict[str, Any],
     figures: dict[str, Figure],
     composition: dict[str, Figure],
+    scores: dict[str, list[float]],
 ) -> None:
     """Writes report.json and report.md, or report-2.json and so on if there is a report of other images or measurements."""
     content = {"settings": settings, "measured": how, "figures": figures_as_json(figures)}
     content["composition"] = figures_as_json(composition)
+    content["scores"] = scores
     content = json.loads(json.dumps(content))
 
     def same(path: Path) -> bool:

@@ -297,8 +297,8 @@ def _recorded(measured: Measured | None) -> dict[str, Any]:
     """What a record says of a metric; None for one that is decided image by image, in the record's own fields."""
     if measured is None:
         return {"figures": {}}
-    scores = {title: [round(value, 6) for value in values] for title, values in measured.values.items()}
-    return {"figures": measured.figures, **({"values": scores} if scores else {})}
+    values = measured.recorded_values
+    return {"figures": measured.figures, **({"values": values} if values else {})}
 
 
 def read_rivals(path: Path, settings: dict[str, Any]) -> list[Group]:

@@ -40,6 +40,11 @@ class Measured:
     standard_errors: dict[str, float] = field(default_factory=dict)
     values: dict[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def recorded_values(self) -> dict[str, list[float]]:
+        """The values as records keep them, rounded to 6 digits after the point."""
+        return {title: [round(value, 6) for value in values] for title, values in self.values.items()}
+
 
 class Measurement:
     """Metrics with their networks loaded. Measures any number of sets of images against one reference, which is read once.

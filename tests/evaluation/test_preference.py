@@ -146,6 +146,8 @@ def test_evaluate_reports_standard_errors_and_compare_keeps_the_scores(capsys, p
     assert figure["standard_error"] > 0
     assert "| PickScore |" in out
     assert report["measured"]["metrics"]["image_reward"]["resize"] == "own"
+    assert len(report["scores"]["ImageReward"]) == 4
+    assert sum(report["scores"]["PickScore"]) / 4 == pytest.approx(figure["value"], abs=1e-5)
     flags = ["--samplers", "maskgit", "--steps", 2, "--seeds", 0, 1, "--grid", 0]
     code, out, err = run(capsys, "compare", "--output", tmp_path / "all", *flags, *common)
     assert code == 0, err
