@@ -111,8 +111,10 @@ class ModelSource:
         tensor = self.convert_tensor(name, stored)
         if not tensor.is_floating_point():
             return tensor
-        float32 = set(getattr(self.skeleton, "_keep_in_fp32_modules", None) or ())
-        return tensor.to(torch.float32 if float32 & set(name.split(".")) else self.checkpoint.computing_dtype(dtype))
+        kept = [*(getattr(self.skeleton, "_keep_in_fp32_modules", None) or ())]
+        kept += getattr(self.skeleton, "_keep_in_fp32_modules_strict", None) or ()
+        in_float32 = any(f".{part}." in f".{name}." for part in kept)
+        return tensor.to(torch.float32 if in_float32 else self.checkpoint.computing_dtype(dtype))
 
     def num_bytes(self, dtype: torch.dtype | None = None) -> int:
         """The bytes of the model in a dtype, by default the stored one."""

@@ -15,6 +15,7 @@ import torch
 from diffusers.utils import logging
 from transformers import (
     AutoTokenizer,
+    Glm4MoeForCausalLM,
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,6 +31,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, 
 from ..checks import LARGEST_INTEGER, is_integer, shown
 from ..files import read_json
 from ..models.llada import MODEL_TYPES, WEIGHT_NAMES, BidirectionalLlama, open_llada
+from ..models.llada2 import KEY_MAPPING as LLADA2_KEYS
+from ..models.llada2 import combined_tensors, glm4_moe_config
 from ..models.text_family import SUPPORTED, TextFamily, check_family, eos_token_ids, text_family
 from .configs import check_sizes, require_fields, stock_config, stock_settings
 from .errors import writing_natively
@@ -51,6 +54,7 @@ _CLASSES: dict[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
     "qwen2": Qwen2ForCausalLM,
     "qwen3": Qwen3ForCausalLM,
+    "glm4_moe": Glm4MoeForCausalLM,
 }
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _TOKENIZER_FILES = (
@@ -182,12 +186,16 @@ def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -
     if model_type in MODEL_TYPES:
         return open_llada(folder)
     is_encoder = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if is_encoder != (family.name == "masked_lm") or not (is_encoder or model_type in _CLASSES):
+    if is_encoder != (family.name == "masked_lm") or not (is_encoder or model_type in _CLASSES or model_type == "llada2_moe"):
         raise ValueError(f"{file}: the `text_family` {family.name!r} does not go with the model type {shown(model_type)}.")
     weights = find_weights(folder, WEIGHT_NAMES)
     check_sizes(settings, weights, file)
     if is_encoder:
         return _open_masked_lm(file, settings, weights)
+    if model_type == "llada2_moe":
+        own = glm4_moe_config(settings, file)
+        parts = combined_tensors(own, weights)
+        return ModelSource(parts, lambda: Glm4MoeForCausalLM(copy.deepcopy(own)), _probe, LLADA2_KEYS)
     cls = BidirectionalLlama if family.name in MODEL_TYPES else _CLASSES[model_type]
     not_the_networks = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "quantization_config")
     fields = {
@@ -196,6 +204,8 @@ def _open_model(folder: Path, settings: Mapping[str, Any], family: TextFamily) -
         if name not in not_the_networks and (name, value) != ("rope_scaling", None)
     }
     config = stock_config(cls.config_class, stock_settings(fields), file)
+    if cls is Glm4MoeForCausalLM:
+        weights = combined_tensors(config, weights)
     return ModelSource(weights, lambda: cls(copy.deepcopy(config)), _probe)
 
 

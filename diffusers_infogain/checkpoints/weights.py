@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..checks import shown
 from ..files import read_json, regular_file
 from ..tensor_files import read_tensors
-from .errors import LONGEST_NAME, first_few, short_path
+from .errors import LONGEST_NAME, first_few, one_sentence, short_path
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -178,6 +178,50 @@ class SplitCheckpoint(Checkpoint):
             return super().tensor(key)
         fused, part = self._parts[key]
         return super().tensor(fused).chunk(3)[part]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A tensor that is made of stored ones.
+
+    Attributes:
+        keys: Those that it is made of.
+        combine: From them, in this order, the tensor; also on the device "meta", from shapes alone.
+    """
+
+    keys: tuple[str, ...]
+    combine: Callable[[list[torch.Tensor]], torch.Tensor]
+
+
+class CombinedCheckpoint(Checkpoint):
+    """A checkpoint some of whose tensors are made of several stored ones, or of parts of one. They are read on demand, too.
+
+    Args:
+        checkpoint: The stored tensors; those that nothing is made of are there as they are.
+        combinations: The others, by their new names.
+
+    Raises:
+        ValueError: If the parts of one do not fit together.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, combinations: Mapping[str, Combination]):
+        self.files = checkpoint.files
+        self._stored = checkpoint
+        self._combinations = combinations
+        used = {key for one in combinations.values() for key in one.keys}
+        self._entries = {key: entry for key, entry in checkpoint._entries.items() if key not in used}
+        for name, one in combinations.items():
+            file = checkpoint.file_of(one.keys[0])
+            with one_sentence(f"{short_path(file)}: {first_few(list(one.keys))} do not make up {name}"):
+                made = one.combine([checkpoint.empty(key) for key in one.keys])
+            self._entries[name] = _Entry(file, tuple(made.shape), made.dtype)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Reads a tensor, in its stored dtype."""
+        if key not in self._combinations:
+            return self._stored.tensor(key)
+        one = self._combinations[key]
+        return one.combine([self._stored.tensor(part) for part in one.keys])
 
 
 def _read_pickle(file: Path, wrapper: Sequence[str]) -> dict[str, torch.Tensor]:

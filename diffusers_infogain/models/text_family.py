@@ -18,18 +18,19 @@ from .llada import MODEL_TYPES
 logger = logging.get_logger("diffusers." + __name__)
 
 ATTENTIONS = ("full", "block_causal")
-FAMILIES = ("llada", "mmada", "dream", "sdar", "a2d", "masked_lm")
+FAMILIES = ("llada", "mmada", "dream", "sdar", "llada2", "a2d", "masked_lm")
 
 _FAMILY_OF = {
     **{model_type: model_type for model_type in MODEL_TYPES},
     "Dream": "dream",
     "sdar": "sdar",
+    "llada2_moe": "llada2",
     "a2d-llama": "a2d",
     "a2d-qwen2": "a2d",
     "a2d-qwen3": "a2d",
 }
 """Family by published model type. All model types of `AutoModelForMaskedLM` are of the family "masked_lm"."""
-_CAUSAL = ("llama", "qwen2", "qwen3")
+_CAUSAL = ("llama", "qwen2", "qwen3", "glm4_moe")
 """Model types that a saved model shares with causal language models; its configuration has a `text_family`."""
 _QWEN: dict[str, Any] = {"hidden_act": "silu", "use_mrope": False, "use_sliding_window": False}
 SUPPORTED: dict[str, dict[str, Any]] = {
@@ -43,6 +44,7 @@ _MASK_TOKENS = ("<|mdm_mask|>", "<|MASK|>", "<|mask|>", "<MASK>", "[MASK]", "<ma
 _END_TOKENS = ("<|eot_id|>", "<|im_end|>")
 _SDAR_BLOCK_LENGTH = 4
 _BD3LM_BLOCK_LENGTH = 32
+_LLADA2_BLOCK_LENGTH = 32
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class TextFamily:
     """Facts about a masked language model that its weights do not tell; `asdict` and `TextFamily(**...)` go through JSON.
 
     Attributes:
-        name: "llada", "mmada", "dream", "sdar", "a2d" or "masked_lm".
+        name: "llada", "mmada", "dream", "sdar", "llada2", "a2d" or "masked_lm".
         mask_token_id: The token that stands for "not decoded yet".
         shifted: Whether the network's output at position i - 1 predicts token i, as Dream's does.
         attention: "full", or "block_causal": a token sees its own block and those before it.
@@ -95,7 +97,8 @@ def text_family(
     """The family of a model, from its published config.json (a mapping) or from the configuration of a loaded model.
 
     Some facts are in no published configuration: only Dream's logits are shifted; A2D models whose name has "bd3lm" in it have
-    blocks of 32; an SDAR without `block_size` has blocks of 4. A warning is logged in the last two cases.
+    blocks of 32; an SDAR without `block_size` has blocks of 4. A warning is logged in the last two cases. LLaDA 2 has blocks of
+    32, as its authors decode it.
 
     Args:
         config: A mapping, or a transformers configuration.
@@ -124,6 +127,8 @@ def text_family(
         if length is None:
             logger.warning(f"config.json has no `block_size`: blocks of {_SDAR_BLOCK_LENGTH} tokens are taken, as SDAR's.")
         return _with_blocks(family, length or _SDAR_BLOCK_LENGTH)
+    if name == "llada2":
+        return _with_blocks(family, block_length or settings.get("block_size") or _LLADA2_BLOCK_LENGTH)
     if name == "a2d" and block_length is None and "bd3lm" in repository_name.lower():
         logger.warning(f"{repository_name}: by its name it is block-causal; blocks of {_BD3LM_BLOCK_LENGTH} tokens are taken.")
         block_length = _BD3LM_BLOCK_LENGTH
@@ -157,7 +162,7 @@ def check_family(settings: Mapping[str, Any]) -> str:
         return name
     model_type = settings.get("model_type")
     if str(model_type).startswith("llada2"):
-        why = "a mixture of experts for which transformers has no class of its own, and code of a repository is never run"
+        why = "LLaDA 2 in another form than its authors publish for use"
     elif model_type in _CAUSAL:
         why = "an ordinary causal language model, unless a `text_family` in its config.json says otherwise"
     else:
@@ -180,7 +185,7 @@ def _saved_family(settings: Mapping[str, Any]) -> TextFamily:
 
 
 def _with_blocks(family: TextFamily, block_length: int) -> TextFamily:
-    if family.name not in ("sdar", "a2d"):
+    if family.name not in ("sdar", "llada2", "a2d"):
         raise ValueError(f"`block_length` must be None for {family.name}, whose attention is full, got {block_length!r}.")
     return replace(family, attention="block_causal", block_length=block_length)
 

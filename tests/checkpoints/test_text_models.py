@@ -19,6 +19,7 @@ from helpers.checkpoints_text import (
     write_bert,
     write_dream,
     write_llada,
+    write_llada2,
     write_mdlm_qwen3,
     write_sdar,
 )
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertForMaskedLM,
     FNetConfig,
+    Glm4MoeForCausalLM,
     LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
@@ -44,6 +46,7 @@ FAMILIES: dict[Writer, tuple[type, TextFamily]] = {
     write_llada: (BidirectionalLlama, TextFamily("llada", 60, eos_token_ids=(61,))),
     write_dream: (Qwen2ForCausalLM, TextFamily("dream", 259, shifted=True, eos_token_ids=(256, 258))),
     write_sdar: (Qwen3ForCausalLM, TextFamily("sdar", 259, False, "block_causal", 4, (256, 258))),
+    write_llada2: (Glm4MoeForCausalLM, TextFamily("llada2", 259, False, "block_causal", 32, (256,))),
     write_mdlm_qwen3: (Qwen3ForCausalLM, TextFamily("a2d", 259, eos_token_ids=(256, 258))),
     write_bert: (BertForMaskedLM, TextFamily("masked_lm", 4, eos_token_ids=(3,))),
 }
@@ -98,7 +101,7 @@ def test_a_source_is_written_as_transformers_reads_it(write, tmp_path):
     torch.testing.assert_close(opened.source.probe(written), opened.source.probe(opened.source.load()), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("write", [write_llada, write_dream, write_sdar, write_mdlm_qwen3, write_bert])
+@pytest.mark.parametrize("write", [write_llada, write_dream, write_sdar, write_llada2, write_mdlm_qwen3, write_bert])
 def test_nothing_is_said_that_would_frighten_users(write, tmp_path, caplog):
     folder = write(tmp_path / "model")
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
@@ -111,6 +114,67 @@ def test_nothing_is_said_that_would_frighten_users(write, tmp_path, caplog):
 
 
 # What the networks compute
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_llada_2_computes_what_the_public_implementation_does(dtype, tmp_path):
+    """Also where the bias makes all scores of a group negative: experts of other groups are never chosen."""
+    stored = load_file(GOLDEN / "llada2_tiny.safetensors")
+    model, _, family = load_text_model(write_llada2(tmp_path / "model", dtype), dtype=dtype, block_length=4)
+    found = everywhere(model, family, stored["ids"]).float()
+    error = (found - stored["block_causal_logits"]).abs()
+    # In bfloat16 an expert may be another one: most of the logits are near.
+    assert error.max() < 1e-4 if dtype == torch.float32 else error.median() < 0.2
+    full = everywhere(model, TextFamily("llada2", family.mask_token_id, eos_token_ids=(256,)), stored["ids"]).float()
+    error = (full - stored["full_logits"]).abs()
+    assert error.max() < 1e-4 if dtype == torch.float32 else error.median() < 0.2
+    assert (stored["full_logits"] - stored["block_causal_logits"]).abs().max() > 1
+    router = model.model.layers[1].mlp.gate
+    assert router.e_score_correction_bias.dtype == torch.float32
+    assert (router.e_score_correction_bias < -0.5).any()
+
+
+def test_experts_of_llada_2_are_read_one_layer_at_a_time_and_written_as_transformers_reads_them(tmp_path):
+    opened = open_text_model(write_llada2(tmp_path / "model", torch.bfloat16))
+    model = opened.source.load()
+    stored = load_file(GOLDEN / "llada2_tiny.safetensors")
+    layer = "model.layers.2."
+    query, key, value = stored[f"{layer}attention.query_key_value.weight"].bfloat16().split([32, 16, 16])
+    attention, experts = model.model.layers[2].self_attn, model.model.layers[2].mlp.experts
+    for found, expected in ((attention.q_proj, query), (attention.k_proj, key), (attention.v_proj, value)):
+        assert torch.equal(found.weight, expected)
+    for expert in range(8):
+        gate, up, down = (stored[f"{layer}mlp.experts.{expert}.{part}_proj.weight"].bfloat16() for part in ("gate", "up", "down"))
+        assert torch.equal(experts.gate_up_proj[expert], torch.cat([gate, up]))
+        assert torch.equal(experts.down_proj[expert], down)
+    (tmp_path / "written").mkdir()
+    opened.source.write(tmp_path / "written")
+    model.save_pretrained(tmp_path / "saved")
+    for folder in ("written", "saved"):  # of stacked experts, and of single ones
+        again = Glm4MoeForCausalLM.from_pretrained(tmp_path / folder).state_dict()
+        assert again.keys() == model.state_dict().keys()
+        assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"use_bias": True}, "config.json: `use_bias` must be False, got True."),
+        ({"score_function": "softmax"}, "config.json: `score_function` must be 'sigmoid', got 'softmax'."),
+        ({"num_experts": None}, "config.json: `num_experts` must be an integer above 0, got None."),
+        ({"num_experts": 9}, "6 tensors of the Glm4MoeForCausalLM are missing: model.layers.1.mlp.experts.8.gate_proj.weight"),
+        ({"moe_intermediate_size": 9}, "must have the shape (8, 18, 16) for this Glm4MoeForCausalLM, got (8, 16, 16)."),
+        (
+            {"num_key_value_heads": 1},
+            "model.layers.0.attention.query_key_value.weight do not make up model.layers.0.self_attn.q_proj",
+        ),
+    ],
+)
+def test_other_networks_of_the_name_are_refused(changes, text, tmp_path):
+    with pytest.raises(ValueError) as error:
+        load_text_model(write_llada2(tmp_path / "model", **changes))
+    assert text in str(error.value)
 
 
 def test_llada_computes_what_the_public_implementation_does(tmp_path):
@@ -231,9 +295,9 @@ def test_the_mask_token_is_the_configurations_before_the_tokenizers():
 @pytest.mark.parametrize(
     ("model_type", "text"),
     [
-        ("llada2_moe", r"'llada2_moe' is a mixture of experts for which transformers has no class of its own"),
+        ("llada2_moe_veomni", r"'llada2_moe_veomni' is LLaDA 2 in another form than its authors publish for use"),
         ("qwen3", r"'qwen3' is an ordinary causal language model"),
-        ("gpt9", r"'gpt9' is not known here. Known are llada, mmada, Dream, sdar, a2d-llama"),
+        ("gpt9", r"'gpt9' is not known here. Known are llada, mmada, Dream, sdar, llada2_moe, a2d-llama"),
         (None, r"the model type None is not known here"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -20,6 +20,8 @@ from transformers import (
 )
 
 from helpers.checkpoints import MMADA_CONFIG, llada_tensors, make_word_tokenizer, write_shards
+
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 FORBIDDEN = "raise RuntimeError('code of the checkpoint was run')\n"
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -171,6 +173,14 @@ def _write_qwen_weights(folder: Path, config: dict[str, Any], seed: int) -> None
     write_shards(folder, tensors, count=2)
 
 
+def _write_fast_tokenizer(folder: Path, specials: tuple[str, ...], **roles: str) -> None:
+    """tokenizer.json of single bytes, and these special tokens behind them."""
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(BYTES)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name) for name in specials])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", **roles).save_pretrained(folder)
+
+
 def _write_byte_tokenizer(folder: Path, specials: tuple[str, ...], tokenizer_class: str, auto_map: str | None) -> None:
     """vocab.json, merges.txt and tokenizer_config.json of Qwen2's tokenizer, without any merge."""
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(BYTES)}))
@@ -218,18 +228,24 @@ def write_sdar(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def write_llada2(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """As `inclusionAI/LLaDA2.0-mini`, with the weights of tests/golden; the mask token stands in the tokenizer alone."""
+    config = {**json.loads((GOLDEN / "llada2_tiny.json").read_text()), **changes}
+    _write_common(folder, config, ("configuration_llada2_moe.py", "modeling_llada2_moe.py"))
+    stored = load_file(GOLDEN / "llada2_tiny.safetensors")
+    write_shards(folder, {key: value.to(dtype) for key, value in stored.items() if "." in key}, count=3)
+    specials = ("<|endoftext|>", "<|startoftext|>", "<|role_end|>", "<|mask|>")
+    _write_fast_tokenizer(folder, specials, eos_token="<|endoftext|>")
+    return folder
+
+
 def write_mdlm_qwen3(folder: Path, **changes: Any) -> Path:
     """As `dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1`: tied embeddings, and tokenizer.json with a mask token."""
     config = {**MDLM_QWEN3_CONFIG, **changes}
     _write_common(folder, config, ("modeling_qwen3.py",))
     _write_qwen_weights(folder, config, seed=3)
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(BYTES)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name) for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")])
-    end = "<|endoftext|>"
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=end, mask_token="<|mask|>"
-    ).save_pretrained(folder)
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
+    _write_fast_tokenizer(folder, specials, eos_token="<|im_end|>", mask_token="<|mask|>")
     return folder
 
 

@@ -272,7 +272,7 @@ def test_a_prefix_cache_is_exact_when_a_block_begins_and_near_after(model_type):
     [
         ({"model_type": "gpt2"}, "the model type 'gpt2' is not known here"),
         ({"model_type": "llama"}, "'llama' is an ordinary causal language model"),
-        ({"model_type": "llada2_moe"}, "a mixture of experts for which transformers has no class of its own"),
+        ({"model_type": "llada2_moe_veomni"}, "LLaDA 2 in another form than its authors publish for use"),
         ({}, "the model type None is not known here"),
     ],
 )
