@@ -1,4 +1,4 @@
-"""Correctors: tokens that were decoded are masked again, so that errors can be mended.
+"""Correctors: tokens that were decoded are masked again, or replaced, so that errors can be mended.
 
 The mathematics first, as pure functions with the letters of the papers: α is the share of the tokens that is decoded, at time t
 before a step and at s < t after it; σ is the probability with which a decoded token is masked again. `CORRECTORS` says what the
@@ -39,6 +39,13 @@ def is_plausible(logits: torch.Tensor, tokens: torch.Tensor, threshold: float) -
     """
     log_p = log_probability(logits, tokens[..., None])[..., 0]
     return (log_p - logits.float().amax(-1) + logits.float().logsumexp(-1)).exp() >= threshold
+
+
+def edited(logits: torch.Tensor, tokens: torch.Tensor, threshold: float) -> torch.Tensor:
+    """argmax_v p_l(v) where its probability is above τ, v_l elsewhere: (..., V) and (...) long to (...) long."""
+    logits = logits.float()
+    top, token = logits.max(-1)
+    return torch.where((top - logits.logsumexp(-1)).exp() > threshold, token, tokens)
 
 
 def remdm_limit(alpha_t: torch.Tensor, alpha_s: torch.Tensor) -> torch.Tensor:
@@ -161,15 +168,20 @@ def p2(step: CorrectionStep) -> torch.Tensor:
     """
     if step.config.p2_eta == 0:
         return step.none()
-    if isinstance(step.logits, MaskedLogits) and (step.logits.index[step.decoded] < 0).any():
-        raise ValueError("`denoise` must return logits at decoded positions, too, with the corrector 'p2'.")
-    reader = Reader(step.logits, step.decoded, step.config.mask_token_id)
+    reader = _reader_at(step.decoded, step.logits, step.config)
     found = statistics(reader)
     reader.check(found.top, step.index)
     scores = torch.where(step.masked, step.log_probability(), torch.inf)
     log_p = found.log_probability(reader.at(step.tokens[step.decoded][:, None]))[:, 0]
     scores[step.decoded] = step.config.p2_eta * log_p
     return lowest(scores, step.num_left) & step.decoded
+
+
+def _reader_at(decoded: torch.Tensor, logits: Logits, config: Any) -> Reader:
+    """The logits at decoded positions, (B, L) bool."""
+    if isinstance(logits, MaskedLogits) and (logits.index[decoded] < 0).any():
+        raise ValueError(f"`denoise` must return logits at decoded positions, too, with the corrector {config.corrector!r}.")
+    return Reader(logits, decoded, config.mask_token_id)
 
 
 @dataclass(frozen=True)
@@ -182,6 +194,7 @@ class Corrector:
         remembers: Whether it needs to know how probable tokens were when they were decoded.
         reads_decoded: Whether it needs logits at decoded positions.
         verifies: Whether it masks class after class once nothing else is masked, in steps of its own.
+        edits: Whether it replaces decoded tokens, also in steps of its own once nothing is masked.
     """
 
     remask: Callable[[CorrectionStep], torch.Tensor] | None = None
@@ -189,6 +202,7 @@ class Corrector:
     remembers: bool = False
     reads_decoded: bool = False
     verifies: bool = False
+    edits: bool = False
 
 
 CORRECTORS: dict[str | None, Corrector] = {
@@ -197,6 +211,7 @@ CORRECTORS: dict[str | None, Corrector] = {
     "remdm_conf": Corrector(remdm_conf, remembers=True),
     "remdm_loop": Corrector(remdm_loop, loops=True),
     "p2": Corrector(p2, reads_decoded=True),
+    "edit": Corrector(reads_decoded=True, edits=True),
 }
 
 
@@ -204,8 +219,14 @@ CORRECTORS: dict[str | None, Corrector] = {
 
 
 def num_own_steps(config: Any) -> int:
-    """The most steps that a corrector adds to those of the schedule: `verify` takes one a class, and as many for what is left."""
-    return 2 * config.verify_classes if CORRECTORS[config.corrector].verifies else 0
+    """The most steps that a corrector adds to those of the schedule.
+
+    `verify` takes one a class, and as many for what is left; `edit` one that sees the finished sample, and `max_post_steps` more.
+    """
+    corrector = CORRECTORS[config.corrector]
+    if corrector.edits:
+        return 1 + config.max_post_steps
+    return 2 * config.verify_classes if corrector.verifies else 0
 
 
 def check_settings(config: Any, entropy_bound: float) -> None:
@@ -244,7 +265,14 @@ def first_memory(config: Any, masked: torch.Tensor) -> dict[str, torch.Tensor]:
         zeros = torch.zeros(len(masked), dtype=torch.long, device=masked.device)
         doubted = torch.full(masked.shape, config.mask_token_id, dtype=torch.long, device=masked.device)
         sample |= {"next_class": zeros, "own_step": zeros, "doubted": doubted}
+    if corrector.edits:
+        sample |= {"own_step": torch.zeros(len(masked), dtype=torch.long, device=masked.device), "edits": masked.any(-1)}
     return sample
+
+
+def edits_on(masked: torch.Tensor, memory: Memory, config: Any) -> torch.Tensor:
+    """(B,) bool, decoded samples that are looked at once more: the step before decoded or replaced tokens, and steps are left."""
+    return ~masked.any(-1) & memory.sample["edits"] & (memory.sample["own_step"] <= config.max_post_steps)
 
 
 def mask_next_class(
@@ -321,6 +349,23 @@ class Correction:
             self.verified = self.sample["own_step"] > 0
             self.tokens = self._restored()
             self.masked = masked & (self.tokens == config.mask_token_id)
+        if self.corrector.edits:
+            self._edit()
+
+    def _edit(self) -> None:
+        left, own_step = self.masked.any(-1), self.sample["own_step"]
+        # Samples that are finished have no logits.
+        running = left | (self.sample["edits"] & (own_step <= self.config.max_post_steps))
+        decoded = self.sample["decodable"] & ~self.masked & running[:, None]
+        tokens = self.tokens
+        if decoded.any():
+            reader = _reader_at(decoded, self.logits, self.config)
+            rows = reader.read()
+            reader.check(rows.amax(-1), self.index)
+            tokens = tokens.masked_scatter(decoded, edited(rows, tokens[decoded], self.config.editing_threshold))
+        replaced = (tokens != self.tokens).any(-1)
+        self.sample = {**self.sample, "edits": running & (left | replaced), "own_step": own_step + (running & ~left).long()}
+        self.tokens = tokens
 
     def _restored(self) -> torch.Tensor:
         doubted, mask_token_id = self.sample["doubted"], self.config.mask_token_id

@@ -288,7 +288,7 @@ def attempt(
     # As numbers, and generators found once: a device that is asked in every step would have to wait.
     for index, timestep in enumerate(timesteps.tolist()):
         corrected, again, memory = run.scheduler.mask_again(tokens, run.undecided(tokens, sample_index), memory, run.grid)
-        active = run.undecided(corrected, sample_index).any(-1)
+        active = run.undecided(corrected, sample_index).any(-1) | again
         if not active.any() or run.interrupted():
             break
         tokens = corrected

@@ -98,7 +98,8 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         retry_below_nats: The same once S falls below this, in nats.
         retry_below_sigmas: The same once S + H~, which is 0 on average, falls below this many of its standard deviations.
         corrector: Whether decoded tokens are masked again, so that errors can be mended; `correctors.CORRECTORS`. "verify" masks
-            class after class of the finished sample; "remdm_conf", "remdm_loop" (ReMDM) and "p2" mask tokens within the steps.
+            class after class of the finished sample; "remdm_conf", "remdm_loop" (ReMDM) and "p2" mask tokens within the steps;
+            "edit" replaces tokens.
         verify_threshold: θ. A token stays if p_l(v_l) >= θ · max_v p_l(v), else it is drawn anew, within `entropy_bound`.
         verify_classes: How many classes there are: residue classes of positions, spread evenly over line or grid.
         remdm_eta: η, the limit of σ, the probability with which ReMDM masks a token again. None: the corrector's own, 1 for
@@ -106,6 +107,8 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         remdm_t_on, remdm_t_off, remdm_alpha_on: "remdm_loop" masks again while t, which falls from 1 to 0, is between the two and
             the share α of the tokens is decoded. It has a schedule of its own, without `tokens_per_step` or `entropy_bound`.
         p2_eta: η of "p2", the factor on the log-probabilities of decoded tokens; the larger, the more are masked again.
+        editing_threshold: τ. "edit" replaces a decoded token by the most probable one where the probability of that is above τ.
+        max_post_steps: Once nothing is masked "edit" looks at the sample, and so many times more while something is replaced.
         klass_threshold: In nats. For "klass" and "klass_parallel" a position is stable if KL(now ‖ previous step) is below it.
         klass_history: Consecutive steps, including the current one, for which "klass_parallel" wants a position to be stable.
             `step()` has no history, so there none is.
@@ -167,6 +170,8 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
         remdm_t_off: float = 0.05,
         remdm_alpha_on: float = 0.9,
         p2_eta: float = 1.0,
+        editing_threshold: float = 0.5,
+        max_post_steps: int = 16,
         klass_threshold: float = 5e-4,
         klass_history: int = 2,
         halton_randomize: bool = False,
@@ -281,8 +286,10 @@ class InfoGainScheduler(SettingsInUse, StockSchedulerMixin, SchedulerMixin, Conf
             grid: (height, width) of the tokens; by default they are a line.
 
         Returns:
-            The tokens, (B,) bool which samples are verified in the next step, and the memory for `propose`.
+            The tokens, (B,) bool which samples the corrector looks at in the next step, and the memory for `propose`.
         """
+        if memory is not None and self.corrector.edits:
+            return tokens, correctors.edits_on(masked, memory, self.config), memory
         if memory is None or not self.corrector.verifies:
             return tokens, torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device), memory
         return correctors.mask_next_class(tokens, masked, memory, grid, self.config)

@@ -84,7 +84,7 @@ SCHEDULE_COUNTS = ("masked", "canvas")
 ANNEALINGS = ("linear", "product")
 GAIN_REDUCTIONS = ("mean", "sum", "kl")
 RUN_SCORES = ("cumulative_entropy", "log_likelihood", "entropy_and_likelihood")
-CORRECTORS = ("verify", "remdm_conf", "remdm_loop", "p2")
+CORRECTORS = ("verify", "remdm_conf", "remdm_loop", "p2", "edit")
 RETRY_LIMITS = ("retry_above_nats", "retry_below_nats", "retry_below_sigmas")
 """The settings that begin samples anew; None where they do not."""
 
@@ -182,7 +182,9 @@ SETTINGS: dict[str, Setting] = {
         lowest=-LARGEST_NUMBER,
         optional=True,
     ),
-    "corrector": Setting("name", None, "masks decoded tokens again, to mend errors", choices=CORRECTORS, optional=True),
+    "corrector": Setting(
+        "name", None, "masks decoded tokens again, or replaces them, to mend errors", choices=CORRECTORS, optional=True
+    ),
     "verify_threshold": Setting(
         float, 0.3, "of verify: a token stays if it has this share of the probability of the most probable one", highest=1
     ),
@@ -196,6 +198,10 @@ SETTINGS: dict[str, Setting] = {
         float, 0.9, f"{_OF_REMDM}: the share of the tokens that is decoded meanwhile", highest=1, exclusive=True
     ),
     "p2_eta": Setting(float, 1.0, "of p2: factor on the log-probabilities of decoded tokens; 0: none is masked again"),
+    "editing_threshold": Setting(
+        float, 0.5, "of edit: probability above which the most probable token replaces a decoded one", highest=1
+    ),
+    "max_post_steps": Setting(int, 16, "of edit: steps after the one that sees the finished sample, while tokens are replaced"),
     "klass_threshold": Setting(float, 5e-4, f"{_OF_KLASS}: a position is stable if its KL is below this, in nats"),
     "klass_history": Setting(int, 2, "of the sampler klass_parallel: consecutive steps a position must be stable", lowest=1),
     "halton_randomize": Setting(

@@ -98,8 +98,8 @@ def test_a_sample_is_the_same_alone_and_in_any_batch_for_any_chunk(case, chunk):
 @given(cases())
 def test_correctors_that_are_switched_off_leave_the_sampler_draw_for_draw(case):
     scheduler, tokens, seeds = case
-    if scheduler.config.corrector in ("verify", "remdm_loop"):
-        return  # which mask and decode in steps, or by a schedule, of their own
+    if scheduler.config.corrector in ("verify", "remdm_loop", "edit"):
+        return  # which take steps, or have a schedule, of their own
     off = InfoGainScheduler.from_config(scheduler.config, remdm_eta=0, p2_eta=0)
     plain = InfoGainScheduler.from_config(scheduler.config, corrector=None)
     for own in (off, plain):
@@ -462,7 +462,36 @@ def test_p2_takes_logits_at_any_positions_but_needs_those_of_decoded_ones():
         run(scheduler, tokens, [1, 2], at_masks)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "p2"])
+# edit
+
+
+def test_a_token_is_replaced_by_one_that_is_probable_enough():
+    logits = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]]).log()
+    assert correctors.edited(logits, torch.tensor([1, 1, 2]), 0.5).tolist() == [1, 0, 2]
+    assert correctors.edited(logits, torch.tensor([1, 1, 1]), 0.0).tolist() == [0, 0, 2]
+    assert correctors.edited(logits, torch.tensor([1, 1, 1]), 1.0).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("post", "steps"), [(0, 1), (2, 3), (9, 4)])
+def test_edits_go_on_until_nothing_is_replaced_or_no_step_is_left(post, steps):
+    """A model that wants each token to be one more than it is, up to 3, and that fills masks with 0."""
+
+    def denoise(states, rows):
+        wanted = torch.where(states == MASK, 0, (states + 1).clamp(max=3))
+        return torch.nn.functional.one_hot(wanted, CODES).float() * 20
+
+    scheduler = make_scheduler(MASK, 1, sampler="confidence", corrector="edit", max_post_steps=post, tokens_per_step=None)
+    tokens = torch.full((2, 6), MASK)
+    tokens[1] = 4  # finished from the start: never edited, nor is a known token
+    tokens[0, 2] = 4
+    output = decode(denoise, scheduler, tokens, generator=generators(0, 1))
+    reached = min(post + 1, 3)
+    assert output.tokens.tolist() == [[reached, reached, 4, reached, reached, reached], [4] * 6]
+    assert output.trace.num_evaluations.sum(0).tolist() == [1 + steps, 0]
+    assert output.trace.num_decoded.sum(0).tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("p2", "edit")])
 @pytest.mark.parametrize("sampler", ["info_gain", "klass", "klass_parallel", "uniform"])
 def test_logits_at_masks_suffice_for_the_others(name, sampler):
     config = {"sampler": sampler, "corrector": name, "verify_threshold": 0.8, "remdm_eta": 1.0}
@@ -517,7 +546,7 @@ def test_an_interruption_keeps_what_is_decoded(name):
 
 
 ERRORS = [
-    ({"corrector": "gibbs"}, "`corrector` must be one of verify, remdm_conf, remdm_loop, p2 or None, got 'gibbs'."),
+    ({"corrector": "gibbs"}, "`corrector` must be one of verify, remdm_conf, remdm_loop, p2, edit or None, got 'gibbs'."),
     ({"verify_threshold": 1.5}, "`verify_threshold` must be a number in [0, 1], got 1.5."),
     ({"verify_classes": 1}, "`verify_classes` must be an integer >= 2, got 1."),
     ({"remdm_eta": 2}, "`remdm_eta` must be a number in [0, 1] or None, got 2."),

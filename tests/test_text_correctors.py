@@ -10,7 +10,7 @@ from helpers.text_pipelines import MASK, PROMPTS, make_block_pipe, make_pipe
 from diffusers_infogain import InfoGainScheduler, decode
 from diffusers_infogain.settings import CORRECTORS
 
-STRONG = {"remdm_eta": 0.6, "remdm_alpha_on": 0.5, "verify_threshold": 0.9, "p2_eta": 2.0}
+STRONG = {"remdm_eta": 0.6, "remdm_alpha_on": 0.5, "verify_threshold": 0.9, "p2_eta": 2.0, "editing_threshold": 0.05}
 
 
 @torch.no_grad()
@@ -42,10 +42,14 @@ def test_texts_are_corrected_as_each_alone(corrector, sampler):
     for sample, prompt in enumerate(PROMPTS):
         expected = plain_text(pipe, pipe.tokenizer(prompt).input_ids, 4, seed=sample)
         assert output.sequences[sample][output.attention_mask[sample]].tolist() == expected
-    assert output.trace.selected.sum() > 24, "nothing was masked again"
+    if corrector == "edit":
+        before, after = output.trace.tokens[:-1], output.trace.tokens[1:]
+        assert ((before != after) & (before != MASK)).any(), "nothing was replaced"
+    else:
+        assert output.trace.selected.sum() > 24, "nothing was masked again"
 
 
-@pytest.mark.parametrize("corrector", ["verify", "p2"])
+@pytest.mark.parametrize("corrector", ["verify", "p2", "edit"])
 def test_a_cache_gives_the_same_texts(corrector):
     pipe = make_block_pipe(sampler="uniform", corrector=corrector, **STRONG)
     options = {"max_new_tokens": 8, "num_inference_steps": 8, "stop_at_eos": False}
