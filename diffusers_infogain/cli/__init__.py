@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from .. import processes
-from . import errors, flags, flags_app, flags_benchmark, flags_export, flags_show, flags_text
+from . import errors, flags, flags_app, flags_benchmark, flags_export, flags_lm_eval, flags_show, flags_text
 
 _INTERRUPTED, _TERMINATED, _NOBODY_READS = 130, 143, 141
 
@@ -91,9 +91,9 @@ COMMANDS = (
     ),
     Command(
         "lm-eval",
-        "Run lm-eval tasks that generate text, such as gsm8k: scores, samples and their costs; resumable.",
+        "Run lm-eval tasks, such as gsm8k or arc_challenge: scores, samples and their costs; resumable.",
         "lm_eval.lm_eval",
-        flags.add_lm_eval,
+        flags_lm_eval.add_lm_eval,
         shared=True,
     ),
     Command(

@@ -397,28 +397,6 @@ def add_compare(command: Parser) -> None:
     _add_lookahead_flag(command, 16)
 
 
-def add_lm_eval(command: Parser) -> None:
-    """Adds the flags of `lm-eval`."""
-    _add(command, "--tasks", nonempty, "names of tasks, groups or tags that generate text", nargs="+", required=True)
-    _add(command, "--include-path", path, "folder with further tasks (YAML)")
-    _add(command, "--model", nonempty, "a folder or a Hub id", required=True)
-    _add_output_flag(command, "outputs/lm_eval")
-    _add(command, "--limit", integer(1), "use only the first N problems of every task", metavar="N")
-    _add(command, "--num-fewshot", integer(0, 1000), "examples in the prompt (default: the task's)")
-    command.add_argument("--chat", action="store_true", help="render prompts as chats, with the tokenizer's template")
-    _add(command, "--system-instruction", utf8, "in front of every prompt")
-    text = "settings that override the task's, such as max_gen_toks=512,do_sample=true,temperature=1"
-    _add(command, "--gen-kwargs", utf8, text)
-    _add(command, "--max-gen-toks", integer(1, MOST), "new tokens if a task does not say", 256)
-    text = "requests without sampling set the token temperature to 0 (default: they leave the sampler as it is)"
-    command.add_argument("--greedy-tokens", action="store_true", help=text)
-    text = "run the programs that the model writes, on this machine (HumanEval, MBPP); refused otherwise"
-    command.add_argument("--allow-code-execution", action="store_true", help=text)
-    _add_decoding_flags(command)
-    _add_machine_flags(command, "text")
-    add_sampler_flags(command, of_text=True)
-
-
 def add_convert(command: Parser) -> None:
     """Adds the flags of `convert`."""
     command.add_argument("source", type=nonempty, help="folder, Hub id or weight file in its publisher's format")

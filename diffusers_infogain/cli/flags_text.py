@@ -42,11 +42,12 @@ def _add_guidance_flags(command: flags.Parser) -> None:
     flags._add(command, "--negative-prompt", flags.utf8, text, metavar="TEXT")
 
 
-def _add_end_flags(command: flags.Parser) -> None:
+def _add_end_flags(command: flags.Parser, stop_strings: bool = True) -> None:
     """Arguments of a text pipeline's call that say what is written, and where texts end."""
     group = command.add_argument_group("what is written")
-    text = "strings before which a text is cut, and that end it with their block, such as $'\\n\\n'"
-    flags._add(group, "--stop-strings", flags.nonempty, text, nargs="+", metavar="TEXT")
+    if stop_strings:
+        text = "strings before which a text is cut, and that end it with their block, such as $'\\n\\n'"
+        flags._add(group, "--stop-strings", flags.nonempty, text, nargs="+", metavar="TEXT")
     text = "what ends the thinking, such as '</think>': the text is what follows, and stop strings count there only"
     flags._add(group, "--think-end-token", flags.nonempty, text, metavar="TEXT")
     flags._add(

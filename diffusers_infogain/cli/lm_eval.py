@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import diffusers_infogain
 
 from ..evaluation.identity import scheduler_record
-from ..evaluation.text_cache import TextCache
+from ..evaluation.text_cache import EstimateCache, TextCache
 from ..files import check_fields, read_json, save_text
 from ..output_folders import owned, unused
 from ..scheduling_infogain import InfoGainScheduler
@@ -22,7 +23,8 @@ from . import common
 
 def lm_eval(args: argparse.Namespace) -> None:
     """Runs lm-eval tasks, and writes scores, samples and costs; texts of earlier runs with the same settings are reused."""
-    from ..evaluation.lm_eval_adapter import check_tasks  # first, since it explains how to install lm-eval
+    from ..evaluation import lm_eval_adapter  # noqa: F401  # first, since it explains how to install lm-eval
+    from ..evaluation.lm_eval_tasks import check_tasks
 
     from lm_eval.tasks import TaskManager  # isort: skip
 
@@ -39,12 +41,15 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     from lm_eval import simple_evaluate
 
     from ..evaluation.lm_eval_adapter import InfoGainLM
+    from ..evaluation.lm_eval_likelihood import LikelihoodSettings
 
     folder = args.output
     pipe = common.load_text_pipeline(args)
     pipe.scheduler = InfoGainScheduler.from_config(pipe.scheduler.config, **chosen)
     call = common.text_call_arguments(args)
     lookahead_batch_size = call.pop("lookahead_batch_size")  # changes no text
+    likelihood = LikelihoodSettings(args.likelihood, args.num_draws, args.group_size, not args.no_greedy_check, args.append_eos)
+    chats = {"chat_template": args.chat_template, "chat_template_kwargs": dict(args.template_variable or ()) or None}
     model = InfoGainLM(
         pipe,
         batch_size=args.batch_size,
@@ -52,8 +57,11 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
         seed=args.seed,
         greedy_tokens=args.greedy_tokens,
         processes=args.processes,
+        add_bos_token=args.add_bos_token,
+        likelihood=likelihood,
         lookahead_batch_size=lookahead_batch_size,
-        **call,
+        **chats,
+        **common.with_processors(call),
     )
     if not args.processes.is_main:
         model.serve()
@@ -66,6 +74,9 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
         "greedy_tokens": args.greedy_tokens,
         "scheduler": scheduler_record(pipe.scheduler),
         "call": call,
+        "add_bos_token": args.add_bos_token,
+        "chat_template": model.chat_template(True) if args.chat else None,
+        "chat_template_kwargs": chats["chat_template_kwargs"],
         "num_fewshot": args.num_fewshot,
         "chat": args.chat,
         "system_instruction": args.system_instruction,
@@ -75,6 +86,9 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
     settings = json.loads(json.dumps(settings, default=str))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     model.texts = texts = TextCache(folder / f"texts_{digest}.jsonl")
+    settings["likelihood"] = asdict(likelihood)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    model.estimates = estimates = EstimateCache(folder / f"likelihoods_{digest}.jsonl")
     if args.allow_code_execution:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     results: Any = simple_evaluate(
@@ -92,15 +106,22 @@ def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> 
         confirm_run_unsafe_code=args.allow_code_execution,
     )
     model.done()
-    _write(folder, results, settings, {"tasks": list(args.tasks), "limit": args.limit}, texts)
+    _write(folder, results, settings, {"tasks": list(args.tasks), "limit": args.limit}, (texts, estimates))
 
 
-def _write(folder: Path, results: dict[str, Any], settings: dict[str, Any], asked: dict[str, Any], texts: TextCache) -> None:
+def _write(
+    folder: Path,
+    results: dict[str, Any],
+    settings: dict[str, Any],
+    asked: dict[str, Any],
+    caches: tuple[TextCache, EstimateCache],
+) -> None:
     """Writes results.json and a file of samples for each task, or results-2.json and so on beside results of other settings."""
     from lm_eval.utils import handle_non_serializable, make_table
 
     samples = results.pop("samples")
-    results["infogain"] = {"settings": settings, "asked": asked, "costs": _costs_by_task(texts.records, samples)}
+    records = [record for cache in caches for record in cache.records]
+    results["infogain"] = {"settings": settings, "asked": asked, "costs": _costs_by_task(records, samples)}
 
     def same(path: Path) -> bool:
         found = read_json(path)
@@ -119,7 +140,8 @@ def _write(folder: Path, results: dict[str, Any], settings: dict[str, Any], aske
             f"{name}: {cost['num_texts']} texts, {cost['num_evaluations']} NFE, {cost['cumulative_entropy']:.2f} nats, "
             f"{cost['seconds']:.1f} s"
         )
-    print(f"Written to {folder}: {path.name}, samples_*{number}.jsonl, {texts.path.name}.")
+    kept = ", ".join(cache.path.name for cache in caches if cache.records)
+    print(f"Written to {folder}: {path.name}, samples_*{number}.jsonl, {kept}.")
 
 
 def _costs_by_task(
@@ -129,9 +151,10 @@ def _costs_by_task(
     twice counts once, by its last costs."""
     from ..evaluation.lm_eval_adapter import total_costs
 
-    made = {(cost["task"], cost["doc_id"], cost["repeat"]): cost for cost in texts}
+    made = {(cost["task"], cost["doc_id"], cost["repeat"], cost["seed"]): cost for cost in texts}
     totals = {}
     for task, records in samples.items():
         documents = {record["doc_id"] for record in records}
-        totals[task] = total_costs([cost for (name, document, _), cost in made.items() if name == task and document in documents])
+        own = [cost for (name, document, *_), cost in made.items() if name == task and document in documents]
+        totals[task] = total_costs(own)
     return totals

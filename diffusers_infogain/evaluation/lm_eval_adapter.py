@@ -1,4 +1,4 @@
-"""Runs text pipelines in EleutherAI's lm-evaluation-harness, on its tasks that generate text."""
+"""Runs text pipelines in EleutherAI's lm-evaluation-harness, on tasks that generate text or compare likelihoods."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from ..checks import check_integer, check_number
+from ..checks import check_bool, check_integer
 from ..extras import missing
-from ..models.chat_templates import chat_text
+from ..models.chat_templates import chat_text, read_chat_template
+from ..models.text_logits import longest_text
 from ..processes import ALONE, Processes, batches_of
 from ..scheduling_infogain import InfoGainScheduler
-from .text_cache import TextCache
+from ..text_ends import TextEnds
+from ..text_likelihood import Answer, check_answers, encode_pair
+from .lm_eval_likelihood import COSTS, LikelihoodSettings, PendingAnswer, estimate_answers, pending_answers
+from .lm_eval_requests import GenerationSettings, generation_settings
+from .text_cache import EstimateCache, TextCache
 
 try:
     from lm_eval.api.model import LM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError as error:
     raise missing("lm-eval's tasks need", f"lm-eval ({error.name} is missing)", "lm-eval", error.name) from error
 
@@ -33,84 +39,19 @@ CALL_ARGUMENTS = (
     "num_runs",
     "cache",
     "pack_candidates",
+    "guidance_scale",
+    "stop_at_eos",
+    "think_end_token",
+    "min_new_tokens",
+    "eos_penalty",
+    "postpone_eos",
+    "suppress_tokens",
+    "logits_processor",
 )
 """Arguments of the pipeline's call that `InfoGainLM` takes; they hold for all requests."""
 
-LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""The names that tasks have for the number of new tokens."""
-
-GENERATION_NAMES = ("until", *LENGTH_NAMES, "do_sample", "temperature", "top_k", "top_p")
-"""The settings of a request that are supported."""
-
-NO_LIKELIHOOD = (
-    "A masked diffusion model has no exact likelihood of a text, so tasks with the output type "
-    "loglikelihood, loglikelihood_rolling or multiple_choice cannot be run: choose tasks that generate text (generate_until)."
-)
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """The checked settings of a request.
-
-    Attributes:
-        until: The text ends before the first of these strings.
-        max_new_tokens: The number of masks behind the prompt.
-        sampled: Whether the text is to be random, so that repeats of the request differ.
-        scheduler: Settings of the scheduler that the request overrides.
-    """
-
-    until: tuple[str, ...]
-    max_new_tokens: int
-    sampled: bool
-    scheduler: tuple[tuple[str, Any], ...]
-
-
-def generation_settings(given: Mapping[str, Any], max_gen_toks: int, greedy_tokens: bool = False) -> GenerationSettings:
-    """Checks the settings of a request.
-
-    As in lm-eval, a request is sampled if `do_sample` is true, or if it is missing and `temperature` is above 0. Without sampling
-    `temperature`, `top_k` and `top_p` have no effect.
-
-    Args:
-        given: The request's `generation_kwargs`.
-        max_gen_toks: The number of new tokens if they name none.
-        greedy_tokens: Whether requests without sampling set the scheduler's `token_temperature` to 0.
-
-    Raises:
-        ValueError: For a setting that is not supported or has an impossible value, naming it.
-    """
-    unknown = [name for name in given if name not in GENERATION_NAMES]
-    if unknown:
-        allowed = ", ".join(GENERATION_NAMES)
-        raise ValueError(f"The generation setting `{unknown[0]}` = {given[unknown[0]]!r} is not supported, only {allowed}.")
-    until = given.get("until") or ()
-    until = (until,) if isinstance(until, str) else tuple(until)
-    if not all(isinstance(stop, str) for stop in until):
-        raise ValueError(f"`until` must be a string or a list of strings, got {given['until']!r}.")
-    lengths = {name: given[name] for name in LENGTH_NAMES if given.get(name) is not None}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"`{'` and `'.join(lengths)}` must be the same number, got {', '.join(map(str, lengths.values()))}.")
-    name, length = next(iter(lengths.items()), ("max_gen_toks", max_gen_toks))
-    check_integer(name, length, 1)
-    temperature, sampled = given.get("temperature"), given.get("do_sample")
-    if sampled not in (None, True, False):
-        raise ValueError(f"`do_sample` must be True, False or None, got {sampled!r}.")
-    if temperature is not None:
-        check_number("temperature", temperature, 0)
-    if sampled is None:
-        sampled = bool(temperature)
-    scheduler: dict[str, Any] = {}
-    if sampled:
-        if temperature == 0:
-            raise ValueError("`temperature` must be above 0 with `do_sample` = True, got 0.")
-        # lm-eval's backends write "off" as 0 or -1
-        scheduler = {key: given[key] for key in ("top_k", "top_p") if given.get(key) is not None}
-        if scheduler.get("top_k") in (0, -1):
-            scheduler["top_k"] = None
-        scheduler |= {} if temperature is None else {"token_temperature": float(temperature)}
-    elif greedy_tokens:
-        scheduler = {"token_temperature": 0.0}
-    return GenerationSettings(tuple(stop for stop in until if stop), length, bool(sampled), tuple(sorted(scheduler.items())))
+_LONGEST_WINDOW = 2048
+"""Of texts whose likelihood is estimated, for models without a limit."""
 
 
 def request_seed(seed: int, context: str, repeat: int) -> int:
@@ -159,8 +100,12 @@ class InfoGainLM(LM):
     Several processes share the work if the main one runs lm-eval and the others `serve` it. (Each with a part of every task, as
     lm-eval would do it, they would draw other few-shot examples than one process does.)
 
-    `texts` stores each batch as soon as it is finished. lm-eval's own cache (`use_cache`) unpickles its file, which can run code,
-    so never open somebody else's; and since it identifies texts by their prompts, it needs one file per model and settings.
+    Likelihoods are estimates (`text_likelihood`), and so are the scores of tasks that compare them. `guidance_scale` holds for
+    them, too.
+
+    `texts` and `estimates` store each batch as soon as it is finished. lm-eval's own cache (`use_cache`) unpickles its file,
+    which can run code, so never open somebody else's; and since it identifies texts by their prompts, it needs one file per
+    model and settings.
 
     Args:
         pipe: An `InfoGainTextPipeline`, on its device, with the scheduler to use.
@@ -168,7 +113,12 @@ class InfoGainLM(LM):
         max_gen_toks: The number of new tokens for tasks that do not name one.
         seed: The seed of the run, from which `request_seed` derives those of its texts.
         greedy_tokens: Whether requests without sampling set the scheduler's `token_temperature` to 0.
+        add_bos_token: Whether prompts begin with the token that begins texts, as Dream's evaluation has it. Those of a chat
+            template stay as they are.
+        likelihood: How likelihoods are estimated.
+        chat_template, chat_template_kwargs: As in the call of the pipeline, for chats.
         texts: Stores texts with their costs in a file, and returns those that are there already.
+        estimates: The same of likelihoods.
         processes: Those that share the work; all have the same model, with the same arguments.
         call: Arguments of the pipeline's call among `CALL_ARGUMENTS`.
 
@@ -187,7 +137,12 @@ class InfoGainLM(LM):
         max_gen_toks: int = 256,
         seed: int = 0,
         greedy_tokens: bool = False,
+        add_bos_token: bool = False,
+        likelihood: LikelihoodSettings | None = None,
+        chat_template: Any = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         texts: TextCache | None = None,
+        estimates: EstimateCache | None = None,
         processes: Processes = ALONE,
         **call: Any,
     ):
@@ -204,6 +159,12 @@ class InfoGainLM(LM):
         self.max_gen_toks = max_gen_toks
         self.seed = seed
         self.greedy_tokens = greedy_tokens
+        check_bool("add_bos_token", add_bos_token)
+        self.add_bos_token = add_bos_token
+        self.likelihood = likelihood or LikelihoodSettings()
+        self._template = read_chat_template(pipe.tokenizer, chat_template)
+        self._variables = chat_template_kwargs
+        self.estimates = estimates
         self.call = call
         self.costs: list[dict[str, Any]] = []
         self.texts = texts
@@ -233,15 +194,23 @@ class InfoGainLM(LM):
         """
         if chat_template is False or chat_template is None:
             return None
+        if self._template is not None:
+            return self._template
         return self.tokenizer.get_chat_template(chat_template if isinstance(chat_template, str) else None)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Renders a chat with the tokenizer's template; without `add_generation_prompt` its last message is left open.
+        """Renders a chat with the template; without `add_generation_prompt` its last message is left open.
 
         Raises:
             ValueError: If the tokenizer has no template, or one that refuses this chat, such as a system message.
         """
-        text = chat_text(self.tokenizer, chat_history, continued=not add_generation_prompt)
+        text = chat_text(
+            self.tokenizer,
+            chat_history,
+            template=self._template,
+            variables=self._variables,
+            continued=not add_generation_prompt,
+        )
         self._rendered.add(text)
         return text
 
@@ -255,7 +224,9 @@ class InfoGainLM(LM):
         return {
             "infogain": {
                 "scheduler": {name: value for name, value in self.pipe.scheduler.config.items() if not name.startswith("_")},
-                "call": dict(self.call),
+                "call": {name: value for name, value in self.call.items() if name != "logits_processor"},
+                "likelihood": asdict(self.likelihood),
+                "add_bos_token": self.add_bos_token,
                 "max_gen_toks": self.max_gen_toks,
                 "seed": self.seed,
                 "greedy_tokens": self.greedy_tokens,
@@ -269,9 +240,10 @@ class InfoGainLM(LM):
         Raises:
             ValueError: If the prompt is empty or holds the model's mask token.
         """
-        bos = self.tokenizer.bos_token
-        special = context not in self._rendered and not (bos and context.startswith(bos))
+        special = not self._starts_rendered(context)
         ids = list(self.tokenizer(context, add_special_tokens=special).input_ids)
+        if self.add_bos_token and special and ids[:1] != [self._prefix_token]:
+            ids = [self._prefix_token, *ids]
         if not ids:
             raise ValueError(f"A prompt must have at least one token, got {context!r}.")
         if self.pipe.family.mask_token_id in ids:
@@ -290,15 +262,15 @@ class InfoGainLM(LM):
         for pending in self._pending(requests):
             kept = None if self.texts is None else self.texts.get(pending.key)
             if kept is not None:
-                texts[pending.index] = kept
+                texts[pending.index] = kept["text"]
                 continue
             settings = pending.settings
-            groups.setdefault((settings.max_new_tokens, settings.scheduler), []).append(pending)
+            groups.setdefault((settings.max_new_tokens, settings.scheduler, settings.until), []).append(pending)
         batches = []
         for group in groups.values():
             # The longest prompts first: if one does not fit into the model or its memory, that shows at once.
             batches += batches_of(sorted(group, key=lambda pending: -len(pending.prompt)), self.batch_size)
-        jobs = self.processes.from_main([[pending.job for pending in batch] for batch in batches])
+        _, jobs = self.processes.from_main(["text", [[pending.job for pending in batch] for batch in batches]])
         results = self.processes.map(self._batch, jobs, "generate_until", "text", bar=not disable_tqdm)
         for batch, result in zip(batches, results, strict=True):
             self._store(batch, *result)
@@ -308,9 +280,11 @@ class InfoGainLM(LM):
         return texts
 
     def serve(self) -> None:
-        """Makes texts for the main process until that is `done`."""
-        while (jobs := self.processes.from_main()) is not None:
-            for _ in self.processes.map(self._batch, jobs, "generate_until", "text"):
+        """Makes texts and estimates for the main process until that is `done`."""
+        while (work := self.processes.from_main()) is not None:
+            kind, jobs = work
+            function = self._batch if kind == "text" else self._estimate
+            for _ in self.processes.map(function, jobs, kind, kind):
                 pass
 
     def done(self) -> None:
@@ -337,8 +311,8 @@ class InfoGainLM(LM):
         return found
 
     def _batch(self, jobs: list[dict[str, Any]]) -> tuple[list[str], list[int], list[float], float]:
-        """Texts, their model evaluations and entropies, and the seconds that each took, for the jobs of texts with one length and
-        the same settings of the scheduler."""
+        """Texts, their model evaluations and entropies, and the seconds that each took, for the jobs of texts with one length,
+        the same settings of the scheduler, and the same stop strings."""
         own = self.pipe.scheduler
         start = time.perf_counter()
         try:
@@ -346,6 +320,7 @@ class InfoGainLM(LM):
             output = self.pipe(
                 input_ids=[job["prompt"] for job in jobs],
                 max_new_tokens=jobs[0]["length"],
+                stop_strings=jobs[0]["until"] or None,
                 generator=[torch.Generator().manual_seed(job["seed"]) for job in jobs],
                 **self.call,
             )
@@ -382,71 +357,88 @@ class InfoGainLM(LM):
             self.texts.add([{"key": pending.key, "text": text, **cost} for pending, text, cost in made])
 
     def _text(self, tokens: list[int], until: Sequence[str]) -> str:
-        """Decodes new tokens up to an end-of-text token or the first string of `until`, which may be a special token."""
-        known = self.tokenizer.get_added_vocab()
-        ends = {*self.pipe.family.eos_token_ids, *(known[stop] for stop in until if stop in known)}
-        length = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
-        text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-        return text[: min((text.find(stop) for stop in until if stop in text), default=len(text))]
+        """Decodes new tokens up to an end-of-text token or the first string of `until`, which may be a special token; with
+        `think_end_token` what follows the thinking."""
+        ends = self.pipe.family.eos_token_ids if self.call.get("stop_at_eos", True) else ()
+        reader = TextEnds(self.tokenizer, ends, list(until) or None, self.call.get("think_end_token"))
+        return reader.read(tokens, complete=True).text
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Always raises a NotImplementedError: a masked diffusion model has no exact likelihood of a text."""
-        raise NotImplementedError(NO_LIKELIHOOD)
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Estimates of log p(continuation | context), in nats, and whether the continuation is what greedy decoding writes.
 
-    loglikelihood_rolling = loglikelihood
+        Raises:
+            ValueError: For a request that is too long for the model, before anything is estimated.
+        """
+        pairs = [request.args[:2] for request in requests]
+        answers = [self._answer(*pair) for pair in pairs]
+        records = self._estimates(requests, answers, "loglikelihood", disable_tqdm)
+        return [(record["log_likelihood"], bool(record["is_greedy"])) for record in records]
 
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Estimates of log p(text), in nats. Texts that are longer than the model takes are estimated window by window, each
+        token once, as lm-eval does for its own models."""
+        limit = longest_text(self.pipe.model) or _LONGEST_WINDOW
+        windows, owners = [], []
+        for owner, request in enumerate(requests):
+            ids = self.encode(request.args[0])
+            found = get_rolling_token_windows(ids, prefix_token=self._prefix_token, max_seq_len=limit - 1, context_len=1)
+            own = [Answer(list(context), list(tokens)) for context, tokens in map(make_disjoint_window, found)]
+            windows += own
+            owners += [owner] * len(own)
+        records = self._estimates([requests[owner] for owner in owners], windows, "loglikelihood_rolling", disable_tqdm)
+        sums = [0.0] * len(requests)
+        for owner, record in zip(owners, records, strict=True):
+            sums[owner] += record["log_likelihood"]
+        return sums
 
-def task_configs(index: Mapping[str, Any], names: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The configurations of tasks by name, with groups and tags expanded; nothing of the tasks is loaded or run.
+    @property
+    def _prefix_token(self) -> int:
+        """What stands before a text without a prompt."""
+        bos = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if bos is None else bos)
 
-    Args:
-        index: `lm_eval.tasks.TaskManager().task_index`.
-        names: Names of tasks, groups or tags, or the entries of a group.
-        overrides: The settings of a group for all of its tasks.
+    def _answer(self, context: str, continuation: str) -> Answer:
+        special = not self._starts_rendered(context)
+        answer = encode_pair(self.pipe, context, continuation, add_special_tokens=special)
+        first = [self._prefix_token] * (self.add_bos_token and special and answer.prompt[0] != self._prefix_token)
+        last = [self.tokenizer.eos_token_id] * self.likelihood.append_eos
+        if self.likelihood.name == "dream":  # whose evaluation never masks it
+            return Answer([*first, *answer.prompt], answer.tokens, (*last, *answer.end))
+        return Answer([*first, *answer.prompt], [*answer.tokens, *last], answer.end)
 
-    Raises:
-        ValueError: For a name that is not in the index.
-    """
-    found: dict[str, Any] = {}
-    for item in names:
-        own = {**(overrides or {}), **(item if isinstance(item, dict) else {})}
-        name = item if isinstance(item, str) else item.get("group") or item.get("task")
-        rest = {key: value for key, value in own.items() if key not in ("task", "group")}
-        entry = index.get(name) if isinstance(name, str) else None
-        if entry is None and isinstance(item, str):
-            raise ValueError(f"`tasks` must be names of tasks, groups or tags of lm-eval (lm-eval ls tasks), got {name!r}.")
-        config = (entry.cfg if entry is not None else item) or {}
-        if entry is not None and entry.kind.name == "TAG":
-            tagged = [task for task, other in index.items() if name in other.tags and other.kind.name != "TAG"]
-            found |= task_configs(index, tagged, rest)
-        elif isinstance(config.get("task"), list):
-            group = {key: value for key, value in config.items() if key in ("unsafe_code", "output_type")}
-            found |= task_configs(index, config["task"], {**group, **rest})
-        else:
-            found[name] = {**config, **rest}
-    return found
+    def _starts_rendered(self, context: str) -> bool:
+        """Whether a chat template wrote the beginning of a prompt, or it begins with a start-of-text token."""
+        bos = self.tokenizer.bos_token
+        if context in self._rendered or (bos and context.startswith(bos)):
+            return True
+        return any(context.startswith(text) for text in self._rendered)
 
+    def _estimates(
+        self, requests: Sequence[Any], answers: Sequence[Answer], kind: str, disable_tqdm: bool
+    ) -> list[dict[str, Any]]:
+        """A record for every answer, in their order: those that are kept, and estimates of the others."""
+        check_answers(self.pipe, answers)
+        pending = pending_answers(requests, answers, self.seed, kind == "loglikelihood" and self.likelihood.check_greedy)
+        records = {one.key: record for one in pending if self.estimates and (record := self.estimates.get(one.key)) is not None}
+        missing: dict[str, PendingAnswer] = {}  # requests for the same answer, of several tasks even, share an estimate
+        for one in pending:
+            if one.key not in records:
+                missing.setdefault(one.key, one)
+        # The longest first: if one does not fit into memory, that shows at once.
+        batches = batches_of(sorted(missing.values(), key=lambda one: -len(one.answer.ids)), self.batch_size)
+        _, jobs = self.processes.from_main(["likelihood", [[one.job for one in batch] for batch in batches]])
+        results = self.processes.map(self._estimate, jobs, kind, "answer", bar=not disable_tqdm)
+        for batch, result in zip(batches, results, strict=True):
+            made = [one.record(*values) for one, values in zip(batch, result, strict=True)]
+            self.costs += [{name: record[name] for name in COSTS} for record in made]
+            if self.estimates is not None:
+                self.estimates.add(made)
+            for one, record in zip(batch, made, strict=True):
+                records[one.key] = record
+                if kind == "loglikelihood":
+                    value = (record["log_likelihood"], bool(record["is_greedy"]))
+                    self.cache_hook.add_partial(kind, one.request.args, value)
+        return [records[one.key] for one in pending]
 
-def check_tasks(index: Mapping[str, Any], names: Sequence[str], allow_code_execution: bool = False) -> None:
-    """Refuses tasks that cannot be run, before a model is loaded.
-
-    Args:
-        index: `lm_eval.tasks.TaskManager().task_index`.
-        names: Names of tasks, groups or tags.
-        allow_code_execution: Whether tasks may run the programs that the model writes.
-
-    Raises:
-        ValueError: For a name that lm-eval does not know, a task that needs likelihoods, or a task that runs generated programs
-            if that is not allowed.
-    """
-    if not names:
-        raise ValueError("`tasks` must be a non-empty list of names, got [].")
-    for name, config in task_configs(index, names).items():
-        output_type = config.get("output_type", "generate_until")
-        if output_type != "generate_until":
-            raise ValueError(f"The task {name} has the output type {output_type}. {NO_LIKELIHOOD}")
-        if config.get("unsafe_code") and not allow_code_execution:
-            raise ValueError(
-                f"The task {name} runs programs that the model writes, on this machine and with your rights: it is refused "
-                "without --allow-code-execution (in Python: allow_code_execution=True), best in a container without network."
-            )
+    def _estimate(self, jobs: list[dict[str, Any]]) -> list[Any]:
+        return estimate_answers(self.pipe, jobs, self.likelihood, self.call.get("guidance_scale", 1.0), self.batch_size)
