@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 from ..files import read_json
 from .configs import check_sizes, stock_config, stock_settings
 from .source import ModelSource
-from .weights import SplitCheckpoint, find_weights, weight_names
+from .weights import Checkpoint, Combination, CombinedCheckpoint, find_weights, weight_names
 
 # Of the image and the text half of ViT-H-14; the shapes of a checkpoint do not tell.
 _HEADS = 16
@@ -99,13 +100,32 @@ def open_clip_model(folder: Path) -> ModelSource:
     return ModelSource(weights, lambda: CLIPModel(config), _probe, unused_keys=unused)
 
 
+def _with_parts(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint in which torch's fused weights of query, key and value (`in_proj_weight`, `in_proj_bias`) are three.
+
+    They have the keys `q_proj.weight`, `k_proj.weight` and so on.
+    """
+    parts = {
+        key.replace(".in_proj_", f".{name}_proj."): Combination((key,), partial(_third, part))
+        for key in checkpoint.shapes
+        if ".in_proj_" in key
+        for part, name in enumerate("qkv")
+    }
+    return CombinedCheckpoint(checkpoint, parts)
+
+
+def _third(part: int, stored: list[torch.Tensor]) -> torch.Tensor:
+    (fused,) = stored
+    return fused.chunk(3)[part]
+
+
 def open_open_clip(file: Path) -> ModelSource:
     """Opens the weights of a ViT-H-14 in open_clip's format, with the keys at the top or under "state_dict".
 
     Raises:
         ValueError: If the file holds another model, or is damaged.
     """
-    checkpoint = SplitCheckpoint([file], ("state_dict",))
+    checkpoint = _with_parts(Checkpoint([file], ("state_dict",)))
     try:
         config = config_from_state_dict(checkpoint.shapes)
     except ValueError as error:

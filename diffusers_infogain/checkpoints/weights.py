@@ -151,35 +151,6 @@ class Checkpoint:
         return self._handle(self.file_of(key)).get_tensor(key)
 
 
-class SplitCheckpoint(Checkpoint):
-    """A checkpoint in which torch's fused weights of query, key and value (`in_proj_weight`, `in_proj_bias`) count as three.
-
-    They have the keys `q_proj.weight`, `k_proj.weight` and so on.
-    """
-
-    def __init__(self, files: Sequence[Path], wrapper: Sequence[str] = ()):
-        super().__init__(files, wrapper)
-        self._parts: dict[str, tuple[str, int]] = {}
-        for fused in [key for key in self._entries if ".in_proj_" in key]:
-            entry = self._entries[fused]
-            for part, name in enumerate("qkv"):
-                key = fused.replace(".in_proj_", f".{name}_proj.")
-                self._parts[key] = fused, part
-                self._entries[key] = _Entry(entry.file, (entry.shape[0] // 3, *entry.shape[1:]), entry.dtype)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor, by key."""
-        return {key: shape for key, shape in super().shapes.items() if ".in_proj_" not in key}
-
-    def tensor(self, key: str) -> torch.Tensor:
-        """Reads a tensor, in its stored dtype."""
-        if key not in self._parts:
-            return super().tensor(key)
-        fused, part = self._parts[key]
-        return super().tensor(fused).chunk(3)[part]
-
-
 @dataclass(frozen=True)
 class Combination:
     """A tensor that is made of stored ones.
