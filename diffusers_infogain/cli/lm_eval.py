@@ -28,6 +28,7 @@ def lm_eval(args: argparse.Namespace) -> None:
 
     from lm_eval.tasks import TaskManager  # isort: skip
 
+    _check_chats(args)
     chosen = common.scheduler_settings(args)  # before the tasks, whose files take lm-eval seconds to read
     manager = None
     if args.processes.is_main:
@@ -35,6 +36,16 @@ def lm_eval(args: argparse.Namespace) -> None:
         check_tasks(manager.task_index, args.tasks, args.allow_code_execution)
     with owned(args.output, main=args.processes.is_main):
         _lm_eval(args, manager, chosen)
+
+
+def _check_chats(args: argparse.Namespace) -> None:
+    """Raises a ValueError for what is said about chats where prompts are none, and for a variable that is given twice."""
+    for name in ("chat_template", "template_variable"):
+        if getattr(args, name) is not None and not args.chat:
+            raise ValueError(f"--{name.replace('_', '-')} must be given only with --chat.")
+    variables = args.template_variable or []
+    if len(dict(variables)) < len(variables):
+        raise ValueError("--template-variable must name each variable once.")
 
 
 def _lm_eval(args: argparse.Namespace, manager: Any, chosen: dict[str, Any]) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.text_pipelines import EOS, make_block_pipe, make_pipe
+from helpers.text_pipelines import EOS, MASK, make_block_pipe, make_pipe
+from safetensors.torch import load_file
 
-from diffusers_infogain import cli
+from diffusers_infogain import PRESETS, InfoGainScheduler, cli
 from diffusers_infogain.evaluation.lm_eval_likelihood import LikelihoodSettings
 from diffusers_infogain.evaluation.text_cache import EstimateCache
 from diffusers_infogain.pipeline_infogain_text import InfoGainTextPipeline
+from diffusers_infogain.processes import Processes
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[lm-eval]'")
 
 from diffusers_infogain.evaluation.lm_eval_adapter import InfoGainLM
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 PAIRS = [("a red cat", " on the mat"), ("dogs", " fog"), ("the mat on", " fog cat"), ("a red cat", " dogs")]
 FEW = LikelihoodSettings(num_draws=16, group_size=4)
 
@@ -196,3 +201,64 @@ def test_answers_behind_the_thinking_are_read():
     assert model._text([*ids, end, *ids], ("red",)) == "a "
     assert model._text([*ids, *ids], ("cat",)) == "a red "
     assert InfoGainLM(pipe, stop_at_eos=False)._text([*ids, EOS, *ids], ()) == "a red cat a red cat"
+
+
+def test_processes_share_texts_and_estimates():
+    store, served, pipes = torch.distributed.HashStore(), [], [make_pipe(), make_pipe()]
+    alone = InfoGainLM(make_pipe(), batch_size=1, likelihood=FEW)
+    expected = alone.loglikelihood(requests_of(PAIRS), disable_tqdm=True)
+    given = {"until": [], "max_gen_toks": 4, "do_sample": False}
+    texts = alone.generate_until(requests_of([(prompt, given) for prompt, _ in PAIRS]), disable_tqdm=True)
+
+    def serve() -> None:
+        model = InfoGainLM(pipes[1], batch_size=1, likelihood=FEW, processes=Processes(1, 2, store))
+        estimate, model._estimate = model._estimate, lambda jobs: served.append(len(jobs)) or estimate(jobs)
+        model.serve()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    model = InfoGainLM(pipes[0], batch_size=1, likelihood=FEW, processes=Processes(0, 2, store))
+    estimate = model._estimate
+    model._estimate = lambda jobs: (time.sleep(0.2), estimate(jobs))[1]  # so that the other one takes some
+    found = model.loglikelihood(requests_of(PAIRS), disable_tqdm=True)
+    written = model.generate_until(requests_of([(prompt, given) for prompt, _ in PAIRS]), disable_tqdm=True)
+    model.done()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert found == expected
+    assert written == texts
+    assert served
+
+
+def test_published_settings_give_the_published_tokens():
+    """The texts of lm-eval are those that LLaDA's loop wrote for the same prompts, lengths, steps and blocks."""
+    pipe = make_pipe()
+    weights = load_file(GOLDEN / "published_loops.safetensors")
+    pipe.model.load_state_dict({key.removeprefix("full."): value for key, value in weights.items() if key.startswith("full.")})
+    pipe.scheduler = InfoGainScheduler(MASK, **PRESETS["llada"])
+    cases = [case for case in json.loads((GOLDEN / "published_loops.json").read_text()) if case["family"] == "llada"]
+    cases = [case for case in cases if not case["changes"]]
+    assert len(cases) == 4
+    for case in cases:
+        prompt = pipe.tokenizer.decode(case["prompt"])
+        steps = {name: case[name] for name in ("num_inference_steps", "block_length")}
+        model = InfoGainLM(pipe, max_gen_toks=case["max_new_tokens"], stop_at_eos=False, **steps)
+        assert model.encode(prompt) == case["prompt"]
+        expected = pipe.tokenizer.decode(case["tokens"][len(case["prompt"]) :], skip_special_tokens=True)
+        assert model.generate_until(requests_of([(prompt, {"until": []})]), disable_tqdm=True) == [expected]
+        stop = expected.split()[3]
+        cut = model.generate_until(requests_of([(prompt, {"until": [stop]})]), disable_tqdm=True)
+        assert cut == [expected[: expected.index(stop)]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--chat-template", "x.jinja"), "--chat-template must be given only with --chat."),
+        (("--template-variable", "a=1"), "--template-variable must be given only with --chat."),
+        (("--chat", "--template-variable", "a=1", "a=2"), "--template-variable must name each variable once."),
+    ],
+)
+def test_flags_of_chats_are_checked(capsys, flags, message):
+    assert cli.main(["lm-eval", "--model", "tiny", "--tasks", "x", *flags]) == 2
+    assert message in capsys.readouterr().err
