@@ -34,6 +34,7 @@ def decoded(pipe, case: dict, changes: dict) -> list[int]:
         generator=[torch.Generator().manual_seed(case["seed"])],
         stop_at_eos=False,
         **{name: case[name] for name in ("max_new_tokens", "block_length", "num_inference_steps")},
+        **case.get("call", {}),
     )
     return output.sequences[0][output.attention_mask[0]].tolist()
 

@@ -238,11 +238,11 @@ def test_published_settings_give_the_published_tokens():
     pipe.scheduler = InfoGainScheduler(MASK, **PRESETS["llada"])
     cases = [case for case in json.loads((GOLDEN / "published_loops.json").read_text()) if case["family"] == "llada"]
     cases = [case for case in cases if not case["changes"]]
-    assert len(cases) == 4
+    assert len(cases) == 8
     for case in cases:
         prompt = pipe.tokenizer.decode(case["prompt"])
         steps = {name: case[name] for name in ("num_inference_steps", "block_length")}
-        model = InfoGainLM(pipe, max_gen_toks=case["max_new_tokens"], stop_at_eos=False, **steps)
+        model = InfoGainLM(pipe, max_gen_toks=case["max_new_tokens"], stop_at_eos=False, **steps, **case.get("call", {}))
         assert model.encode(prompt) == case["prompt"]
         expected = pipe.tokenizer.decode(case["tokens"][len(case["prompt"]) :], skip_special_tokens=True)
         assert model.generate_until(requests_of([(prompt, {"until": []})]), disable_tqdm=True) == [expected]
