@@ -106,10 +106,10 @@ def random_pipeline(
     size = replace(size, config={**size.config, **(changes or {})})
     _check_fields(name, size, changes or {})
     with one_sentence(f"The configuration of {name}"), torch.device("meta"):
-        skeleton = _network(size)
+        skeleton = build_network(size)
     _check_room(name, skeleton, torch.device(device), dtype)
     with _random_weights(torch.device(device), dtype, seed):
-        network = _network(size).eval().requires_grad_(False)
+        network = build_network(size).eval().requires_grad_(False)
     _sharpen(network, size.family, sharpness)
     pipe = _text_pipeline(size, network) if size.of_text else _image_pipeline(size, network)
     pipe.set_progress_bar_config(disable=True)
@@ -170,7 +170,8 @@ def _check_fields(name: str, size: ModelSize, changes: Mapping[str, Any]) -> Non
             raise ValueError(f"`{key}` of {name} must be of the type {type(default).__name__}, got {shown(value)}.")
 
 
-def _network(size: ModelSize) -> Any:
+def build_network(size: ModelSize) -> Any:
+    """The network of a size, with the weights that its class begins with, on the default device and of the default dtype."""
     if size.family in _DIFFUSERS:
         return _DIFFUSERS[size.family](**size.config)
     config_class = _config_class(size)

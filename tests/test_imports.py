@@ -70,7 +70,7 @@ LAYERS = {
         *("text_branches", "text_canvas", "text_constraints", "text_generation", "text_output", "text_processors"),
     ],
     "pipelines": ["pipeline_"],
-    "loading": ["loading", "random_models", "custom_pipeline", "exporting", "exported_code", "modular"],
+    "loading": ["loading", "memory", "random_models", "custom_pipeline", "exporting", "exported_code", "modular"],
     "app": ["app"],
     "command line": ["cli"],
 }

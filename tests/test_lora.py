@@ -13,7 +13,11 @@ peft = pytest.importorskip("peft")
 FAST = ("meissonic", "llada")
 every = pytest.mark.parametrize(
     "family",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in WRITERS if name not in ("maskgit", "bert")],
+    [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in WRITERS
+        if name not in ("maskgit", "titok", "bert")
+    ],
 )
 
 

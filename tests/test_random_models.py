@@ -61,7 +61,7 @@ def test_every_family_generates(name):
 @pytest.mark.parametrize("name", MILLIONS)
 def test_shapes_are_those_of_the_published_models(name):
     with torch.device("meta"):
-        network = random_models._network(MODEL_SIZES[name])
+        network = random_models.build_network(MODEL_SIZES[name])
     count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     assert count == pytest.approx(MILLIONS[name], abs=0.06)
 
@@ -74,7 +74,7 @@ def test_sharpness_is_a_factor_on_the_logits(name):
         if name not in NANO:
             size = replace(size, config={**size.config, **MODEL_SIZES["bert-nano"].config})
         with random_models._random_weights(torch.device("cpu"), torch.float32, 0):
-            network = random_models._network(size).eval()
+            network = random_models.build_network(size).eval()
         for parameter in network.parameters():  # none of them 0, so that each counts
             parameter.data += 0.01
         random_models._sharpen(network, size.family, sharpness)

@@ -20,6 +20,7 @@ from helpers.checkpoints import (
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
+from helpers.checkpoints_titok import write_titok_repositories
 
 
 def _write_amused(folder: Path) -> Path:
@@ -27,10 +28,16 @@ def _write_amused(folder: Path) -> Path:
     return folder
 
 
+def _write_titok(folder: Path) -> Path:
+    generator, _ = write_titok_repositories(folder)
+    return generator
+
+
 WRITERS: dict[str, Callable[..., Path]] = {
     "amused": _write_amused,
     "meissonic": lambda folder: write_meissonic_repository(folder, downsample=False),
     "maskgit": lambda folder: write_maskgit_checkpoint(folder),
+    "titok": _write_titok,
     "mmada": write_mmada_repository,
     "showo": lambda folder: write_showo_repository(folder, num_vq_tokens=16),
     "lumina": write_lumina_repository,
@@ -58,6 +65,8 @@ def load_family(name: str, folder: Path, **arguments: Any) -> Any:
     if name in BESIDE_MAGVIT and not (folder / "model_index.json").exists():
         arguments["vqvae"] = folder.parent / "magvit"
         arguments |= {"language_model": folder.parent / "phi-1_5"} if name == "showo" else {}
+    if name == "titok" and not (folder / "model_index.json").exists():
+        arguments["vqvae"] = folder.parent / "tokenizer"
     pipe = (InfoGainTextPipeline.from_pretrained if name == "mmada-text" else load)(folder, **arguments)
     pipe.set_progress_bar_config(disable=True)
     return pipe
