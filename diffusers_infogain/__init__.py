@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .pipeline_infogain import DEMO_MODEL, InfoGainPipeline
     from .pipeline_infogain_lumina import InfoGainLuminaPipeline
+    from .pipeline_infogain_maskgen import InfoGainMaskGenPipeline
     from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
     from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
     from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
@@ -42,6 +43,7 @@ __all__ = [
     "InfoGainLuminaPipeline",
     "InfoGainMMaDAPipeline",
     "InfoGainMaskGITPipeline",
+    "InfoGainMaskGenPipeline",
     "InfoGainMeissonicPipeline",
     "InfoGainPipeline",
     "InfoGainPipelineOutput",
@@ -69,6 +71,7 @@ _MODULES = {
     "InfoGainLuminaPipeline": "pipeline_infogain_lumina",
     "InfoGainMMaDAPipeline": "pipeline_infogain_mmada",
     "InfoGainMaskGITPipeline": "pipeline_infogain_maskgit",
+    "InfoGainMaskGenPipeline": "pipeline_infogain_maskgen",
     "InfoGainMeissonicPipeline": "pipeline_infogain_meissonic",
     "InfoGainPipeline": "pipeline_infogain",
     "InfoGainPipelineOutput": "image_output",

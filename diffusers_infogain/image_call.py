@@ -86,6 +86,7 @@ class ImageCall:
         edit: The images that are edited, if there are.
         cache: What `approximate_cache` names.
         notes: What the files of images record besides the arguments, by name, with an entry per image.
+        decoding: What the image tokenizer needs besides tokens, by argument of `to_pixels`, with an entry per image.
 
     The others are arguments of `InfoGainImagePipeline.__call__`; `height`, `width` and `num_inference_steps` are numbers after
     the checks.
@@ -129,6 +130,7 @@ class ImageCall:
     edit: Edit | None = field(init=False, default=None)
     cache: ContextCache | MaxLogitCache | None = field(init=False)
     notes: dict[str, list[Any]] = field(init=False, default_factory=dict)
+    decoding: Condition = field(init=False, default_factory=dict)
     _condition: Condition = field(init=False)
     _negatives: dict[str, Condition | None] = field(init=False)
     _numbers: dict[str, torch.Tensor] = field(init=False, default_factory=dict)

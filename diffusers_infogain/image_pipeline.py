@@ -390,31 +390,37 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
             )
             show(output.tokens)
         call.state.num_timesteps = len(output.trace.winner)
-        seconds, images = time.perf_counter() - start, StateImages(self, call.edit, in_cells=call.canvas.line is None)
+        seconds, images = time.perf_counter() - start, StateImages(self, call.edit, call.canvas.line is None, call.decoding)
         return replace(output, trace=output.trace.drawn_with(grid=call.grid, images=images, seconds=seconds))
 
     # Images
 
     @torch.no_grad()
     def state_images(
-        self, tokens: torch.Tensor, paste: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self, tokens: torch.Tensor, paste: Callable[[torch.Tensor], torch.Tensor] | None = None, **decoding: torch.Tensor
     ) -> list[PIL.Image.Image]:
         """PIL images of tokens (R, h, w), grey where they hold the scheduler's mask id.
 
         Args:
             paste: Changes the images (R, 3, H, W) in [0, 1], such as `Edit.paste`.
+            decoding: Further arguments of `to_pixels`, with R entries.
         """
         check_components(self, "vqvae", "scheduler")
-        images = self._state_images(tokens.long(), self.scheduler.config.mask_token_id, paste, "pil")
+        images = self._state_images(tokens.long(), self.scheduler.config.mask_token_id, paste, "pil", **decoding)
         self.maybe_free_model_hooks()
         return images
 
     def _state_images(
-        self, tokens: torch.Tensor, mask_token_id: int, paste: Callable[[torch.Tensor], torch.Tensor] | None, output_type: str
+        self,
+        tokens: torch.Tensor,
+        mask_token_id: int,
+        paste: Callable[[torch.Tensor], torch.Tensor] | None,
+        output_type: str,
+        **decoding: torch.Tensor,
     ) -> Any:
         tokens = tokens.to(self.device_of("vqvae"))
         masked = tokens == mask_token_id
-        pixels = self.to_pixels(tokens.masked_fill(masked, 0))
+        pixels = self.to_pixels(tokens.masked_fill(masked, 0), **decoding)
         if masked.any():
             cells = masked.repeat_interleave(self.vae_scale_factor, 1).repeat_interleave(self.vae_scale_factor, 2)
             pixels = pixels.masked_fill(cells[:, None], sum(self.pixel_range) / 2)
@@ -428,7 +434,8 @@ class InfoGainImagePipeline(CallStateMixin, CompileMixin, DevicesMixin, Progress
         tokens = output.tokens.unflatten(1, call.grid)
         if call.output_type == "latent":
             return tokens
-        images = self._state_images(tokens, call.mask_token_id, call.edit.paste if call.edit else None, call.output_type)
+        paste = call.edit.paste if call.edit else None
+        images = self._state_images(tokens, call.mask_token_id, paste, call.output_type, **call.decoding)
         if call.output_type == "pil":
             traces = [output.trace.of_sample(i).record() for i in range(len(images))]
             settings = [{**recorded(self, call, i, output.seeds[i]), "trace": trace} for i, trace in enumerate(traces)]

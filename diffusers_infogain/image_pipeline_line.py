@@ -58,11 +58,17 @@ class LineImagePipeline(InfoGainImagePipeline):
         return Canvas(config.codebook_size, config.codebook_size + 1, side=1, only_side=True, line=config.num_tokens)
 
     def _state_images(
-        self, tokens: torch.Tensor, mask_token_id: int, paste: Callable[[torch.Tensor], torch.Tensor] | None, output_type: str
+        self,
+        tokens: torch.Tensor,
+        mask_token_id: int,
+        paste: Callable[[torch.Tensor], torch.Tensor] | None,
+        output_type: str,
+        **decoding: torch.Tensor,
     ) -> Any:
         """Masked tokens are hidden from the image tokenizer."""
-        seen = tokens[:, 0] != mask_token_id
-        pixels = self.decode_tokens(tokens.masked_fill(~seen[:, None], 0)[:, 0], None if seen.all() else seen)
+        tokens = tokens.to(self.device_of("vqvae"))[:, 0]
+        seen = tokens != mask_token_id
+        pixels = self.decode_tokens(tokens.masked_fill(~seen, 0), None if seen.all() else seen, **decoding)
         images = self.image_processor.postprocess(pixels.clamp(*self.pixel_range), "pt")
         return self.image_processor.postprocess(images if paste is None else paste(images), output_type, [False] * len(images))
 
@@ -70,9 +76,9 @@ class LineImagePipeline(InfoGainImagePipeline):
         """Pixels (B, 3, H, W) of tokens (B, N), where they are `seen` (B, N), in float32."""
         return in_float32(self.vqvae).decode(tokens, seen=seen)
 
-    def to_pixels(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) of tokens (B, 1, N)."""
-        return self.decode_tokens(tokens[:, 0]).clamp(*self.pixel_range)
+    def to_pixels(self, tokens: torch.Tensor, **decoding: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) of tokens (B, 1, N), with further arguments of `decode_tokens`."""
+        return self.decode_tokens(tokens[:, 0], **decoding).clamp(*self.pixel_range)
 
     def to_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens (B, 1, N) of pixels (B, 3, H, W) in [0, 1]."""

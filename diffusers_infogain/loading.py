@@ -9,6 +9,7 @@ from .checkpoints.published import CheckedPipeline
 from .checkpoints.repository import HubArguments, Repository
 from .pipeline_infogain import InfoGainPipeline
 from .pipeline_infogain_lumina import InfoGainLuminaPipeline
+from .pipeline_infogain_maskgen import InfoGainMaskGenPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
@@ -19,6 +20,7 @@ from .pipeline_infogain_titok import InfoGainTiTokPipeline
 IMAGE_PIPELINES: tuple[type[CheckedPipeline], ...] = (
     InfoGainMaskGITPipeline,  # first: its repositories are recognised without a download
     InfoGainTiTokPipeline,
+    InfoGainMaskGenPipeline,
     InfoGainPipeline,
     InfoGainMMaDAPipeline,
     InfoGainShowoPipeline,

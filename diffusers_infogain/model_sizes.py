@@ -15,7 +15,7 @@ class ModelSize:
             after a colon.
         config: Fields of the network's configuration.
         mask_token_id: Of the network.
-        layout: Further arguments: of the image pipeline, or of `TextFamily`.
+        layout: Further arguments: of the image pipeline, of `TextFamily`, or of MaskGen's text encoder.
     """
 
     family: str
@@ -29,7 +29,7 @@ class ModelSize:
         return self.family not in IMAGE_FAMILIES
 
 
-IMAGE_FAMILIES = ("amused", "meissonic", "maskgit", "titok_bert", "titok_uvit", "mmada", "showo", "lumina")
+IMAGE_FAMILIES = ("amused", "meissonic", "maskgit", "titok_bert", "titok_uvit", "maskgen", "mmada", "showo", "lumina")
 
 _AMUSED: dict[str, Any] = {
     "hidden_size": 1024,
@@ -174,6 +174,28 @@ def _titok(family: str, num_tokens: int, width: int, layers: int, heads: int, in
     return ModelSize(family, config, codes)
 
 
+_CLIP_L: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+
+
+def _maskgen(width: int, layers: int, heads: int, text: dict[str, Any], codes: int = 8192, num_tokens: int = 128) -> ModelSize:
+    config = {
+        "num_tokens": num_tokens,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "codebook_size": codes,
+        "text_embed_dim": text["hidden_size"],
+    }
+    return ModelSize("maskgen", config, codes, text)
+
+
 MODEL_SIZES: dict[str, ModelSize] = {
     "amused-256": ModelSize("amused", _AMUSED, 8255),
     "amused-512": ModelSize("amused", {**_AMUSED, "sample_size": 32, "downsample": True, "upsample": True}, 8255),
@@ -188,6 +210,8 @@ MODEL_SIZES: dict[str, ModelSize] = {
     "titok-l32": _titok("titok_bert", 32, 768, 24, 16, 3072),
     "titok-b64": _titok("titok_bert", 64, 768, 24, 16, 3072),
     "titok-s128": _titok("titok_uvit", 128, 1024, 20, 16, 4096),
+    "maskgen-l": _maskgen(1024, 16, 16, _CLIP_L),
+    "maskgen-xl": _maskgen(1280, 20, 16, _CLIP_L),
     "mmada-8b": ModelSize("mmada", {**_LLADA, "vocab_size": 134656}, 126336, _MMADA_TOKENS),
     "showo-256": ModelSize("showo", _PHI, 58497, {**_SHOWO_TOKENS, "sample_size": 16}),
     "showo-512": ModelSize("showo", _PHI, 58497, {**_SHOWO_TOKENS, "sample_size": 32}),
@@ -239,6 +263,9 @@ MODEL_SIZES: dict[str, ModelSize] = {
     "maskgit-nano": _maskgit(4, 16, 2, 2, 24, codes=24),
     "titok-bert-nano": _titok("titok_bert", 16, 16, 2, 2, 24, codes=24),
     "titok-uvit-nano": _titok("titok_uvit", 16, 16, 2, 2, 24, codes=24),
+    "maskgen-nano": _maskgen(
+        16, 2, 2, {**_CLIP_L, **_NANO_BLOCKS, "vocab_size": 40, "projection_dim": 16}, codes=24, num_tokens=16
+    ),
     "mmada-nano": ModelSize(
         "mmada",
         {**_NANO_LLADA, "vocab_size": 84},

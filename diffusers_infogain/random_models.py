@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline, UVit2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     LlamaConfig,
     PhiConfig,
     PreTrainedTokenizerFast,
@@ -29,6 +31,7 @@ from .choices import PRESETS
 from .image_pipeline_sequence import SequenceImagePipeline
 from .model_sizes import MODEL_SIZES, ModelSize
 from .models.llada import BidirectionalLlama
+from .models.maskgen_transformer import MaskGenTransformer
 from .models.maskgit_transformer import MaskGITTransformer2DModel
 from .models.meissonic_transformer import MeissonicTransformer2DModel
 from .models.omni_phi import OmniPhi
@@ -36,6 +39,7 @@ from .models.text_family import TextFamily
 from .models.titok_transformer import TiTokBertTransformer, TiTokUViTTransformer
 from .pipeline_infogain import InfoGainPipeline
 from .pipeline_infogain_lumina import InfoGainLuminaPipeline
+from .pipeline_infogain_maskgen import InfoGainMaskGenPipeline
 from .pipeline_infogain_maskgit import InfoGainMaskGITPipeline
 from .pipeline_infogain_meissonic import InfoGainMeissonicPipeline
 from .pipeline_infogain_mmada import InfoGainMMaDAPipeline
@@ -51,6 +55,7 @@ _DIFFUSERS = {
     "amused": UVit2DModel,
     "meissonic": MeissonicTransformer2DModel,
     "maskgit": MaskGITTransformer2DModel,
+    "maskgen": MaskGenTransformer,
     "titok_bert": TiTokBertTransformer,
     "titok_uvit": TiTokUViTTransformer,
 }
@@ -86,7 +91,7 @@ def random_pipeline(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> DiffusionPipeline:
-    """A pipeline with random weights, without text encoder and image tokenizer: calls take `random_inputs`.
+    """A pipeline with random weights, without image tokenizer and, but for MaskGen, text encoder: calls take `random_inputs`.
 
     Args:
         name: One of `MODEL_SIZES`.
@@ -135,7 +140,7 @@ def random_inputs(pipe: DiffusionPipeline, batch_size: int, prompt_length: int =
         return {"class_labels": torch.randint(classes, (batch_size,), generator=generator).tolist()}
     if isinstance(pipe, InfoGainTextPipeline):
         return {"input_ids": ids(pipe.family.mask_token_id)}
-    if isinstance(pipe, SequenceImagePipeline):
+    if isinstance(pipe, (SequenceImagePipeline, InfoGainMaskGenPipeline)):
         return {"prompt": [" ".join(map(str, words)) for words in ids(len(pipe.tokenizer))]}
     config = pipe.transformer.config
     amused = isinstance(pipe, InfoGainPipeline)
@@ -226,12 +231,18 @@ def _sharpen(network: Any, family: str, factor: float) -> None:
         norm, modulation = network.last_norm.norm_final, network.last_norm.mlp[1]
         shifts = len(modulation.weight) // 2
         scaled = [*norm.parameters(), modulation.weight[:shifts], modulation.bias[:shifts], network.tok_emb.bias]
+    elif family == "maskgen":
+        # The same, with the scale first: 1 + scale becomes factor · (1 + scale).
+        scaled = list(network.norm.linear.parameters())
+        network.norm.linear.bias.data[: len(scaled[0]) // 2] += 1
     else:
         named = network.named_parameters()
         scaled = [value for name, value in named if name.startswith(_BEFORE_THE_HEAD[family])]
     with torch.no_grad():
         for tensor in scaled:
             tensor.mul_(factor)
+    if family == "maskgen":
+        network.norm.linear.bias.data[: len(scaled[0]) // 2] -= 1
 
 
 def _tokenizer(size: int) -> PreTrainedTokenizerFast:
@@ -249,6 +260,11 @@ def _image_pipeline(size: ModelSize, network: Any) -> DiffusionPipeline:
         return _SEQUENCE_PIPELINES[size.family](None, words, network, scheduler, **size.layout)
     if size.family in ("titok_bert", "titok_uvit"):
         return InfoGainTiTokPipeline(None, network, InfoGainScheduler(mask_token_id=network.config.codebook_size))
+    if size.family == "maskgen":
+        with _random_weights(network.device, network.dtype, 0):
+            text_encoder = CLIPTextModelWithProjection(CLIPTextConfig(**size.layout)).eval().requires_grad_(False)
+        words, scheduler = _tokenizer(min(1000, size.layout["vocab_size"])), InfoGainScheduler(network.config.codebook_size)
+        return InfoGainMaskGenPipeline(None, words, text_encoder, network, scheduler)
     scheduler = InfoGainScheduler(mask_token_id=network.config.vocab_size - 1)
     if size.family == "maskgit":
         return InfoGainMaskGITPipeline(None, network, scheduler)

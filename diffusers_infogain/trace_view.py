@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,14 @@ class StateImages:
         pipe: Has `state_images(tokens, paste)`, images of states (R, h, w) with the scheduler's mask id.
         edit: The `Edit` that the images are the result of; None if they were generated from nothing.
         in_cells: Whether each token has a place in the image.
+        decoding: Further arguments of `state_images`, tensors with an entry per image.
     """
 
-    def __init__(self, pipe: Any, edit: Any = None, in_cells: bool = True):
+    def __init__(self, pipe: Any, edit: Any = None, in_cells: bool = True, decoding: Mapping[str, torch.Tensor] | None = None):
         self._pipe: weakref.ref[Any] | None = weakref.ref(pipe)
         self._edit = edit
         self.in_cells = in_cells
+        self._decoding = dict(decoding or {})
 
     def __call__(self, states: torch.Tensor, sample: int, pipe: Any = None) -> list[PIL.Image.Image]:
         """An image for each state (R, h, w) of a sample.
@@ -48,13 +50,17 @@ class StateImages:
         paste = None if self._edit is None else self._edit.take([sample]).paste
         # Without a corrector all frames show the same tokens, which are decoded once.
         distinct, number = states.unique(dim=0, return_inverse=True)
-        images = [image for part in distinct.split(_AT_ONCE) for image in pipe.state_images(part, paste)]
+        images = []
+        for part in distinct.split(_AT_ONCE):
+            own = {name: value[[sample] * len(part)] for name, value in self._decoding.items()}
+            images += pipe.state_images(part, paste, **own)
         return [images[index] for index in number.tolist()]
 
     def take(self, samples: Sequence[int]) -> StateImages:
         """The same for some of the samples."""
         taken = copy.copy(self)
         taken._pipe, taken._edit = self._pipe, self._edit and self._edit.take(samples)
+        taken._decoding = {name: value[list(samples)] for name, value in self._decoding.items()}
         return taken
 
     @property

@@ -18,7 +18,7 @@ from helpers.amused import make_components
 from helpers.checkpoints import make_llama, make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline, make_word_tokenizer
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
-from helpers.checkpoints_titok import make_titok_pipeline
+from helpers.checkpoints_titok import make_maskgen_pipeline, make_titok_pipeline
 from helpers.sampling import EAGER, generators
 
 from diffusers_infogain import (
@@ -47,6 +47,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "showo": lambda folder: make_showo_pipeline(),
     "lumina": lambda folder: make_lumina_pipeline(),
     "maskgit": lambda folder: InfoGainMaskGITPipeline.from_pretrained(write_maskgit_checkpoint(folder)),
+    "maskgen": lambda folder: make_maskgen_pipeline(),
     "titok": lambda folder: make_titok_pipeline(default_guidance_schedule="constant"),
     "meissonic": lambda folder: InfoGainMeissonicPipeline.from_pretrained(
         write_meissonic_repository(folder / "repository", True)
@@ -306,7 +307,8 @@ def test_an_interrupted_call_ends_with_what_it_has(pipe):
         pixels = pipe(**call, callback_on_step_end=interrupting(0)).images
         masked = kept[0] == pipe.scheduler.config.mask_token_id
         if pipe.canvas().line:
-            sketch = pipe.decode_tokens(kept[0][:, 0].masked_fill(masked[:, 0], 0), ~masked[:, 0]).clamp(0, 1)
+            text = [pipe.encode_prompt(call["prompt"])[2]] if "prompt" in call else []
+            sketch = pipe.decode_tokens(kept[0][:, 0].masked_fill(masked[:, 0], 0), ~masked[:, 0], *text).clamp(0, 1)
             torch.testing.assert_close(pixels, sketch)
         else:
             cells = masked.repeat_interleave(pipe.vae_scale_factor, 1).repeat_interleave(pipe.vae_scale_factor, 2)

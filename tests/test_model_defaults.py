@@ -73,6 +73,7 @@ def test_every_family_has_one():
         "InfoGainShowoPipeline": 5.0,
         "InfoGainMaskGITPipeline": 0.5,
         "InfoGainTiTokPipeline": 4.5,
+        "InfoGainMaskGenPipeline": 12.0,
         "InfoGainMeissonicPipeline": 9.0,
         "InfoGainLuminaPipeline": 4.0,
     }

@@ -22,6 +22,8 @@ MILLIONS = {
     "maskgit-256-base": 142.2,
     "maskgit-384-large": 480.0,
     "titok-l32": 177.2,
+    "maskgen-l": 604.3,
+    "maskgen-xl": 1176.6,
     "titok-s128": 295.0,
     "llada-8b": 8015.6,
     "dream-7b": 7615.6,
@@ -97,6 +99,8 @@ def logits(network, family: str) -> torch.Tensor:
         return network(tokens.view(1, 4, 4), timestep=torch.zeros(1), **embeddings)
     if family in ("maskgit", "titok_bert", "titok_uvit"):
         return network(tokens, torch.tensor([3]))
+    if family == "maskgen":
+        return network(tokens, embeddings["encoder_hidden_states"], embeddings["pooled_text_emb"], torch.ones(1))
     output = network(tokens)
     return output if isinstance(output, torch.Tensor) else output.logits
 

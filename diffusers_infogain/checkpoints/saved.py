@@ -47,6 +47,7 @@ OWN_CLASSES = {
     "BidirectionalLlama": "models.llada",
     "InfoGainScheduler": "scheduling_infogain",
     "MagvitV2Model": "models.magvit_v2",
+    "MaskGenTransformer": "models.maskgen_transformer",
     "MaskGITTransformer2DModel": "models.maskgit_transformer",
     "MeissonicTransformer2DModel": "models.meissonic_transformer",
     "OmniPhi": "models.omni_phi",

@@ -94,7 +94,7 @@ def _add_loading_flags(command: Parser) -> None:
     _add(command, "--variant", nonempty, text)
     text = "folder, file or Hub id of the image tokenizer, for checkpoints that are published without one"
     _add(command, "--vqvae", nonempty, text)
-    text = "folder or Hub id of another text encoder than the checkpoint's (Meissonic)"
+    text = "folder or Hub id of another text encoder than the checkpoint's (Meissonic, MaskGen)"
     _add(command, "--text-encoder", nonempty, text)
     text = "folder or Hub id of Phi-1.5, whose tokenizer and config.json Show-o needs"
     _add(command, "--language-model", nonempty, text)

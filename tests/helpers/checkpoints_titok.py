@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from diffusers_infogain import InfoGainScheduler, InfoGainTiTokPipeline
+from diffusers_infogain import InfoGainMaskGenPipeline, InfoGainScheduler, InfoGainTiTokPipeline
+from diffusers_infogain.models.maskgen_transformer import MaskGenTransformer
 from diffusers_infogain.models.titok_tokenizer import TiTokTokenizer
 from diffusers_infogain.models.titok_transformer import TiTokBertTransformer, TiTokUViTTransformer
+from helpers.amused import make_components
 
 PUBLISHED_NAMES = {
     r"^encoder\.latent_tokens$": "latent_tokens",
@@ -127,3 +129,30 @@ def make_titok_pipeline(**options: Any) -> InfoGainTiTokPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return InfoGainTiTokPipeline(make_tokenizer(), make_transformer(), InfoGainScheduler(mask_token_id=CODES), **options)
+
+
+def make_maskgen_pipeline(**options: Any) -> InfoGainMaskGenPipeline:
+    """A tiny one, with equal weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        words = {name: value for name, value in make_components().items() if name in ("tokenizer", "text_encoder")}
+        width = words["text_encoder"].config.hidden_size
+        length = words["text_encoder"].config.max_position_embeddings
+        vqvae = make_tokenizer(pixel_codebook_size=None, use_l2_norm=False, text_embed_dim=width, text_length=length)
+        sizes = {
+            "num_tokens": TOKENS,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "codebook_size": CODES,
+        }
+        transformer = MaskGenTransformer(**sizes, text_embed_dim=width, micro_cond_embed_dim=8, num_unused=11)
+        for name, parameter in transformer.named_parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else 0.3)
+    transformer.eval().requires_grad_(False)
+    pipe = InfoGainMaskGenPipeline(
+        vqvae, transformer=transformer, scheduler=InfoGainScheduler(mask_token_id=CODES), **words, **options
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

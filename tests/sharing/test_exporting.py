@@ -21,7 +21,7 @@ from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_bert, write_llada
-from helpers.checkpoints_titok import make_titok_pipeline
+from helpers.checkpoints_titok import make_maskgen_pipeline, make_titok_pipeline
 from huggingface_hub import ModelCard
 
 import diffusers_infogain
@@ -33,6 +33,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "demo": {"num_candidates": 3, "sampler": "info_gain", "certainty": "margin"},
     "amused": {"sampler": "maskgit", "token_temperature": (1.0, 0.5)},
     "maskgit": {"sampler": "halton", "halton_randomize": True, "masking_schedule": "arccos"},
+    "maskgen": {"sampler": "titok", "randomize_temperature": (2.0, 0.0)},
     "titok": {"sampler": "titok", "softmax_temperature": (1.3, 0.5)},
     "meissonic": {"sampler": "lookum", "num_candidates": 4},
     "mmada": {"corrector": "remdm_conf", "sampler": "confidence"},
@@ -46,6 +47,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "demo": {"prompt": ["a red circle", "two blue squares"], "guidance_scale": 1.2},
     "amused": {"prompt": "a", "num_inference_steps": 3},
     "maskgit": {"class_labels": ["golden retriever", 3], "num_inference_steps": 4},
+    "maskgen": {"prompt": "a cat", "num_inference_steps": 4},
     "titok": {"class_labels": ["golden retriever", 3], "num_inference_steps": 4},
     "meissonic": {"prompt": "a", "num_inference_steps": 3, "height": 64, "width": 64},
     "mmada": {"prompt": "a red cat", "num_inference_steps": 4},
@@ -102,6 +104,7 @@ def make_pipes(folder: Path) -> dict[str, Any]:
         "demo": load("demo"),
         "amused": InfoGainPipeline(**make_components()),
         "maskgit": load(write_maskgit_checkpoint(folder / "maskgit")),
+        "maskgen": make_maskgen_pipeline(),
         "titok": make_titok_pipeline(),
         "meissonic": load(write_meissonic_repository(folder / "meissonic", True)),
         "mmada": make_mmada_pipeline(),

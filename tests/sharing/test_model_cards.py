@@ -18,7 +18,7 @@ from helpers.checkpoints import make_mmada_pipeline, make_showo_pipeline
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
 from helpers.checkpoints_text import write_llada
-from helpers.checkpoints_titok import make_titok_pipeline
+from helpers.checkpoints_titok import make_maskgen_pipeline, make_titok_pipeline
 from helpers.hub import local_hub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -31,6 +31,7 @@ from diffusers_infogain.model_cards import licence_of, model_card
 PIPES = {
     "demo": lambda folder: load("demo"),
     "maskgit": lambda folder: load(write_maskgit_checkpoint(folder)),
+    "maskgen": lambda folder: make_maskgen_pipeline(),
     "titok": lambda folder: make_titok_pipeline(),
     "mmada": lambda folder: make_mmada_pipeline(),
     "showo": lambda folder: make_showo_pipeline(),
