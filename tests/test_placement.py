@@ -23,6 +23,7 @@ from diffusers_infogain.checkpoints.placement import balanced
 from diffusers_infogain.components import stored_parts
 from diffusers_infogain.evaluation.identity import pipeline_digest
 from diffusers_infogain.loading import IMAGE_PIPELINES
+from diffusers_infogain.models.llada import token_logits
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra 'quantization'")
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra 'quantization'")
@@ -364,3 +365,13 @@ def test_weights_wait_in_few_bits(family, folder):
         apply_layerwise_casting(network(pipe), skip_modules_pattern=("norm", "embed", "lm_head", "cls"), **options)
     assert torch.float8_e4m3fn in {parameter.dtype for parameter in network(pipe).parameters()}
     assert relative_error(first_logits(pipe), expected) < 0.25
+
+
+def test_a_head_with_hooks_is_run_as_a_whole():
+    from diffusers.hooks import apply_layerwise_casting
+
+    head, states = torch.nn.Linear(8, 12), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(token_logits(head, states, (3, 7)), head(states)[:, 3:7], atol=1e-6)
+    apply_layerwise_casting(head, torch.float8_e4m3fn, torch.float32, skip_modules_pattern=())
+    assert torch.equal(token_logits(head, states, (3, 7)), head(states)[:, 3:7])
+    assert head.weight.dtype == torch.float8_e4m3fn

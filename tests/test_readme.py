@@ -18,7 +18,10 @@ from diffusers_infogain.evaluation.text_tasks import check_grid
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
-NOT_RUN = {"docs/lm_eval.md"}  # needs a checkpoint and data; tests/evaluation/test_lm_eval_adapter.py runs the same calls
+NOT_RUN = {
+    "docs/lm_eval.md",  # needs a checkpoint and data; tests/evaluation/test_lm_eval_adapter.py runs the same calls
+    "docs/memory.md",  # needs checkpoints and GPUs; tests/test_placement.py runs the same calls
+}
 
 
 def blocks(text: str, language: str) -> list[str]:
