@@ -203,6 +203,9 @@ def _pass(
         return (lambda: network(ids(length), ids())), length, config.codebook_size
     if size.family.startswith("titok"):
         return (lambda: network(ids(config.num_tokens), ids())), config.num_tokens, config.codebook_size
+    if size.family == "maskgen":
+        text, pooled = floats(CLIP_LENGTH, config.text_embed_dim), floats(config.text_embed_dim)
+        return (lambda: network(ids(config.num_tokens), text, pooled, floats())), config.num_tokens, config.codebook_size
     if size.of_text:
         masks = num_masks or 32
         length, vocabulary = prompt_length + masks, config.vocab_size
