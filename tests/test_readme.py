@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline
+from helpers.checkpoints import make_lumina_pipeline, make_mmada_pipeline, make_showo_pipeline
 
 from diffusers_infogain import InfoGainScheduler, InfoGainTextPipeline, cli, rules
 from diffusers_infogain.evaluation.text_tasks import check_grid
@@ -50,6 +50,9 @@ def test_python_examples_run(page, stock_repository, tmp_path, monkeypatch):
     if "MMaDA" in code:
         make_mmada_pipeline().save_pretrained(tmp_path / "mmada")
         code = code.replace("Gen-Verse/MMaDA-8B-MixCoT", (tmp_path / "mmada").as_posix())
+    if "showlab" in code:
+        make_showo_pipeline().save_pretrained(tmp_path / "showo")
+        code = code.replace("showlab/show-o", (tmp_path / "showo").as_posix())
     if "Lumina" in code:
         make_lumina_pipeline().save_pretrained(tmp_path / "lumina")
         code = code.replace("Alpha-VLLM/Lumina-DiMOO", (tmp_path / "lumina").as_posix())

@@ -92,7 +92,7 @@ def test_every_family_has_a_page_and_an_fid_with_flags_that_parse(stand_ins):
         images = args.num_images * (min(1000, args.num_prompts) if family.startswith(("maskgit", "titok")) else args.num_prompts)
         assert images == (16 if part == "page" else 5000)
         assert (args.reference is None) == (part == "page")
-        judged = [] if part == "fid" and family.startswith("maskgit") else ["hps_v2_1", "pick_score"]
+        judged = [] if part == "fid" and family.startswith(("maskgit", "titok")) else ["hps_v2_1", "pick_score"]
         assert args.metrics == ([] if part == "page" else ["frechet"]) + judged
         assert args.offload == (family in ("mmada", "lumina"))  # they do not fit into 16 GiB
         assert args.batch_size == 1 or not args.offload

@@ -96,7 +96,7 @@ def test_saved_scheduler_is_the_same_when_loaded(temperature, tmp_path):
     saved.save_pretrained(tmp_path)
     loaded = InfoGainScheduler.from_pretrained(tmp_path)
     for name, value in saved.config.items():
-        if name in ("position_temperature", "choice_temperature"):
+        if isinstance(value, (float, tuple)):  # a temperature's pair is a list in JSON
             assert list(torch.tensor(value).flatten()) == list(torch.tensor(loaded.config[name]).flatten())
         elif not name.startswith("_"):
             assert loaded.config[name] == value

@@ -227,12 +227,12 @@ def test_demo_draws_the_grid(capsys, tmp_path):
     assert min(picture.size) > 500
 
 
-@pytest.mark.parametrize("command", ["exact", "compare-text"])
-def test_what_is_not_guided_has_no_settings_of_guidance(capsys, command):
-    code, _, err = run(capsys, command, "--samplers", "maskgit:guidance_scale=2")
+@pytest.mark.parametrize(("command", "setting"), [("exact", "guidance_scale"), ("compare-text", "guidance_schedule")])
+def test_what_is_not_guided_has_no_settings_of_guidance(capsys, command, setting):
+    code, _, err = run(capsys, command, "--samplers", f"maskgit:{setting}=2")
     assert code == 2
     assert "A sampler's setting must be one of" in err
-    assert "num_beams, num_runs, got 'guidance_scale' in 'maskgit:guidance_scale=2'." in err
+    assert f"got '{setting}' in 'maskgit:{setting}=2'." in err
 
 
 def test_exact_prints_tables(capsys):

@@ -297,7 +297,7 @@ def test_flags_of_the_other_kind_of_model_are_not_shown(capsys):
     for flag in ("--pc-frequencies", "--pc-decay", "--pc-clip", "--max-new-tokens", "--block-length", "--cache"):
         assert flag not in images
         assert flag in texts
-    for flag in ("--halton-randomize", "--guidance-scale", "--height"):
+    for flag in ("--halton-randomize", "--guidance-schedule", "--height"):
         assert flag in images
         assert flag not in texts
 

@@ -16,7 +16,7 @@ def with_scheduler(pipe, **settings):
 
 @pytest.mark.parametrize("corrector", CORRECTORS)
 def test_an_image_is_the_same_alone_and_in_a_batch_and_known_tokens_stay(pipe, corrector):
-    with_scheduler(pipe, corrector=corrector, remdm_eta=0.5, verify_threshold=0.9)
+    with_scheduler(pipe, corrector=corrector, remdm_eta=0.5, verify_threshold=0.9, editing_threshold=0.05)
     mask = pipe.scheduler.config.mask_token_id
     latents = torch.full((2, *grid_of(pipe)), mask)
     latents.flatten(1)[:, :4] = 3
@@ -24,7 +24,13 @@ def test_an_image_is_the_same_alone_and_in_a_batch_and_known_tokens_stay(pipe, c
     together = call(pipe, prompts, latents=latents, generator=seeded(1, 2), lookahead_batch_size=1, **options)
     assert (together.images.flatten(1)[:, :4] == 3).all()
     assert (together.images != mask).all()
-    assert together.trace.selected.sum() > 24, "nothing was masked again"
+    if corrector == "edit":
+        with_scheduler(pipe, corrector=None)
+        plain = call(pipe, prompts, latents=latents, generator=seeded(1, 2), lookahead_batch_size=1, **options)
+        assert (plain.images != together.images).any(), "nothing was edited"
+        with_scheduler(pipe, corrector=corrector, editing_threshold=0.05)
+    else:
+        assert together.trace.selected.sum() > 24, "nothing was masked again"
     for index, prompt in enumerate(prompts):
         alone = call(pipe, prompt, latents=latents[index : index + 1], generator=seeded(1 + index), **options)
         assert torch.equal(alone.images[0], together.images[index])
