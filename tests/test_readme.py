@@ -110,6 +110,13 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command in map(str.strip, (ROOT / ".ci" / "run").read_text().splitlines())
 
 
+def test_the_rules_are_counted():
+    count = sum(not sampler.looks_ahead for sampler in rules.SAMPLERS.values())
+    words = {15: "fifteen", 16: "sixteen", 17: "seventeen", 18: "eighteen", 19: "nineteen", 20: "twenty"}
+    for page in ("README.md", "CHANGELOG.md"):
+        assert f"{words[count]} greedy rules" in page_text(page).lower()
+
+
 def test_the_first_text_is_a_sudoku_that_is_right():
     (block,) = [block for block in blocks(page_text("docs/getting_started.md"), "python") if "demo-text" in block]
     (prompt,) = re.findall(r'tokenizer\("(S[1-4_]{16})"\)', block)
