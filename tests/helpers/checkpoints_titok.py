@@ -156,3 +156,39 @@ def make_maskgen_pipeline(**options: Any) -> InfoGainMaskGenPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def maskgen_config(pipe: InfoGainMaskGenPipeline) -> dict[str, Any]:
+    direct = {"use_l2_norm": False, "finetune_decoder": False, "is_legacy": False, "quantize_mode": "vq", "clustering_vq": False}
+    config = titok_config(**direct, text_embed_dim=pipe.transformer.config.text_embed_dim)
+    config["model"] = {
+        "vq_model": config["model"]["vq_model"],
+        "maskgen": {
+            "decoder_embed_dim": 16,
+            "decoder_depth": 2,
+            "decoder_num_heads": 2,
+            "micro_condition": True,
+            "micro_condition_embed_dim": 8,
+            "condition_num_classes": 10,
+            "cfg": 11.0,
+            "num_iter": 7,
+            "sample_aesthetic_score": 6.25,
+        },
+    }
+    return config
+
+
+def write_maskgen_repositories(folder: Path, pickled: bool = False) -> list[str]:
+    """The generator's, the image tokenizer's and the text encoder's."""
+    pipe = make_maskgen_pipeline()
+    config = maskgen_config(pipe)
+    state = dict(pipe.transformer.state_dict())
+    if pickled:
+        state["lm_head.weight"] = state["embeddings.weight"]
+    write_folder(folder / "generator", config, state, pickled)
+    vq = pipe.vqvae.config
+    own = {"pixel_codebook_size": None, "use_l2_norm": False, "text_embed_dim": vq.text_embed_dim, "text_length": vq.text_length}
+    write_folder(folder / "tokenizer", config, tokenizer_weights(**own), pickled)
+    pipe.text_encoder.save_pretrained(folder / "clip")
+    pipe.tokenizer.save_pretrained(folder / "clip")
+    return [str(folder / name) for name in ("generator", "tokenizer", "clip")]

@@ -19,8 +19,8 @@ from helpers.checkpoints import (
 )
 from helpers.checkpoints_maskgit import write_maskgit_checkpoint
 from helpers.checkpoints_meissonic import write_meissonic_repository
-from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_mdlm_qwen3, write_sdar
-from helpers.checkpoints_titok import write_titok_repositories
+from helpers.checkpoints_text import write_bert, write_dream, write_llada, write_llada2, write_mdlm_qwen3, write_sdar
+from helpers.checkpoints_titok import write_maskgen_repositories, write_titok_repositories
 
 
 def _write_amused(folder: Path) -> Path:
@@ -33,23 +33,30 @@ def _write_titok(folder: Path) -> Path:
     return generator
 
 
+def _write_maskgen(folder: Path) -> Path:
+    generator, _, _ = write_maskgen_repositories(folder)
+    return Path(generator)
+
+
 WRITERS: dict[str, Callable[..., Path]] = {
     "amused": _write_amused,
     "meissonic": lambda folder: write_meissonic_repository(folder, downsample=False),
     "maskgit": lambda folder: write_maskgit_checkpoint(folder),
     "titok": _write_titok,
+    "maskgen": _write_maskgen,
     "mmada": write_mmada_repository,
     "showo": lambda folder: write_showo_repository(folder, num_vq_tokens=16),
     "lumina": write_lumina_repository,
     "llada": write_llada,
     "dream": write_dream,
     "sdar": write_sdar,
+    "llada2": write_llada2,
     "a2d": write_mdlm_qwen3,
     "mmada-text": write_mmada_repository,
     "bert": write_bert,
 }
 BESIDE_MAGVIT = ("mmada", "showo")
-TEXT = ("llada", "dream", "sdar", "a2d", "mmada-text", "bert")
+TEXT = ("llada", "dream", "sdar", "llada2", "a2d", "mmada-text", "bert")
 
 
 def write_published(root: Path, family: str, **config: Any) -> Path:
@@ -65,8 +72,9 @@ def load_family(name: str, folder: Path, **arguments: Any) -> Any:
     if name in BESIDE_MAGVIT and not (folder / "model_index.json").exists():
         arguments["vqvae"] = folder.parent / "magvit"
         arguments |= {"language_model": folder.parent / "phi-1_5"} if name == "showo" else {}
-    if name == "titok" and not (folder / "model_index.json").exists():
+    if name in ("titok", "maskgen") and not (folder / "model_index.json").exists():
         arguments["vqvae"] = folder.parent / "tokenizer"
+        arguments |= {"text_encoder": folder.parent / "clip"} if name == "maskgen" else {}
     pipe = (InfoGainTextPipeline.from_pretrained if name == "mmada-text" else load)(folder, **arguments)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -86,7 +94,7 @@ def decode(pipe: Any, **arguments: Any) -> torch.Tensor:
     if "class_labels" in pipe.check_inputs.__annotations__:
         prompt, side = {"class_labels": 207}, None
     else:
-        prompt, side = {"prompt": "a cat"}, 4 * pipe.vae_scale_factor
+        prompt, side = {"prompt": "a cat"}, None if pipe.canvas().only_side else 4 * pipe.vae_scale_factor
     arguments = {"num_inference_steps": 2, "output_type": "latent", "height": side, "width": side, **prompt, **arguments}
     return pipe(generator=generator, **arguments).images
 
