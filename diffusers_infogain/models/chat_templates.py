@@ -26,7 +26,7 @@ from ..printing import shown
 _LONGEST_TEMPLATE = 100_000
 """In characters; published ones have up to 30,000."""
 _SECONDS = 4.0
-"""Time that a template may take."""
+"""Time of the processor that a template may take, however busy the machine is."""
 _UNITS, _UNITS_PER_CHARACTER = 1_000_000, 200
 """What a template may make in total: characters, list items and rounds of loops; more for longer chats."""
 _CALL = 10
@@ -56,11 +56,11 @@ class _Budget:
 
     def __init__(self, units: int):
         self.left = units
-        self.until = time.monotonic() + _SECONDS
+        self.until = time.thread_time() + _SECONDS
 
     def spend(self, units: int) -> None:
         self.left -= units
-        if self.left < 0 or time.monotonic() > self.until:
+        if self.left < 0 or time.thread_time() > self.until:
             raise TemplateError("it makes too much text or takes too many steps")
 
     def made(self, value: Any) -> Any:
