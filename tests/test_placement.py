@@ -16,7 +16,7 @@ from diffusers import ModelMixin, PipelineQuantizationConfig
 from diffusers import __version__ as DIFFUSERS_VERSION
 from helpers.families import TEXT, WRITERS, decode, first_logits, load_family, network, write_published
 from packaging import version
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from diffusers_infogain import InfoGainTextPipeline, load
 from diffusers_infogain.checkpoints.placement import balanced
@@ -93,6 +93,28 @@ def test_weights_in_8_bits(family, kind, folder):
     others = {name: model for name, model in pipe.components.items() if isinstance(model, torch.nn.Module)}
     others.pop(pipe.compiled_component)
     assert not any(quantised_layers(model) for model in others.values())
+
+
+@needs_torchao
+@pytest.mark.slow
+def test_experts_are_quantised_by_their_names(folder, caplog):
+    from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig
+
+    def whole(pipe):
+        return [key for key, tensor in pipe.model.named_parameters() if tensor.ndim == 3 and type(tensor) is torch.nn.Parameter]
+
+    assert whole(load(folder("llada2", "published"), dtype="bfloat16", quantization_config="int8"))
+    assert "leaves the experts of `model` as they are, 29% of its weights, since they are no linear layers" in caplog.text
+    caplog.clear()
+    each = Int8WeightOnlyConfig(version=2)
+    config = TorchAoConfig(FqnToConfig({r"re:.*experts\.(gate_up|down)_proj": each, "_default": each}))
+    pipe = load(folder("llada2", "published"), dtype="bfloat16", quantization_config=config)
+    assert "experts" not in caplog.text
+    assert not whole(pipe)
+    pipe.model.set_experts_implementation("eager")
+    plain = load(folder("llada2", "published"), dtype="bfloat16")
+    assert 0 < relative_error(first_logits(pipe), first_logits(plain)) < 0.05
+    assert decode(pipe).shape == decode(plain).shape
 
 
 @needs_torchao

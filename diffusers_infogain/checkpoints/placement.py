@@ -17,6 +17,7 @@ from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from accelerate.utils import get_balanced_memory, get_max_memory, set_module_tensor_to_device
 from diffusers import ModelMixin
 from diffusers.quantizers import DiffusersAutoQuantizer
+from diffusers.utils import logging
 from transformers import GenerationMixin, PreTrainedModel
 
 from ..checks import check_type, shown
@@ -25,6 +26,8 @@ from .errors import one_sentence
 from .quantization import check_quantization, quantization_of
 from .saved import check_report, quietly
 from .source import ModelSource
+
+logger = logging.get_logger("diffusers." + __name__)
 
 BY_LAYER = ("auto", "balanced_low_0", "sequential")
 """Device maps that spread the layers of each model, as in transformers; "balanced" spreads whole models, as in diffusers."""
@@ -151,7 +154,13 @@ class Placement:
         return None if str(place) in ("cpu", "None") else place
 
     def finish(self, pipe: Any, places: Mapping[str, Any]) -> Any:
-        """Makes models on several devices take inputs from any, and records the device map as diffusers does."""
+        """Makes models on several devices take inputs from any, and records the device map as diffusers does.
+
+        Warns of experts that were not quantised.
+        """
+        for name, model in pipe.components.items():
+            if self.quantization_config is not None and getattr(model, "hf_quantizer", None) is not None:
+                _warn_of_experts(name, model)
         if self.device_map is None:
             return pipe
         if not isinstance(self.device_map, Mapping) and self.device_map not in (*BY_LAYER, "balanced"):
@@ -164,6 +173,18 @@ class Placement:
                     dispatch_model(model, device_map={"": device_of(model)}, force_hooks=True)
         pipe.hf_device_map = {name: getattr(model, "hf_device_map", device_of(model)) for name, model in models.items()}
         return pipe
+
+
+def _warn_of_experts(name: str, model: torch.nn.Module) -> None:
+    """Warns if experts, which are stacked tensors and no layers, stay as they are in a model that was quantised."""
+    weights = list(model.named_parameters())
+    whole = [tensor for key, tensor in weights if "experts" in key and tensor.ndim == 3 and type(tensor) is torch.nn.Parameter]
+    if whole:
+        share = sum(map(torch.numel, whole)) / sum(tensor.numel() for _, tensor in weights)
+        logger.warning(
+            f"`quantization_config` leaves the experts of `{name}` as they are, {share:.0%} of its weights, since they are no "
+            "linear layers: docs/memory.md says how to quantise them."
+        )
 
 
 def check_device(device: Any) -> None:
