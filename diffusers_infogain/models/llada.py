@@ -127,11 +127,22 @@ def is_plain_linear(layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     )
 
 
-class BidirectionalLlama(LlamaForCausalLM):
-    """LLaDA's network: transformers' Llama with bidirectional attention.
+class VisibleTokensMixin:
+    """`forward` of a causal language model of transformers in which tokens see what the class's `visible` says."""
 
-    `from_pretrained` reads what `convert` or `save_pretrained` wrote; `open_llada` reads LLaDA's own format.
-    """
+    config: Any
+    dtype: torch.dtype
+    lm_head: torch.nn.Module
+    model: torch.nn.Module
+
+    def visible(self, input_ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Which tokens each token sees, (B, L, L) or (B, 1, L) bool; every token sees one, since a query without keys gives NaN.
+
+        Args:
+            input_ids: (B, L) long.
+            real: (B, L) bool, False at padding.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `visible`.")
 
     def forward(
         self,
@@ -151,7 +162,7 @@ class BidirectionalLlama(LlamaForCausalLM):
             where: (B, L) bool, or indices (M,) of samples and of positions. Only these M positions go through the head.
             token_range: (first, last + 1) of the token ids whose logits to compute; all by default.
             position_ids: (B, L) long; by default positions are counted from the first token that is not padding.
-            cache: `past_key_values` and `use_cache`, as in transformers' Llama.
+            cache: `past_key_values` and `use_cache`, as in transformers' class.
 
         Returns:
             (B, L, V), or (M, V) with `where`, in row-major order.
@@ -160,15 +171,21 @@ class BidirectionalLlama(LlamaForCausalLM):
             attention_mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
         if attention_mask.ndim == 2:
             position_ids = count_positions(attention_mask) if position_ids is None else position_ids
-            # Padding is hidden as keys only: a query that sees no key would give NaN.
             attention_mask = additive_mask(self.visible(input_ids, attention_mask), input_ids.shape[1], self.dtype)
         states = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
         ).last_hidden_state
         return token_logits(self.lm_head, states if where is None else states_at(states, where), token_range)
 
+
+class BidirectionalLlama(VisibleTokensMixin, LlamaForCausalLM):
+    """LLaDA's network: transformers' Llama with bidirectional attention.
+
+    `from_pretrained` reads what `convert` or `save_pretrained` wrote; `open_llada` reads LLaDA's own format.
+    """
+
     def visible(self, input_ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Which tokens each token sees, (B, 1, L) bool: all of them but padding, where `real` (B, L) is False."""
+        """All of them but padding, (B, 1, L) bool. Padding is hidden as keys only, so that it sees something itself."""
         return real[:, None, :]
 
 

@@ -17,7 +17,7 @@ from ..checkpoints.source import ModelSource
 from ..checkpoints.weights import find_weights
 from ..checks import is_integer, shown
 from ..files import read_json
-from .llada import additive_mask, count_positions, states_at, token_logits
+from .llada import VisibleTokensMixin
 
 WEIGHT_NAMES = (
     "pytorch_model.safetensors",
@@ -32,45 +32,12 @@ SPECIAL_TOKENS = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v",
 _SIZES = ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens")
 
 
-class OmniPhi(PhiForCausalLM):
+class OmniPhi(VisibleTokensMixin, PhiForCausalLM):
     """Show-o's network: transformers' Phi, in which text is causal, and the tokens of an image see everything.
 
     Its configuration has `image_start_token_id` and `image_end_token_id`; they and what stands between them is an image.
     `from_pretrained` reads what `convert` or `save_pretrained` wrote; `open_omni_phi` reads Show-o's own format.
     """
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        where: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
-        token_range: tuple[int, int] | None = None,
-        position_ids: torch.Tensor | None = None,
-        **cache: Any,
-    ) -> torch.Tensor:
-        """Logits, at position i for the token at position i.
-
-        Args:
-            input_ids: (B, L) long.
-            attention_mask: (B, L) bool, False at padding, which no token attends to and which positions do not count; by default
-                nothing is padding. Or an additive mask (B, 1, L, K) float, together with `position_ids`.
-            where: (B, L) bool, or indices (M,) of samples and of positions. Only these M positions go through the head.
-            token_range: (first, last + 1) of the token ids whose logits to compute; all by default.
-            position_ids: (B, L) long; by default positions are counted from the first token that is not padding.
-            cache: `past_key_values` and `use_cache`, as in transformers' Phi.
-
-        Returns:
-            (B, L, V), or (M, V) with `where`, in row-major order.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
-        if attention_mask.ndim == 2:
-            position_ids = count_positions(attention_mask) if position_ids is None else position_ids
-            attention_mask = additive_mask(self.visible(input_ids, attention_mask), input_ids.shape[1], self.dtype)
-        states = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **{"use_cache": False, **cache}
-        ).last_hidden_state
-        return token_logits(self.lm_head, states if where is None else states_at(states, where), token_range)
 
     def visible(self, input_ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Which tokens each token sees, (B, L, L) bool: text those before it, images all; only itself sees padding.
