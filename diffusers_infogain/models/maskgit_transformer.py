@@ -20,6 +20,7 @@ from torch import nn
 
 from ..checkpoints.source import ModelSource, renamed
 from ..checkpoints.weights import Checkpoint
+from .class_inputs import check_class_inputs
 
 NORM_EPS = 1e-5
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
@@ -195,7 +196,9 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: For shapes, ids or labels that do not fit the model. A compiled model does not check values.
         """
-        self._check_inputs(tokens, class_labels, where)
+        config = self.config
+        sizes = {"length": config.sample_size**2, "last_token": config.vocab_size - 1, "num_classes": config.num_classes}
+        check_class_inputs(tokens, class_labels, where, **sizes)
         batch, length = tokens.shape
         condition = self.cls_emb(class_labels)
         hidden = self.tok_emb(tokens) + self.pos_emb(torch.arange(length, device=tokens.device))
@@ -208,26 +211,6 @@ class MaskGITTransformer2DModel(ModelMixin, ConfigMixin):
                 hidden = layer(hidden, condition)
         hidden = self.last_norm(hidden[:, :length], condition)
         return self.tok_emb(hidden if where is None else hidden[where])
-
-    def _check_inputs(self, tokens: torch.Tensor, class_labels: torch.Tensor, where: torch.Tensor | None) -> None:
-        config = self.config
-        length = config.sample_size**2
-        if tokens.ndim != 2 or tokens.shape[1] != length:
-            raise ValueError(f"`tokens` must have the shape (batch, {length}), got {tuple(tokens.shape)}.")
-        if class_labels.shape != tokens.shape[:1]:
-            raise ValueError(f"`class_labels` must have the shape ({len(tokens)},), got {tuple(class_labels.shape)}.")
-        if where is not None and (where.dtype != torch.bool or where.shape != tokens.shape):
-            raise ValueError(f"`where` must be bool of shape {tuple(tokens.shape)}, got {where.dtype} {tuple(where.shape)}.")
-        if torch.compiler.is_compiling() or tokens.numel() == 0:
-            return
-        low, high, first, last = torch.stack([*tokens.aminmax(), *class_labels.to(tokens).aminmax()]).tolist()
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(f"`tokens` must be in [0, {config.vocab_size - 1}], got {low if low < 0 else high}.")
-        if first < 0 or last > config.num_classes:
-            raise ValueError(
-                f"`class_labels` must be in [0, {config.num_classes}] ({config.num_classes} for no class), "
-                f"got {first if first < 0 else last}."
-            )
 
 
 KEY_MAPPING = {

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from .class_inputs import check_class_inputs
 from .titok_blocks import TiTokBlock
 
 
@@ -44,29 +45,12 @@ class TiTokTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: For shapes, ids or labels that do not fit the model. A compiled model does not check values.
         """
-        self._check_inputs(tokens, class_labels, where)
+        config = self.config
+        sizes = {"length": config.num_tokens, "last_token": config.codebook_size, "num_classes": config.num_classes}
+        check_class_inputs(tokens, class_labels, where, **sizes)
         first = class_labels + self.config.codebook_size + 1
         hidden = self.hidden_states(torch.cat([first[:, None], tokens], dim=1))[:, 1:]
         return self.lm_head(hidden if where is None else hidden[where])
-
-    def _check_inputs(self, tokens: torch.Tensor, class_labels: torch.Tensor, where: torch.Tensor | None) -> None:
-        config = self.config
-        if tokens.ndim != 2 or tokens.shape[1] != config.num_tokens:
-            raise ValueError(f"`tokens` must have the shape (batch, {config.num_tokens}), got {tuple(tokens.shape)}.")
-        if class_labels.shape != tokens.shape[:1]:
-            raise ValueError(f"`class_labels` must have the shape ({len(tokens)},), got {tuple(class_labels.shape)}.")
-        if where is not None and (where.dtype != torch.bool or where.shape != tokens.shape):
-            raise ValueError(f"`where` must be bool of shape {tuple(tokens.shape)}, got {where.dtype} {tuple(where.shape)}.")
-        if torch.compiler.is_compiling() or tokens.numel() == 0:
-            return
-        low, high, first, last = torch.stack([*tokens.aminmax(), *class_labels.to(tokens).aminmax()]).tolist()
-        if low < 0 or high > config.codebook_size:
-            raise ValueError(f"`tokens` must be in [0, {config.codebook_size}], got {low if low < 0 else high}.")
-        if first < 0 or last > config.num_classes:
-            raise ValueError(
-                f"`class_labels` must be in [0, {config.num_classes}] ({config.num_classes} for no class), "
-                f"got {first if first < 0 else last}."
-            )
 
 
 class TiTokBertTransformer(TiTokTransformer):
